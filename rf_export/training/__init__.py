@@ -1,0 +1,1 @@
+"""The reference checkpoint's data, objective and training loop."""

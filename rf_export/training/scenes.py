@@ -180,19 +180,20 @@ def place(rng: np.random.Generator, config: SceneConfig, demand: Demand) -> tupl
     num_items = len(demand.items)
     low, high = {1: (24, 31), 2: (19, 24), 3: (17, 22), 4: (17, 22)}[num_items]
     scale = config.size / 48
+    overlap_with_itself = np.eye(num_items, dtype=int) * config.size
     while True:
         size = round(int(rng.integers(low, high)) * scale)
-        spots = rng.integers(0, config.size - size + 1, (num_items, 2))
-        gaps = np.abs(spots[:, None] - spots[None]).max(-1) + np.eye(num_items, dtype=int) * config.size
-        if (gaps <= size).any():  # at least one white pixel between boxes, so that counts are well defined
-            continue
-        items = tuple(
-            Item(object=name, colour=colour, style=config.styles[rng.integers(len(config.styles))], x=int(x), y=int(y),
-                 size=size)
-            for (colour, name), (x, y) in zip(demand.items, spots, strict=True)
-        )  # fmt: skip
-        if demand.relation is None or relation_holds(demand.relation, items[0].centre, items[1].centre):
-            return items
+        tries = rng.integers(0, config.size - size + 1, (32, num_items, 2))
+        gaps = np.abs(tries[:, :, None] - tries[:, None]).max(-1) + overlap_with_itself
+        free = (gaps > size).all((1, 2))  # a white pixel between any two boxes, so that counts are well defined
+        for spots in tries[free]:
+            centres = [(x + size / 2, y + size / 2) for x, y in spots.tolist()]
+            if demand.relation is None or relation_holds(demand.relation, centres[0], centres[1]):
+                styles = rng.integers(len(config.styles), size=num_items)
+                return tuple(
+                    Item(object=name, colour=colour, style=config.styles[style], x=int(x), y=int(y), size=size)
+                    for (colour, name), (x, y), style in zip(demand.items, spots, styles, strict=True)
+                )
 
 
 def make_scene(seed: int, index: int, config: SceneConfig, *, held_out: bool = False) -> Scene:

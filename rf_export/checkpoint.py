@@ -1,0 +1,149 @@
+"""Checkpoints: HF-like folders of `config.json`, `model.safetensors` (or shards with an index) and `tokenizer.json`.
+
+Safetensors only: no pickle is ever read. Every name, shape and dtype is checked. Knows nothing of graphs.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from rf_export.config import ModelConfig
+from rf_export.model import RFModel
+from runtime.errors import RFError
+
+SHARD_BYTES = 2_000_000_000
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write a checkpoint folder, weights in `dtype`, sharded above 2 GB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    shards = split_shards(tensors)
+    names = [SINGLE_NAME] if len(shards) == 1 else [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
+    ]  # fmt: skip
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX_NAME).write_text(json.dumps(index, indent=1))
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+    (folder / "tokenizer.json").write_text(tokenizer_json)
+
+
+def split_shards(tensors: dict[str, torch.Tensor], limit: int = SHARD_BYTES) -> list[dict[str, torch.Tensor]]:
+    """Cut a state into shards of at most `limit` bytes each (a larger tensor gets its own)."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + tensor.nbytes > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += tensor.nbytes
+    return shards
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read `config.json`; raises RFError with the reason if this is no checkpoint of ours."""
+    if not folder.is_dir():
+        raise RFError(f"{folder} is not a folder; expected a checkpoint with config.json and model.safetensors")
+    try:
+        content = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise RFError(f"{folder} has no config.json; expected a checkpoint folder written by `rf-export train`") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RFError(f"{folder}/config.json is not valid JSON ({error}); copy the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise RFError(f"{folder}/config.json must hold a JSON object, got {type(content).__name__}")
+    try:
+        return ModelConfig.from_dict(content)
+    except (ValueError, TypeError) as error:
+        raise RFError(f"{folder}/config.json does not describe an RF model: {error}") from None
+
+
+def load_checkpoint(folder: Path) -> RFModel:
+    """Load a checkpoint in fp32, in evaluation mode.
+
+    Raises:
+        RFError: not a checkpoint, a damaged file, or weights that do not fit `config.json`: the message lists missing,
+            unexpected and misshapen names.
+    """
+    config = load_config(folder)
+    with torch.device("meta"):
+        model = RFModel(config)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        tensors |= _read_shard(file)
+    problems = _differences(expected, tensors)
+    if problems:
+        raise RFError(f"the weights in {folder} do not fit its config.json: {problems}")
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    return model.eval()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order; raises RFError if one is missing."""
+    names = [SINGLE_NAME]
+    if (folder / INDEX_NAME).exists():
+        try:
+            names = sorted(set(json.loads((folder / INDEX_NAME).read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise RFError(f"{folder}/{INDEX_NAME} is damaged ({error!r}); copy the checkpoint again") from None
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise RFError(f"{folder} lacks {name}; expected safetensors weights there (pickle files are never read)")
+    return [folder / name for name in names]
+
+
+def _read_shard(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(file, framework="pt") as shard:
+            return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RFError(f"{file} cannot be read as safetensors ({error}); it may be truncated, copy it again") from None
+
+
+def _differences(expected: dict[str, torch.Size], found: dict[str, torch.Tensor]) -> str:
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    shared = [name for name in expected if name in found]
+    misshapen = [
+        f"{name} {list(found[name].shape)} instead of {list(expected[name])}"
+        for name in shared
+        if found[name].shape != expected[name]
+    ]
+    wrong_dtype = [f"{name} {found[name].dtype}" for name in shared if found[name].dtype not in DTYPES]
+    groups = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "of a wrong dtype": wrong_dtype}
+    return "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in groups.items() if names)
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def checkpoint_sha256(folder: Path) -> str:
+    """One hash over the config, the weights and the tokenizer, in that order."""
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *weight_files(folder), folder / "tokenizer.json"]:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def copy_tokenizer(folder: Path, target: Path) -> None:
+    """Copy `tokenizer.json`; raises RFError if the checkpoint has none."""
+    if not (folder / "tokenizer.json").is_file():
+        raise RFError(f"{folder} has no tokenizer.json (Hugging Face tokenizers format); add the model's own")
+    shutil.copyfile(folder / "tokenizer.json", target)

@@ -1,0 +1,137 @@
+"""Generation in eager PyTorch, one request at a time: the reference that compiled graphs are held against.
+
+Its own loop on purpose: no padding, no static buffers, no guidance rows in one batch; conditional and unconditional
+caches grow by concatenation. Shares with the runtime only the noise and the timesteps that it is given.
+Axes: T prompt tokens, N representation tokens, K representation vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rf_export.layers import unpatchify
+from rf_export.model import KeyValue, RFModel, Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagerRequest:
+    """Everything that decides a picture."""
+
+    prompt_ids: Tensor  # int64 [T], may be empty
+    gumbel: Tensor | None  # [N, K]; None draws without representation tokens (the ablation)
+    noise: Tensor  # [3, H, W]
+    timesteps: Tensor  # [num_steps + 1], 0 to 1
+    rep_guidance_scale: float
+    pix_guidance_scale: float
+    temperature: float
+    top_k: int
+    rep_ids: Tensor | None = None  # int64 [N]: teacher forcing; sampled where None
+
+
+@dataclass(kw_only=True)
+class EagerResult:
+    """A picture and what every step of the way put out."""
+
+    pixels: Tensor  # [3, H, W]
+    rep_ids: Tensor  # int64 [N]
+    logits: list[Tensor] = field(default_factory=list)  # guided, [K] per token
+    x_preds: list[Tensor] = field(default_factory=list)  # guided, [3, H, W] per step
+
+
+@dataclass
+class _Prefix:
+    """A growing cache of one row: per layer keys and values, and how many tokens they hold."""
+
+    past: list[KeyValue] | None = None
+    length: int = 0
+
+    def extend(self, model: RFModel, expert: str, hidden: Tensor) -> Tensor:
+        """Append tokens `[1, S, d]`, causal; returns the last token's final-normed state `[1, d]`."""
+        tokens = hidden.shape[1]
+        positions = torch.arange(self.length, self.length + tokens)[None]
+        mask = torch.ones(tokens, self.length + tokens, dtype=torch.bool).tril(self.length)[None, None]
+        (out,), new = model.run([Segment(expert, hidden, positions)], mask, self.past)  # type: ignore[arg-type]
+        self.past = new if self.past is None else [
+            (torch.cat([k, new_k], 2), torch.cat([v, new_v], 2))
+            for (k, v), (new_k, new_v) in zip(self.past, new, strict=True)
+        ]  # fmt: skip
+        self.length += tokens
+        return out[:, -1]
+
+
+@torch.no_grad()
+def generate(model: RFModel, request: EagerRequest, on_step: Callable[[Tensor], None] | None = None) -> EagerResult:
+    """Draw one picture; `on_step` sees the guided clean-picture estimate after every denoising step."""
+    conditional, unconditional = _Prefix(), _Prefix()
+    if len(request.prompt_ids):
+        conditional.extend(model, "understanding", F.embedding(request.prompt_ids[None], model.text_embedding))
+    result = EagerResult(pixels=request.noise, rep_ids=torch.empty(0, dtype=torch.int64))
+    if request.gumbel is not None:
+        _sample_representation(model, request, (conditional, unconditional), result)
+    _denoise(model, request, conditional, result, on_step)
+    return result
+
+
+def _sample_representation(
+    model: RFModel, request: EagerRequest, prefixes: tuple[_Prefix, _Prefix], result: EagerResult
+) -> None:
+    rows, columns = model.config.rep_grid(*request.noise.shape[1:])
+    assert request.gumbel is not None
+    last, ids = model.config.rep_start_id, []
+    for n in range(rows * columns + 1):
+        spot = max(n - 1, 0)
+        position = torch.tensor([[[spot // columns, spot % columns]]])
+        hidden = model.embed_rep(torch.tensor([[last]]), position)
+        with_text, without_text = (model.rep_head(p.extend(model, "representation", hidden))[0] for p in prefixes)
+        if n == rows * columns:  # the last token only enters the cache
+            break
+        with_text, without_text = with_text.float(), without_text.float()
+        logits = without_text + request.rep_guidance_scale * (with_text - without_text)
+        result.logits.append(logits)
+        last = sample(logits, request.gumbel[n], request.temperature, request.top_k)
+        if request.rep_ids is not None:
+            last = int(request.rep_ids[n])
+        ids.append(last)
+    result.rep_ids = torch.tensor(ids)
+
+
+def sample(logits: Tensor, gumbel: Tensor, temperature: float, top_k: int) -> int:
+    """Gumbel-max draw among the top k: arg-max of logits / temperature + noise; `[K]`, `[K]`. Temperature 0: greedy."""
+    if temperature == 0:
+        return int(logits.argmax())
+    scaled = logits / temperature
+    threshold = torch.sort(scaled, descending=True).values[top_k - 1]
+    return int(torch.where(scaled >= threshold, scaled + gumbel, -torch.inf).argmax())
+
+
+def _denoise(
+    model: RFModel,
+    request: EagerRequest,
+    conditional: _Prefix,
+    result: EagerResult,
+    on_step: Callable[[Tensor], None] | None,
+) -> None:
+    x = request.noise[None].float()
+    nothing = _Prefix()
+    for t, t_next in zip(request.timesteps[:-1], request.timesteps[1:], strict=True):
+        guided = _predict(model, x, t, nothing)
+        if request.pix_guidance_scale != 0:
+            guided = guided + request.pix_guidance_scale * (_predict(model, x, t, conditional) - guided)
+        velocity = (guided - x) / (1 - t)
+        x = x + (t_next - t) * velocity
+        result.x_preds.append(guided[0])
+        if on_step is not None:
+            on_step(guided[0])
+    result.pixels = x[0]
+
+
+def _predict(model: RFModel, x: Tensor, t: Tensor, prefix: _Prefix) -> Tensor:
+    """The clean picture that one prefix predicts from `x [1, 3, H, W]` at time t."""
+    hidden = model.embed_pixels(x, t[None])
+    positions = torch.full(hidden.shape[:2], prefix.length)
+    (out,), _ = model.run([Segment("pixel", hidden, positions)], None, prefix.past)
+    height, width = x.shape[2:]
+    return unpatchify(model.pixel_out(out), model.config.patch_size, height, width).float()

@@ -1,0 +1,91 @@
+"""A training run as a person watches it: progress bar, log, live sample sheet, snapshots, resume."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rf_export.checkpoint import save_checkpoint
+from rf_export.config import ModelConfig
+from rf_export.training.samples import SHEET_PROMPTS, draw_eager, sheet
+from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_json
+from runtime.errors import RFError
+
+SAVE_EVERY = 250
+SAMPLE_EVERY = 500
+
+
+def run_training(config: TrainConfig, model_config: ModelConfig, folder: Path, *, resume: bool) -> Path:
+    """Train to the end of the recipe; returns the folder of the final EMA checkpoint.
+
+    Raises:
+        RFError: the folder holds another run, or a state that cannot be resumed.
+    """
+    trainer = Trainer(config, model_config, folder)
+    _claim(folder, trainer, resume=resume)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))  # fmt: skip
+    with Progress(*columns, console=console) as progress, (folder / "log.jsonl").open("a") as log:
+        task = progress.add_task("train", total=trainer.num_steps, completed=trainer.step, losses="")
+        for report in trainer.run():
+            log.write(json.dumps(asdict(report)) + "\n")
+            progress.update(task, completed=report.step, description=report.phase, losses=_summary(report))
+            _keep(trainer, report.step, log.flush)
+    target = folder / "checkpoint"
+    save_checkpoint(trainer.average, trainer.tokenizer.to_str(pretty=True), target)
+    return target
+
+
+def _keep(trainer: Trainer, step: int, flush: object) -> None:
+    """Save what this step's number calls for."""
+    joint_step = step - trainer.config.describe_steps
+    last = step == trainer.num_steps
+    if step % SAVE_EVERY == 0 or last:
+        assert callable(flush)
+        flush()
+        trainer.save()
+    if joint_step > 0 and (joint_step % SAMPLE_EVERY == 0 or last):
+        write_samples(trainer)
+    if joint_step > 0 and joint_step % trainer.config.snapshot_every == 0:
+        target = trainer.folder / f"snapshot-{joint_step:06}"
+        save_checkpoint(trainer.average, trainer.tokenizer.to_str(pretty=True), target)
+
+
+def write_samples(trainer: Trainer) -> None:
+    """Redraw `samples.png` with the averaged parameters."""
+    threads = torch.get_num_threads()
+    pictures = [
+        draw_eager(trainer.average, trainer.tokenizer, prompt, seed, with_rep=trainer.config.with_rep)[0]
+        for seed, prompt in enumerate(SHEET_PROMPTS)
+    ]
+    torch.set_num_threads(threads)
+    sheet(pictures, SHEET_PROMPTS).save(trainer.folder / "samples.png")
+
+
+def _claim(folder: Path, trainer: Trainer, *, resume: bool) -> None:
+    """Start a new folder, or resume one whose recipe is the same."""
+    file, recipe = folder / "run.json", json.loads(json.dumps(trainer.recipe()))
+    if file.exists():
+        if not resume:
+            raise RFError(f"{folder} already holds a training run; continue it with --resume or name another folder")
+        before = json.loads(file.read_text())
+        changed = [key for key, value in recipe["train"].items() if before["train"].get(key) != value]
+        changed = [key for key in changed if key not in ("joint_steps", "snapshot_every", "compile")]
+        if changed or before["model"] != recipe["model"] or before["data_version"] != recipe["data_version"]:
+            what = ", ".join(changed) or "the model or the data version"
+            raise RFError(f"{folder} was started with another recipe ({what} differ); use the same options to resume")
+        if (folder / "state.safetensors").exists():
+            trainer.load()
+    elif folder.exists() and any(folder.iterdir()):
+        raise RFError(f"{folder} is not empty and holds no training run; name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, recipe)
+
+
+def _summary(report: StepReport) -> str:
+    parts = [("lm", report.lm), ("rep", report.rep), ("fm", report.fm), ("codes", report.codes_used)]
+    return " ".join(f"{name} {value:.3f}" for name, value in parts if value is not None)
