@@ -1,0 +1,55 @@
+"""Draws pictures with an exported bundle: the part of rf-export that ships, without torch.
+
+    from runtime import Pipeline
+    picture = Pipeline.load("bundle").draw("a red car", seed=7)
+
+Importing this package loads nothing: each name is imported when it is first used, and the library that runs
+graphs when a pipeline is loaded.
+
+Code map: signature (what goes in and out of graphs) -> manifest, bundle, engine (files) -> backends
+(libraries that run graphs) -> cache, stages, pipeline (drawing); noise, schedule, options, tokenizer,
+events, png stand alone.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle, open_bundle
+    from runtime.errors import RFError
+    from runtime.events import Event, PictureEvent, StepEvent, TokenEvent
+    from runtime.options import GenerationOptions
+    from runtime.pipeline import Pipeline
+    from runtime.png import save_png
+
+__all__ = [
+    "Bundle",
+    "Event",
+    "GenerationOptions",
+    "PictureEvent",
+    "Pipeline",
+    "RFError",
+    "StepEvent",
+    "TokenEvent",
+    "open_bundle",
+    "save_png",
+]
+
+_HOMES: Final = {
+    "Bundle": "bundle",
+    "Event": "events",
+    "GenerationOptions": "options",
+    "PictureEvent": "events",
+    "Pipeline": "pipeline",
+    "RFError": "errors",
+    "StepEvent": "events",
+    "TokenEvent": "events",
+    "open_bundle": "bundle",
+    "save_png": "png",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

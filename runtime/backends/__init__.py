@@ -1,0 +1,95 @@
+"""What runs graphs: the interface, and a registry of those who implement it.
+
+Knows nothing of any library: a backend is imported, with its library, when it is asked for.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy.typing as npt
+
+from runtime.errors import RFError
+from runtime.signature import GraphSignature
+
+Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What compiled graphs belong to: a backend, its exact version, and the features of a device."""
+
+    backend: str
+    version: str
+    device: str
+
+
+class Session(Protocol):
+    """A loaded graph or engine. Several threads may run one session, each with buffers of its own."""
+
+    @property
+    def signature(self) -> GraphSignature:
+        """Inputs and outputs, as the graph itself tells them."""
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Run once; the outputs are new arrays."""
+
+    def bind(self, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
+        """Prepare many runs on the same memory.
+
+        Args:
+            inputs: Contiguous arrays, read anew by every run, so that the caller changes them in place.
+            outputs: Contiguous arrays of the outputs that are wanted, overwritten by every run.
+
+        Returns:
+            A function that runs the graph once. It keeps the arrays alive.
+        """
+
+
+class Backend(Protocol):
+    """Opens graphs."""
+
+    def target(self) -> Target:
+        """What an engine has to be built for, to run here."""
+
+    def open(self, path: Path, *, num_threads: int | None, compiled: bool) -> Session:
+        """Load an ONNX graph, or a compiled one.
+
+        Args:
+            path: The file.
+            num_threads: Threads of a run; None leaves it to the backend.
+            compiled: The file is part of an engine, so that there is nothing left to optimise.
+
+        Raises:
+            RFError: The backend cannot load it.
+        """
+
+
+def _create_ort() -> Backend:
+    from runtime.backends.ort import OrtBackend
+
+    return OrtBackend()
+
+
+_CREATORS: Final[dict[str, Callable[[], Backend]]] = {"ort": _create_ort}
+_EXTRAS: Final = {"ort": "ort"}  # backend -> extra of the package that brings its library
+
+BACKENDS: Final = tuple(_CREATORS)
+
+
+def create_backend(name: str) -> Backend:
+    """Import a backend.
+
+    Raises:
+        RFError: There is none of that name, or its library is not installed.
+    """
+    if name not in _CREATORS:
+        raise RFError(f"There is no backend {name!r}. Choose one of: {', '.join(BACKENDS)}.")
+    try:
+        return _CREATORS[name]()
+    except ModuleNotFoundError as error:
+        raise RFError(
+            f"The backend {name!r} needs the package {error.name!r}, which is not installed. "
+            f"Install it with: pip install 'rf-export[{_EXTRAS[name]}]'"
+        ) from error

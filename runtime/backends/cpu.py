@@ -1,0 +1,45 @@
+"""What code that was compiled for a CPU depends on. Knows nothing of what compiles it."""
+
+import os
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+# The instruction sets among the flags of an x86 CPU; the others (virtualisation, power) change no kernel.
+_X86_KERNEL_FLAGS = re.compile(r"(s?sse|avx|amx|fma|f16c|bmi)\w*")
+
+
+@cache
+def cpu_features() -> str:
+    """Machine and instruction sets, such as "x86_64 avx avx2 ...": equal texts run and pack alike."""
+    features = sorted(_linux_features()) or [
+        platform.processor() or os.environ.get("PROCESSOR_IDENTIFIER", "")
+    ]
+    return " ".join([platform.machine(), *features]).strip()
+
+
+@cache
+def cpu_name() -> str:
+    """Name of the CPU for people."""
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _linux_features() -> list[str]:
+    for line in _cpuinfo():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return [flag for flag in value.split() if _X86_KERNEL_FLAGS.fullmatch(flag)]
+        if key.strip() == "Features":  # ARM names instruction sets only
+            return value.split()
+    return []
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

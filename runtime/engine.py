@@ -1,0 +1,193 @@
+"""A compiled engine of a bundle: what `engine.json` says, and whether it may run here.
+
+Knows nothing of how an engine is made: see engines/. An engine belongs to the bundle that it was built from
+and to the target that it was built on, and is refused elsewhere with one sentence that says what to run.
+
+    bundle/engines/<label>/
+      engine.json       what `EngineRecord` holds
+      ...               the files that it names
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self, cast
+
+from runtime.atomic import is_temporary
+from runtime.backends import Target
+from runtime.bundle import Bundle, Verify, check_files
+from runtime.errors import RFError
+from runtime.manifest import FileEntry, read_files
+from runtime.sections import Section, read_json
+from runtime.signature import GRAPHS, PRECISIONS, GraphName, Precision
+
+FORMAT: Final = "rf-export-engine"
+FORMAT_VERSION: Final = 1
+ENGINE_NAME: Final = "engine.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineGraph:
+    """A compiled graph: its file, and the sha256 of the ONNX file that it was made from."""
+
+    file: str
+    source_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecord:
+    """The content of `engine.json`."""
+
+    target: Target
+    precision: Precision
+    bundle_id: str
+    graphs: dict[GraphName, EngineGraph]
+    files: dict[str, FileEntry]
+    build: dict[str, Any]  # options, seconds, peak memory, names for people
+    verified: dict[str, Any]  # per graph: largest relative error against the ONNX graph
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object; `from_dict` reads it back."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, content: Any, where: str) -> Self:
+        """Check and read a JSON object; raises RFError."""
+        top = Section(content, where)
+        if top.take("format") != FORMAT or top.integer("format_version", 1) != FORMAT_VERSION:
+            raise RFError(f"{where} is of another format or version than this rf-export reads.")
+        target = top.section("target")
+        record = cls(
+            target=Target(target.string("backend"), target.string("version"), target.string("device")),
+            precision=cast(Precision, top.string("precision", PRECISIONS)),
+            bundle_id=top.string("bundle_id"),
+            graphs=_read_graphs(top.section("graphs")),
+            files=read_files(top.section("files")),
+            build=top.mapping("build"),
+            verified=top.mapping("verified"),
+        )
+        target.done()
+        top.done()
+        for graph in record.graphs.values():
+            if graph.file not in record.files:
+                raise RFError(f"{where}: {graph.file!r} is not in the table of files.")
+        return record
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An opened engine: its folder and its record."""
+
+    path: Path
+    record: EngineRecord
+
+    def file(self, graph: GraphName) -> Path:
+        """Where a compiled graph lies."""
+        return self.path / self.record.graphs[graph].file
+
+
+def open_engine(path: Path) -> Engine:
+    """Read an engine; raises RFError where there is none."""
+    return Engine(path, EngineRecord.from_dict(read_json(path / ENGINE_NAME), str(path / ENGINE_NAME)))
+
+
+def use_engine(engine: Engine, bundle: Bundle, precision: Precision, target: Target, verify: Verify) -> None:
+    """Make sure that an engine may run.
+
+    Args:
+        engine: The engine.
+        bundle: The bundle that is to be run.
+        precision: The precision that is wanted.
+        target: Where it is to run.
+        verify: As in `Bundle.verify`, for the files of the engine.
+
+    Raises:
+        RFError: It belongs to something else, or is damaged.
+    """
+    reason = _mismatch(engine.record, precision, target) or _foreign(engine.record, bundle)
+    if reason:
+        raise RFError(f"The engine {engine.path} {reason}. Run: {_build_command(bundle, target, precision)}")
+    try:
+        check_files(engine.path, engine.record.files, verify)
+    except RFError as error:
+        command = _build_command(bundle, target, precision)
+        raise RFError(f"The engine is damaged: {error} Build it again: {command}") from error
+
+
+def find_engine(bundle: Bundle, precision: Precision, target: Target, verify: Verify) -> Engine | None:
+    """The engine of a bundle that fits, checked, or None.
+
+    Engines of other targets and precisions are passed over; where all are of this backend and precision and
+    none fits, a warning says how to build one.
+
+    Raises:
+        RFError: The engine that fits is damaged, or was copied from another bundle.
+    """
+    passed_over = ""
+    for path in sorted((bundle.path / "engines").glob(f"*/{ENGINE_NAME}")):
+        if is_temporary(path.parent):
+            continue
+        try:
+            engine = open_engine(path.parent)
+        except RFError as error:
+            _log.warning("An engine is passed over: %s", error)
+            continue
+        if engine.record.precision != precision or engine.record.target.backend != target.backend:
+            continue
+        reason = _mismatch(engine.record, precision, target)
+        if not reason:
+            use_engine(engine, bundle, precision, target, verify)
+            return engine
+        passed_over = f"The engine {engine.path} {reason}"
+    if passed_over:
+        _log.warning(
+            "%s: the ONNX graphs are used instead. For the faster engine run: %s",
+            passed_over,
+            _build_command(bundle, target, precision),
+        )
+    return None
+
+
+def _mismatch(record: EngineRecord, precision: Precision, target: Target) -> str:
+    if record.target.backend != target.backend:
+        return f"is of the backend {record.target.backend}, and {target.backend} was asked for"
+    if record.precision != precision:
+        return f"is in {record.precision}, and {precision} was asked for"
+    if record.target.version != target.version:
+        return f"was built with {target.backend} {record.target.version}, and {target.version} is installed"
+    if record.target.device != target.device:
+        return f"was built on another device ({_difference(record.target.device, target.device)})"
+    return ""
+
+
+def _foreign(record: EngineRecord, bundle: Bundle) -> str:
+    if record.bundle_id != bundle.manifest.bundle_id:
+        return f"was built from bundle {record.bundle_id}, and this is bundle {bundle.manifest.bundle_id}"
+    for name, graph in record.graphs.items():
+        if graph.source_sha256 != bundle.manifest.files[bundle.graph(name, record.precision).file].sha256:
+            return f"was built from another {name}"
+    return ""
+
+
+def _difference(built: str, here: str) -> str:
+    features, others = set(built.split()), set(here.split())
+    parts = [f"has {' '.join(sorted(features - others))}"] if features - others else []
+    parts += [f"lacks {' '.join(sorted(others - features))}"] if others - features else []
+    return ", ".join(parts)
+
+
+def _build_command(bundle: Bundle, target: Target, precision: Precision) -> str:
+    suffix = "" if precision == "fp32" else f" --precision {precision}"
+    return f"rf-export build-engine {bundle.path} --backend {target.backend}{suffix}"
+
+
+def _read_graphs(section: Section) -> dict[GraphName, EngineGraph]:
+    graphs = {}
+    for name in GRAPHS:
+        entry = section.section(name)
+        graphs[name] = EngineGraph(file=entry.string("file"), source_sha256=entry.string("source_sha256"))
+        entry.done()
+    section.done()
+    return graphs

@@ -1,0 +1,53 @@
+"""What a drawing reports while it runs. Knows nothing of how it is made.
+
+Every array is the receiver's own: it stays as it is when the drawing goes on.
+Legend: R requests (prompts), N representation tokens, H and W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class TokenEvent:
+    """A representation token of every picture was drawn."""
+
+    step: int  # 0 to num_steps - 1
+    num_steps: int  # N
+    rep_ids: npt.NDArray[np.int64]  # [R]
+
+
+@dataclass(frozen=True, eq=False)
+class StepEvent:
+    """A denoising step of every picture was made; `x_pred` is a preview of the finished picture."""
+
+    step: int  # 0 to num_steps - 1
+    num_steps: int
+    t: float
+    t_next: float
+    x_next: npt.NDArray[np.float32]  # [R, 3, H, W]
+    x_pred: npt.NDArray[np.float32]  # [R, 3, H, W]
+
+
+@dataclass(frozen=True, eq=False)
+class PictureEvent:
+    """A picture is finished."""
+
+    index: int  # of the prompt
+    prompt: str
+    seed: int
+    picture: npt.NDArray[np.uint8]  # [H, W, 3]
+    pixels: npt.NDArray[np.float32]  # [3, H, W], -1 to 1 but not clipped
+    rep_ids: npt.NDArray[np.int64]  # [N]
+
+
+Event: TypeAlias = TokenEvent | StepEvent | PictureEvent
+
+
+def to_picture(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Pixels [3, H, W] from -1 to 1 as a picture [H, W, 3] from 0 to 255, rounded to the nearest."""
+    scaled = np.clip((pixels + 1.0) * 127.5, 0.0, 255.0)
+    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(1, 2, 0))

@@ -1,0 +1,56 @@
+"""Pictures to PNG files that remember how they were made. Knows nothing of models."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import RFError
+
+KEYWORD: Final = "rf-export"  # of the tEXt chunk
+
+
+def save_png(path: str | Path, picture: npt.NDArray[np.uint8], parameters: Mapping[str, Any]) -> None:
+    """Write a PNG file, as a whole or not at all.
+
+    Args:
+        path: The file; one that is there is replaced.
+        picture: [H, W, 3].
+        parameters: How it was made, kept as JSON in a tEXt chunk named "rf-export".
+
+    Raises:
+        RFError: The file cannot be written.
+    """
+    from PIL import Image, PngImagePlugin
+
+    out = Path(path)
+    info = PngImagePlugin.PngInfo()
+    info.add_text(KEYWORD, json.dumps(parameters))  # ASCII, which every reader of tEXt understands
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        Image.fromarray(picture).save(partial, format="PNG", pnginfo=info)
+        partial.replace(out)
+    except OSError as error:
+        raise RFError(
+            f"{out} was not written: {error.strerror or error}. Choose another output path."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_parameters(path: str | Path) -> dict[str, Any]:
+    """How a picture was made; empty for a picture of somebody else. Raises RFError for no PNG file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            text = image.info.get(KEYWORD, "{}")
+    except OSError as error:
+        raise RFError(f"{path} is not a readable PNG file: {error}.") from error
+    parameters = json.loads(text)
+    assert isinstance(parameters, dict)
+    return parameters

@@ -1,0 +1,220 @@
+"""What goes into every graph and what comes out: the contract of export, calibration, engines and runtime.
+
+Knows nothing of files and of libraries that run graphs: the shape of a model in, lists of tensors out. Free
+dimensions have names, the ONNX `dim_param`s, and profiles of engines are set on these.
+
+Legend: R requests, B rows (2R in rep_decoder and denoiser: R conditional rows, then R unconditional),
+S new tokens, P cache slots, L layers, H key/value heads, D head size, V text vocabulary,
+K representation vocabulary.
+
+text_decoder
+    in   input_ids int64 [B, S] · row_starts int64 [B] · past_length int64 [1]
+         past_key_values.{i}.key and .value kv [B, H, P, D]
+    out  logits float32 [B, V], of the last position · present.{i}.key and .value kv [B, H, S, D]
+rep_decoder
+    in   rep_ids int64 [R] · grid_positions int64 [R, 2] · row_starts int64 [2R] · past_length int64 [1]
+         gumbel float32 [R, K] · guidance_scale float32 [R] · temperature float32 [R] · top_k int64 [R]
+         past_key_values.* kv [2R, H, P, D]
+    out  next_rep_ids int64 [R] · logits float32 [R, K], guided, before temperature
+         present.* kv [2R, H, 1, D]
+denoiser
+    in   x_t float32 [R, 3, height, width] · t float32 [R] · t_next float32 [R] · guidance_scale float32 [R]
+         row_starts int64 [2R] · past_length int64 [1] · past_key_values.* kv [2R, H, P, D]
+    out  x_next float32 [R, 3, height, width] · x_pred the same: the guided estimate of the picture
+
+kv is float16 in precision fp16 and float32 in the others. Slot s of row b is seen where
+row_starts[b] <= s < past_length; the new tokens take the slots from past_length on. Only their keys and
+values come out: the caller owns the cache and writes them.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal, Self, TypeAlias, get_args
+
+from runtime.errors import RFError
+
+GraphName: TypeAlias = Literal["text_decoder", "rep_decoder", "denoiser"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Dialect: TypeAlias = Literal["classic", "modern"]
+Dim: TypeAlias = int | str
+
+GRAPHS: Final[tuple[GraphName, ...]] = get_args(GraphName)
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
+MAX_TOP_K: Final = 1024  # rep_decoder's in-graph TopK is this wide, or K wide where K is smaller
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What a host has to know of a model, the `model` section of the manifest. Sizes are in pixels."""
+
+    patch_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rep_vocab_size: int
+    rep_start_id: int
+    max_grid: int  # largest number of representation tokens per side
+    max_positions: int
+    default_height: int
+    default_width: int
+    num_parameters: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        self.rep_grid(self.default_height, self.default_width)
+
+    @property
+    def cell(self) -> int:
+        """Side in pixels of the square that one representation token stands for."""
+        return 2 * self.patch_size
+
+    @property
+    def max_top_k(self) -> int:
+        """Largest top_k that rep_decoder takes."""
+        return min(MAX_TOP_K, self.rep_vocab_size)
+
+    def rep_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of representation tokens of a picture; raises ValueError for other sizes."""
+        for name, value in (("height", height), ("width", width)):
+            if value < self.cell or value % self.cell or value // self.cell > self.max_grid:
+                limit = self.cell * self.max_grid
+                raise ValueError(
+                    f"{name} must be a multiple of {self.cell} from {self.cell} to {limit}, got {value}"
+                )
+        return height // self.cell, width // self.cell
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, NumPy dtype name and shape of an input or output; a free dimension is its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True)
+class GraphSignature:
+    """The ordered inputs and outputs of a graph."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def input(self, name: str) -> TensorSpec:
+        """The input of that name; raises KeyError."""
+        return {spec.name: spec for spec in self.inputs}[name]
+
+    def output(self, name: str) -> TensorSpec:
+        """The output of that name; raises KeyError."""
+        return {spec.name: spec for spec in self.outputs}[name]
+
+    @classmethod
+    def of(cls, graph: GraphName, model: ModelSpec, precision: Precision) -> Self:
+        """The signature that a graph of this model must have, in the classic dialect."""
+        kv = "float16" if precision == "fp16" else "float32"
+        if graph == "text_decoder":
+            return cls(_text_inputs(model, kv), _text_outputs(model, kv))
+        if graph == "rep_decoder":
+            return cls(_rep_inputs(model, kv), _rep_outputs(model, kv))
+        return cls(_denoiser_inputs(model, kv), _denoiser_outputs())
+
+
+def kv_names(prefix: Literal["past_key_values", "present"], num_layers: int) -> list[str]:
+    """Names of the cache tensors in their order: key and value of layer 0, key and value of layer 1, ..."""
+    return [f"{prefix}.{layer}.{part}" for layer in range(num_layers) for part in ("key", "value")]
+
+
+def check_signature(expected: GraphSignature, actual: GraphSignature, what: str) -> None:
+    """Compare a loaded graph with what it has to be.
+
+    Args:
+        expected: From `GraphSignature.of`.
+        actual: Read from the graph.
+        what: Name of the graph for the message.
+
+    Raises:
+        RFError: Names the first tensor that differs.
+    """
+    for kind, wanted, found in (
+        ("input", expected.inputs, actual.inputs),
+        ("output", expected.outputs, actual.outputs),
+    ):
+        by_name = {spec.name: spec for spec in found}
+        for spec in wanted:
+            if by_name.pop(spec.name, None) != spec:
+                got = next((str(other) for other in found if other.name == spec.name), "nothing of that name")
+                raise RFError(f"{what}: expected {kind} {spec}, found {got}. Export the bundle again.")
+        if by_name:
+            extra = ", ".join(map(str, by_name.values()))
+            raise RFError(
+                f"{what}: unexpected {kind} {extra}. It was made by another version: export the bundle again."
+            )
+
+
+def _kv(
+    prefix: Literal["past_key_values", "present"], model: ModelSpec, kv: str, *dims: Dim
+) -> tuple[TensorSpec, ...]:
+    rows, slots = dims
+    shape = (rows, model.num_kv_heads, slots, model.head_dim)
+    return tuple(TensorSpec(name, kv, shape) for name in kv_names(prefix, model.num_layers))
+
+
+def _text_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("input_ids", "int64", ("batch", "sequence")),
+        TensorSpec("row_starts", "int64", ("batch",)),
+        TensorSpec("past_length", "int64", (1,)),
+        *_kv("past_key_values", model, kv, "batch", "cache"),
+    )
+
+
+def _text_outputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
+    logits = TensorSpec("logits", "float32", ("batch", model.vocab_size))
+    return (logits, *_kv("present", model, kv, "batch", "sequence"))
+
+
+def _rep_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("rep_ids", "int64", ("request",)),
+        TensorSpec("grid_positions", "int64", ("request", 2)),
+        TensorSpec("row_starts", "int64", ("2*request",)),
+        TensorSpec("past_length", "int64", (1,)),
+        TensorSpec("gumbel", "float32", ("request", model.rep_vocab_size)),
+        TensorSpec("guidance_scale", "float32", ("request",)),
+        TensorSpec("temperature", "float32", ("request",)),
+        TensorSpec("top_k", "int64", ("request",)),
+        *_kv("past_key_values", model, kv, "2*request", "cache"),
+    )
+
+
+def _rep_outputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("next_rep_ids", "int64", ("request",)),
+        TensorSpec("logits", "float32", ("request", model.rep_vocab_size)),
+        *_kv("present", model, kv, "2*request", 1),
+    )
+
+
+_PICTURE: Final[tuple[Dim, ...]] = ("request", 3, "height", "width")
+
+
+def _denoiser_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("x_t", "float32", _PICTURE),
+        TensorSpec("t", "float32", ("request",)),
+        TensorSpec("t_next", "float32", ("request",)),
+        TensorSpec("guidance_scale", "float32", ("request",)),
+        TensorSpec("row_starts", "int64", ("2*request",)),
+        TensorSpec("past_length", "int64", (1,)),
+        *_kv("past_key_values", model, kv, "2*request", "cache"),
+    )
+
+
+def _denoiser_outputs() -> tuple[TensorSpec, ...]:
+    return (TensorSpec("x_next", "float32", _PICTURE), TensorSpec("x_pred", "float32", _PICTURE))
