@@ -1,0 +1,136 @@
+"""Export: a trained checkpoint becomes a bundle of ONNX graphs that has been verified against eager PyTorch.
+
+    checkpoint -> RFModel -> (trace -> shared weights) per graph and precision -> manifest -> parity -> bundle
+
+The bundle appears under its name only when everything, parity included, has passed.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+import torch
+
+from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpoint
+from rf_export.model import RFModel
+from rf_export.parity import check_parity
+from rf_export.shared_weights import SharedWeights
+from rf_export.trace import CLASSIC_OPSET, model_spec, trace
+from runtime.bundle import describe_file, open_bundle, write_atomically, write_manifest
+from runtime.errors import RFError
+from runtime.manifest import GraphEntry, Manifest, SamplingDefaults
+from runtime.signature import GRAPHS, GraphSignature, ModelSpec, Precision
+from runtime.tokenizer import PromptTokenizer
+
+VERSION = "0.1.0"
+Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to export. Without `verify` the manifest says so: for huge models on small hosts, and for tests."""
+
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    force: bool = False
+    verify: bool = True
+
+
+def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Progress | None = None) -> Manifest:
+    """Export a checkpoint folder to a bundle folder.
+
+    Args:
+        checkpoint: `config.json`, `model.safetensors` (or shards), `tokenizer.json`.
+        out: the bundle to be.
+        options: precisions, overwriting, verification.
+        on_progress: told before every stage.
+
+    Raises:
+        RFError: a checkpoint that cannot be used, a target that may not be replaced, a full disk, failed parity.
+    """
+    report = on_progress or (lambda what, done, total: None)
+    total = 1 + len(options.precisions) * (len(GRAPHS) + int(options.verify))
+    report("loading the checkpoint", 0, total)
+    model = load_checkpoint(checkpoint)
+    with write_atomically(out, force=options.force) as folder:
+        copy_tokenizer(checkpoint, folder / "tokenizer.json")
+        PromptTokenizer(folder / "tokenizer.json", model.config.vocab_size)  # refuses ids that the model lacks
+        spec = model_spec(model)
+        entries: list[GraphEntry] = []
+        done = 1
+        for precision in options.precisions:
+            entries += _export_precision(
+                model, spec, precision, folder, lambda what, i, base=done: report(what, base + i, total)
+            )
+            done += len(GRAPHS)
+        manifest = _manifest(model, spec, entries, folder, checkpoint)
+        write_manifest(folder, manifest)
+        if options.verify:
+            verified = {}
+            for precision in options.precisions:
+                report(f"verifying {precision} against eager PyTorch", done, total)
+                verified[precision] = check_parity(model, folder, precision)
+                done += 1
+            manifest = replace(manifest, verified=verified)
+            write_manifest(folder, manifest)
+        report("done", total, total)
+    return manifest
+
+
+def _export_precision(
+    model: RFModel, spec: ModelSpec, precision: Precision, folder: Path, report: Callable[[str, int], None]
+) -> list[GraphEntry]:
+    """Trace and write the three graphs and the shared weights of one precision."""
+    source = model if precision == "fp32" else copy.deepcopy(model).half()
+    _refuse_non_finite(source, precision)
+    location = f"weights/{precision}.bin"
+    entries = []
+    with SharedWeights(folder / "graphs", location) as weights:
+        for i, name in enumerate(GRAPHS):
+            report(f"tracing {name} in {precision}", i)
+            file_name = f"{name}.{precision}.classic.onnx"
+            weights.save(trace(source, name, precision, spec), file_name)
+            entry = GraphEntry(
+                name=name, precision=precision, dialect="classic", opset=CLASSIC_OPSET, file=f"graphs/{file_name}",
+                weights=(f"graphs/{location}",), signature=GraphSignature.of(name, spec, precision),
+            )  # fmt: skip
+            entries.append(entry)
+    return entries
+
+
+def _refuse_non_finite(model: RFModel, precision: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise RFError(
+                f"{name} has values that are not finite in {precision}; the checkpoint is broken, or it needs "
+                "another precision: export with --precision fp32"
+            )
+
+
+def _manifest(
+    model: RFModel, spec: ModelSpec, entries: Sequence[GraphEntry], folder: Path, checkpoint: Path
+) -> Manifest:
+    names = ["tokenizer.json", *dict.fromkeys(name for entry in entries for name in entry.files)]
+    sampling = model.config.sampling
+    return Manifest(
+        created_by={"rf_export": VERSION, "torch": torch.__version__, "onnx": onnx.__version__},
+        checkpoint={"name": checkpoint.resolve().name, "sha256": checkpoint_sha256(checkpoint)},
+        model=spec,
+        sampling=SamplingDefaults(**{**vars(sampling), "top_k": min(sampling.top_k, spec.max_top_k)}),
+        tokenizer="tokenizer.json",
+        graphs=tuple(entries),
+        files={name: describe_file(folder / name) for name in names},
+    )
+
+
+def reverify(checkpoint: Path, bundle: Path, precision: Precision) -> dict[str, object]:
+    """Run the parity check again on an existing bundle, for example with another ONNX Runtime.
+
+    Raises:
+        RFError: the bundle was made from another checkpoint, or parity fails.
+    """
+    manifest = open_bundle(bundle, verify="hash").manifest
+    if manifest.checkpoint["sha256"] != checkpoint_sha256(checkpoint):
+        raise RFError(f"{bundle} was exported from another checkpoint than {checkpoint}; name the right one")
+    return check_parity(load_checkpoint(checkpoint), bundle, precision)

@@ -1,0 +1,140 @@
+"""Trace one graph module into an ONNX model with exactly the signature that the runtime expects.
+
+Names, dtypes and free dimensions all come from `runtime.signature`; a traced graph that is less dynamic than it was
+asked to be is refused here. Knows nothing of files.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from rf_export.config import ModelConfig
+from rf_export.graphs import GRAPHS
+from rf_export.model import RFModel
+from runtime.signature import GraphName, GraphSignature, ModelSpec, Precision, TensorSpec, check_signature
+
+CLASSIC_OPSET = 18  # what torch's exporter writes natively; TensorRT from 10 and ONNX Runtime take it as it is
+_EXAMPLE_SIZES = {"batch": 2, "sequence": 3, "cache": 5, "request": 2, "2*request": 4}  # 0 and 1 would specialise
+
+
+def model_spec(model: RFModel) -> ModelSpec:
+    """What a host has to know of a model."""
+    config = model.config
+    names = ("patch_size", "num_layers", "num_kv_heads", "head_dim", "vocab_size", "rep_vocab_size", "rep_start_id",
+             "max_grid", "max_positions", "default_height", "default_width")  # fmt: skip
+    num_parameters = sum(p.numel() for p in model.parameters())
+    return ModelSpec(**{name: getattr(config, name) for name in names}, num_parameters=num_parameters)
+
+
+def trace(model: RFModel, graph: GraphName, precision: Precision, spec: ModelSpec) -> ir.Model:
+    """Trace a graph of `model`, whose weights already have the dtype of `precision`.
+
+    Returns:
+        The ONNX model; initialisers that start with `model.` are the parameters, in their own memory.
+
+    Raises:
+        RuntimeError: the traced graph does not have the signature that it was asked to have.
+    """
+    signature = GraphSignature.of(graph, spec, precision)
+    inputs, free = _example_inputs(signature, model.config)
+    num_plain = sum(not spec.name.startswith("past_key_values.") for spec in signature.inputs)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            GRAPHS[graph](model).eval(),
+            tuple(inputs),
+            dynamo=True,
+            dynamic_shapes=(*free[:num_plain], tuple(free[num_plain:])),
+            input_names=[spec.name for spec in signature.inputs],
+            output_names=[spec.name for spec in signature.outputs],
+            opset_version=CLASSIC_OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    traced = program.model
+    strip_metadata(traced)
+    name_dimensions(traced, signature)
+    check_signature(signature, read_signature(traced), graph)
+    return traced
+
+
+def _example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[list[Tensor], list[dict[int, object]]]:
+    patch = config.patch_size
+    sizes = {**_EXAMPLE_SIZES, "height": 4 * patch, "width": 6 * patch}
+    free: dict[str, object] = {name: Dim(name, min=1) for name in ("batch", "sequence", "cache", "request")}
+    free["2*request"] = 2 * free["request"]  # type: ignore[operator]
+    free["height"] = patch * Dim("patch_rows", min=1, max=2 * config.max_grid)
+    free["width"] = patch * Dim("patch_columns", min=1, max=2 * config.max_grid)
+    inputs, shapes = [], []
+    for spec in signature.inputs:
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
+        value = 0.5 if spec.name == "t" else 1
+        inputs.append(torch.full(shape, value, dtype=getattr(torch, spec.dtype)))
+        shapes.append({axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)})
+    return inputs, shapes
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter prints about torchvision and its own internals; real failures raise."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Pass: drop the exporter's notes, which hold stack traces and with them the paths of the exporting host."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def name_dimensions(model: ir.Model, signature: GraphSignature) -> None:
+    """Pass: give free dimensions the names of the signature (torch derives `4*patch_rows` and the like).
+
+    Only symbolic dimensions are renamed, so one that was baked static stays visible to the check that follows.
+    """
+    values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    for spec in (*signature.inputs, *signature.outputs):
+        value = values.get(spec.name)
+        if value is None or value.shape is None or len(value.shape) != len(spec.shape):
+            continue
+        dims = [
+            wanted if isinstance(wanted, str) and isinstance(found, ir.SymbolicDim) else found
+            for wanted, found in zip(spec.shape, value.shape, strict=True)
+        ]
+        value.shape = ir.Shape(dims)
+
+
+def read_signature(model: ir.Model) -> GraphSignature:
+    """Names, dtypes and shapes of a model's inputs and outputs."""
+
+    def read(values: list[ir.Value]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(
+                str(value.name),
+                str(value.dtype.numpy()) if value.dtype is not None else "unknown",
+                tuple(dim if isinstance(dim, int) else str(dim) for dim in value.shape or ()),
+            )
+            for value in values
+        )
+
+    return GraphSignature(read(list(model.graph.inputs)), read(list(model.graph.outputs)))
