@@ -32,9 +32,9 @@ class KVCache:
         self._num_layers = model.num_layers
 
     def new_rows(self, num_rows: int, num_tokens: int) -> npt.NDArray[Any]:
-        """A buffer for what a graph returns: [2 L, rows, H, S, D]."""
+        """A buffer for what a graph returns, or an empty past: zeros [2 L, rows, H, S, D]."""
         layers, _, heads, _, size = self.values.shape
-        return np.empty((layers, num_rows, heads, num_tokens, size), self.values.dtype)
+        return np.zeros((layers, num_rows, heads, num_tokens, size), self.values.dtype)
 
     def named(
         self, prefix: Literal["past_key_values", "present"], values: npt.NDArray[Any] | None = None

@@ -1,7 +1,7 @@
 """What a drawing reports while it runs. Knows nothing of how it is made.
 
 Every array is the receiver's own: it stays as it is when the drawing goes on.
-Legend: R requests (prompts), N representation tokens, H and W pixels.
+Legend: R requests (prompts), N representation tokens, K representation vocabulary, H and W pixels.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ class TokenEvent:
 
     step: int  # 0 to num_steps - 1
     num_steps: int  # N
-    rep_ids: npt.NDArray[np.int64]  # [R]
+    rep_ids: npt.NDArray[np.int64]  # [R] as the graph drew them, also where other ones are forced
+    logits: npt.NDArray[np.float32]  # [R, K] guided, before temperature
 
 
 @dataclass(frozen=True, eq=False)

@@ -254,14 +254,9 @@ def read_files(section: Section) -> dict[str, FileEntry]:
     """Read a table of files; their paths cannot lead out of the folder. Raises RFError."""
     files = {}
     for name in section.names():
-        path = PurePosixPath(name)
-        if (
-            path.is_absolute()
-            or ".." in path.parts
-            or "\\" in name
-            or str(path) != name
-            or name == MANIFEST_NAME
-        ):
+        parts = PurePosixPath(name).parts
+        # A backslash or a colon would lead elsewhere on Windows.
+        if not parts or "/".join(parts) != name or {"..", "/"} & set(parts) or set(name) & {"\\", ":"}:
             raise RFError(f"{section.where}: {name!r} is not a path inside the bundle.")
         entry = section.section(name)
         sha256 = entry.string("sha256")

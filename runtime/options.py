@@ -80,8 +80,8 @@ def plan_drawing(options: GenerationOptions, manifest: Manifest) -> DrawingPlan:
         raise RFError(f"This model cannot draw {height} x {width} pixels: {error}.") from error
     if grid[0] * grid[1] + 2 > model.max_positions:  # the start token, N tokens, one for all pixel patches
         raise RFError(
-            f"This model cannot draw {height} x {width} pixels: that takes {grid[0] * grid[1] + 2} positions and "
-            f"the model has {model.max_positions}. Choose a smaller picture."
+            f"This model cannot draw {height} x {width} pixels: that takes {grid[0] * grid[1] + 2} positions "
+            f"and the model has {model.max_positions}. Choose a smaller picture."
         )
     top_k = defaults.top_k if options.top_k is None else options.top_k
     if top_k > model.max_top_k:

@@ -87,7 +87,12 @@ class Pipeline:
         return cls(bundle, precision, chosen, sessions)
 
     def generate(
-        self, prompts: Sequence[str], *, seed: int = 0, options: GenerationOptions | None = None
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        options: GenerationOptions | None = None,
+        rep_ids: npt.ArrayLike | None = None,  # [R, N]
     ) -> Generator[Event, None, None]:
         """Draw a picture for every prompt, all of them together, and report each step.
 
@@ -98,6 +103,7 @@ class Pipeline:
             prompts: One text per picture; an empty one draws without a text.
             seed: Prompt i uses seed + i, and looks the same alone with that seed, up to rounding.
             options: How to draw.
+            rep_ids: Representation tokens to use instead of drawing them: to edit a picture's, or to compare.
 
         Returns:
             A generator of N `TokenEvent`s, `num_steps` `StepEvent`s and a `PictureEvent` per prompt.
@@ -114,7 +120,10 @@ class Pipeline:
         # Positions: the text, the start token, N tokens, and one that all pixel patches share.
         max_tokens = self.bundle.manifest.model.max_positions - plan.num_rep_tokens - 2
         ids = [self._tokenizer.encode(prompt, max_tokens) for prompt in prompts]
-        return self._draw(tuple(prompts), ids, seed, plan)
+        forced = (
+            None if rep_ids is None else self._check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens))
+        )
+        return self._draw(tuple(prompts), ids, seed, plan, forced)
 
     def draw(
         self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None
@@ -125,7 +134,12 @@ class Pipeline:
         return last.picture
 
     def _draw(
-        self, prompts: tuple[str, ...], ids: list[list[int]], seed: int, plan: DrawingPlan
+        self,
+        prompts: tuple[str, ...],
+        ids: list[list[int]],
+        seed: int,
+        plan: DrawingPlan,
+        forced: npt.NDArray[np.int64] | None,
     ) -> Generator[Event, None, None]:
         model, sampling = self.bundle.manifest.model, self.bundle.manifest.sampling
         seeds = [seed + index for index in range(len(prompts))]
@@ -136,7 +150,7 @@ class Pipeline:
         tokens = []
         fill = functools.partial(_fill_gumbel, seeds)
         decoder = self._sessions["rep_decoder"]
-        for event in draw_tokens(decoder, plan, cache, row_starts, model.rep_start_id, fill):
+        for event in draw_tokens(decoder, plan, cache, row_starts, model.rep_start_id, fill, forced):
             tokens.append(event.rep_ids)
             yield event
 
@@ -155,10 +169,22 @@ class Pipeline:
                 f"The numbers overflowed in {self.precision}: the picture is not finite. "
                 "Use precision fp32, or a smaller guidance scale."
             )
-        rep_ids = np.stack(tokens, axis=1)  # [R, N]
+        rep_ids = np.stack(tokens, axis=1) if forced is None else forced  # [R, N]
         for index, prompt in enumerate(prompts):
             picture = to_picture(pixels[index])
-            yield PictureEvent(index, prompt, seeds[index], picture, pixels[index].copy(), rep_ids[index])
+            yield PictureEvent(
+                index, prompt, seeds[index], picture, pixels[index].copy(), rep_ids[index].copy()
+            )
+
+    def _check_rep_ids(self, rep_ids: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
+        values, limit = np.array(rep_ids), self.bundle.manifest.model.rep_vocab_size
+        if values.shape != shape or values.dtype.kind not in "iu":
+            raise RFError(
+                f"rep_ids must be whole numbers of shape {shape}, got {values.dtype} {values.shape}."
+            )
+        if values.min() < 0 or values.max() >= limit:
+            raise RFError(f"rep_ids must be 0 to {limit - 1}, got {values.min()} to {values.max()}.")
+        return values.astype(np.int64)
 
 
 def _fill_gumbel(seeds: list[int], step: int, out: npt.NDArray[np.float32]) -> None:

@@ -63,6 +63,7 @@ def draw_tokens(
     row_starts: npt.NDArray[np.int64],  # [R] of the conditional rows
     rep_start_id: int,
     fill_noise: Callable[[int, npt.NDArray[np.float32]], None],
+    forced: npt.NDArray[np.int64] | None = None,  # [R, N]
 ) -> Iterator[TokenEvent]:
     """Draw the representation tokens one by one; at its end the last one is in the cache too.
 
@@ -73,6 +74,7 @@ def draw_tokens(
         row_starts: From `prefill`.
         rep_start_id: The id that is fed first.
         fill_noise: Writes the Gumbel noise of a step into [R, K].
+        forced: Tokens to go on with instead of those that are drawn.
 
     Yields:
         One event per token.
@@ -80,9 +82,10 @@ def draw_tokens(
     num_requests = len(row_starts)
     rep_ids = np.full(num_requests, rep_start_id, np.int64)
     next_rep_ids = np.zeros(num_requests, np.int64)
+    logits = np.zeros((num_requests, _vocabulary(session)), np.float32)
     positions = np.zeros((num_requests, 2), np.int64)
     past_length = np.zeros(1, np.int64)
-    gumbel = np.zeros((num_requests, _num_entries(session)), np.float32)
+    gumbel = np.zeros_like(logits)
     new = cache.new_rows(2 * num_requests, 1)
     run = session.bind(
         {
@@ -96,12 +99,12 @@ def draw_tokens(
             "top_k": np.full(num_requests, plan.top_k, np.int64),
             **cache.named("past_key_values"),
         },
-        {"next_rep_ids": next_rep_ids, **cache.named("present", new)},
+        {"next_rep_ids": next_rep_ids, "logits": logits, **cache.named("present", new)},
     )
     num_steps = plan.num_rep_tokens
     for step in range(num_steps + 1):
         if step:
-            rep_ids[:] = next_rep_ids
+            rep_ids[:] = next_rep_ids if forced is None else forced[:, step - 1]
             positions[:] = divmod(step - 1, plan.grid[1])
         past_length[0] = cache.length
         if step < num_steps and not plan.greedy:
@@ -109,7 +112,7 @@ def draw_tokens(
         run()
         cache.append(new)
         if step < num_steps:  # the last run only fills the cache
-            yield TokenEvent(step, num_steps, next_rep_ids.copy())
+            yield TokenEvent(step, num_steps, next_rep_ids.copy(), logits.copy())
 
 
 def denoise(
@@ -159,7 +162,8 @@ def denoise(
         )
 
 
-def _num_entries(session: Session) -> int:
-    size = session.signature.input("gumbel").shape[1]
+def _vocabulary(session: Session) -> int:
+    """Size K of the representation vocabulary."""
+    size = session.signature.output("logits").shape[1]
     assert isinstance(size, int)
     return size

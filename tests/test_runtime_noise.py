@@ -1,4 +1,4 @@
-"""The noise equals an independent implementation of its published definition, and has the right distribution."""
+"""The noise equals an independent implementation of its definition, and has the right distribution."""
 
 import math
 
@@ -84,12 +84,8 @@ def test_normal_noise_follows_box_muller_also_for_odd_sizes(seed, width):
 
 def test_the_first_numbers_are_fixed_for_ever():
     """A change here changes every picture of every seed."""
-    assert noise.gumbel(7, 3, 3).tolist() == pytest.approx(
-        [0.31533506512641907, 1.130794644355774, -1.095495581626892], rel=1e-6
-    )
-    assert noise.normal(7, (3,)).tolist() == pytest.approx(
-        [-0.33781397342681885, -0.6501981616020203, 0.07624585926532745], rel=1e-6
-    )
+    assert noise.gumbel(7, 3, 3).tolist() == pytest.approx([0.31533507, 1.1307946, -1.0954956], rel=1e-6)
+    assert noise.normal(7, (3,)).tolist() == pytest.approx([-0.33781397, -0.65019816, 0.076245859], rel=1e-6)
 
 
 def test_noise_is_finite_at_both_ends():

@@ -1,0 +1,196 @@
+"""A folder appears as a whole or not at all, whatever happens on the way."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from runtime.atomic import is_temporary, remove_leftovers, write_folder
+from runtime.errors import RFError
+
+
+def write(out, force=False):
+    return write_folder(out, replaceable=lambda path: (path / "mark").exists(), force=force, what="bundle")
+
+
+def fill(folder, text):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "data").write_text(text)
+    (folder / "mark").touch()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_folder_appears_when_the_block_ends(tmp_path):
+    with write(tmp_path / "deep" / "out") as folder:
+        fill(folder, "a")
+        assert not (tmp_path / "deep" / "out").exists()
+        assert folder.parent == tmp_path / "deep"
+        assert is_temporary(folder)
+    assert (tmp_path / "deep" / "out" / "sub" / "data").read_text() == "a"
+    assert names(tmp_path / "deep") == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), write(tmp_path / "out") as folder:
+        fill(folder, "a")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_nothing_and_is_told(tmp_path):
+    with (
+        pytest.raises(RFError, match=r"The disk is full: .*out was not written"),
+        write(tmp_path / "out") as folder,
+    ):
+        fill(folder, "a")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_a_really_full_disk(tmp_path):
+    """/dev/full fails as a full disk does."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(RFError, match="The disk is full"), write(tmp_path / "out") as folder:
+        fill(folder, "a")
+        full.write_bytes(bytes(10_000))
+    assert names(tmp_path) == []
+
+
+def test_another_error_of_the_system_keeps_its_traceback(tmp_path):
+    with pytest.raises(PermissionError), write(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, "no")
+    assert names(tmp_path) == []
+
+
+def test_an_old_folder_stays_until_the_new_one_is_complete(tmp_path):
+    with write(tmp_path / "out") as folder:
+        fill(folder, "old")
+    with pytest.raises(ValueError, match="stop"), write(tmp_path / "out", force=True) as folder:
+        fill(folder, "new")
+        raise ValueError("stop")
+    assert (tmp_path / "out" / "sub" / "data").read_text() == "old"
+    with write(tmp_path / "out", force=True) as folder:
+        fill(folder, "new")
+    assert (tmp_path / "out" / "sub" / "data").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+
+
+def test_only_folders_of_its_kind_are_replaced(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    for name, message in (("file", "not a folder"), ("other", "not a bundle"), ("link", "not a folder")):
+        with pytest.raises(RFError, match=message), write(tmp_path / name, force=True):
+            pass
+    with write(tmp_path / "empty") as folder:
+        fill(folder, "a")
+    assert (tmp_path / "other" / "precious").exists()
+
+
+def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path):
+    with pytest.raises(RFError, match="exists"), write(tmp_path / "out") as folder:
+        fill(folder, "mine")
+        with write_folder(tmp_path / "out2", replaceable=bool, force=False, what="bundle") as other:
+            fill(other, "theirs")
+        (tmp_path / "out2").rename(tmp_path / "out")
+    assert (tmp_path / "out" / "sub" / "data").read_text() == "theirs"
+
+
+WRITER = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    from runtime.atomic import write_folder
+    with write_folder(Path(sys.argv[1]), replaceable=bool, force=True, what="bundle") as folder:
+        (folder / "mark").touch()
+        print("writing", flush=True)
+        time.sleep(60)
+""")
+
+
+@pytest.fixture
+def running_writer(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_writer_leaves_nothing_that_is_read_and_the_next_cleans_up(tmp_path, running_writer, how):
+    running_writer.send_signal(how)
+    running_writer.wait()
+    assert not (tmp_path / "out").exists()
+    assert [is_temporary(path) for path in tmp_path.iterdir()] == [True]
+    with write(tmp_path / "out") as folder:
+        fill(folder, "second")
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_running_writer_is_left_alone(tmp_path, running_writer):
+    remove_leftovers(tmp_path / "out")
+    assert names(tmp_path) == [f"out.partial-{running_writer.pid}"]
+
+
+def test_ctrl_c_leaves_nothing(tmp_path, running_writer):
+    time.sleep(0.1)
+    running_writer.send_signal(signal.SIGINT)
+    running_writer.wait()
+    assert names(tmp_path) == []
+
+
+def test_killed_between_the_two_renames_the_old_folder_comes_back(tmp_path):
+    with write(tmp_path / "out.replaced-4000000") as folder:
+        fill(folder, "old")
+    with write(tmp_path / "out.partial-4000000") as folder:
+        fill(folder, "new")
+    remove_leftovers(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "sub" / "data").read_text() == "old"
+
+
+def test_killed_before_the_old_folder_is_deleted_it_is_deleted_later(tmp_path):
+    for name in ("out", "out.replaced-4000000"):
+        with write(tmp_path / name) as folder:
+            fill(folder, name)
+    remove_leftovers(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "sub" / "data").read_text() == "out"
+
+
+def test_neighbours_with_similar_names_are_left_alone(tmp_path):
+    for name in ("out.partial-x", "out.partial-", "out2.partial-1", "[o]ut.partial-1"):
+        (tmp_path / name).mkdir()
+    with write(tmp_path / "out") as folder:
+        fill(folder, "a")
+    assert names(tmp_path) == sorted(
+        ["out", "out.partial-x", "out.partial-", "out2.partial-1", "[o]ut.partial-1"]
+    )
+
+
+def test_a_relative_path_is_meant_where_the_call_was_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with write(type(tmp_path)("out")) as folder:
+        fill(folder, "a")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    assert (tmp_path / "out" / "mark").exists()
