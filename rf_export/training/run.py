@@ -4,15 +4,16 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rf_export.checkpoint import save_checkpoint
 from rf_export.config import ModelConfig
-from rf_export.training.samples import SHEET_PROMPTS, draw_eager, sheet
+from rf_export.training.samples import SHEET_PROMPTS, draw_eager
 from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_json
 from runtime.errors import RFError
+from runtime.png import save_png
+from runtime.sheet import contact_sheet
 
 SAVE_EVERY = 250
 SAMPLE_EVERY = 500
@@ -57,13 +58,12 @@ def _keep(trainer: Trainer, step: int, flush: object) -> None:
 
 def write_samples(trainer: Trainer) -> None:
     """Redraw `samples.png` with the averaged parameters."""
-    threads = torch.get_num_threads()
     pictures = [
         draw_eager(trainer.average, trainer.tokenizer, prompt, seed, with_rep=trainer.config.with_rep)[0]
         for seed, prompt in enumerate(SHEET_PROMPTS)
     ]
-    torch.set_num_threads(threads)
-    sheet(pictures, SHEET_PROMPTS).save(trainer.folder / "samples.png")
+    parameters = {"step": trainer.step, "prompts": SHEET_PROMPTS}
+    save_png(trainer.folder / "samples.png", contact_sheet(pictures, SHEET_PROMPTS), parameters)
 
 
 def _claim(folder: Path, trainer: Trainer, *, resume: bool) -> None:

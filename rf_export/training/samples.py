@@ -1,14 +1,14 @@
-"""Draw prompts with the eager model and lay pictures out as a captioned sheet."""
+"""Draw prompts with the eager model, with the runtime's noise and timesteps."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
 
 from rf_export.eager import EagerRequest, EagerResult, generate
 from rf_export.model import RFModel
+from runtime.events import to_picture
 from runtime.noise import gumbel, normal
 from runtime.schedule import timesteps
 
@@ -48,32 +48,3 @@ def draw_eager(
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     result = generate(model, eager_request(model, ids, seed, with_rep=with_rep))
     return to_picture(result.pixels.numpy()), result
-
-
-def to_picture(pixels: np.ndarray) -> np.ndarray:
-    """`[3, H, W]` in [-1, 1] -> `uint8 [H, W, 3]`."""
-    scaled = (pixels.transpose(1, 2, 0) + 1) * 127.5
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-
-
-def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6, zoom: int = 3) -> Image.Image:
-    """A contact sheet, every picture enlarged without smoothing and its caption below."""
-    height, width = pictures[0].shape[0] * zoom, pictures[0].shape[1] * zoom
-    rows = -(-len(pictures) // columns)
-    canvas = Image.new("RGB", (columns * (width + 8) + 8, rows * (height + 36) + 8), "white")
-    pen = ImageDraw.Draw(canvas)
-    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        x, y = 8 + i % columns * (width + 8), 8 + i // columns * (height + 36)
-        canvas.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST), (x, y))
-        pen.rectangle((x - 1, y - 1, x + width, y + height), outline="#ddd")
-        words, line = caption.split(), ""
-        lines: list[str] = []
-        for word in words:
-            if line and len(line) + len(word) + 1 > width // 6:
-                lines.append(line)
-                line = word
-            else:
-                line = f"{line} {word}".strip()
-        for j, text in enumerate([*lines, line][:2]):
-            pen.text((x, y + height + 3 + 12 * j), text, fill="black")
-    return canvas

@@ -1,0 +1,351 @@
+"""The `rf-export` command: one function per subcommand, each a thin layer over a library call.
+
+Results go to stdout, progress and messages to stderr. A user's mistake ends in one sentence and exit code 1 (2 for wrong
+options); a bug keeps its traceback. Heavy libraries are imported inside the commands that need them.
+"""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runtime.events import Event, PictureEvent, StepEvent
+
+EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript": "export", "safetensors": "export",
+          "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "pycuda": "tensorrt"}  # fmt: skip
+FOLDER = click.Path(path_type=Path)
+PRECISION = click.Choice(["fp32", "fp16", "int8"])
+
+
+class OneSentenceErrors(click.Group):
+    """Turns what users can cause into one message; lets everything else show its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from runtime.errors import RFError
+
+        try:
+            return super().invoke(ctx)
+        except RFError as error:
+            raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise click.ClickException(
+                f"this command needs {error.name}, which is not installed; run: pip install 'rf-export[{extra}]'"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+                raise
+            raise click.ClickException(f"{error.filename or 'writing'}: {error.strerror}; choose another place") from error
+
+
+@click.group(cls=OneSentenceErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="rf-export", prog_name="rf-export")
+def main() -> None:
+    """Compile Representation-Forcing models and draw with them.
+
+    \b
+    rf-export export examples/reference/checkpoint -o bundle
+    rf-export build-engine bundle --backend ort
+    rf-export generate bundle "a red car" "two blue fish" -o sheet.png
+    """
+
+
+@main.command()
+@click.argument("run_folder", type=FOLDER)
+@click.option("--resume", is_flag=True, help="Continue the run in RUN_FOLDER.")
+@click.option("--without-rep", is_flag=True, help="The ablation: no representation tokens.")
+@click.option("--steps", "joint_steps", type=click.IntRange(1), default=8000, show_default=True)
+@click.option("--describe-steps", type=click.IntRange(0), default=1250, show_default=True,
+              help="Steps that train only the image encoder and captions, before the joint objective.")
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True)
+@click.option("--style", "styles", multiple=True, default=("fluent-flat", "fluent-3d"), show_default=True)
+@click.option("--preset", default="reference", show_default=True, help="Shape of the model.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; the default is PyTorch's.")
+@click.option("--compile/--no-compile", "compile_", default=True, show_default=True,
+              help="torch.compile: two minutes at the start, steps a quarter faster.")
+def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, styles: tuple[str, ...], preset: str,
+          threads: int | None, compile_: bool, **recipe: int) -> None:  # fmt: skip
+    """Train a model on captioned emoji scenes; log, samples, curves and checkpoint go to RUN_FOLDER.
+
+    \b
+    rf-export train runs/reference --steps 8000 --seed 0
+    rf-export train runs/reference --steps 12000 --resume
+    """
+    import torch
+
+    from rf_export.config import preset as model_preset
+    from rf_export.training.run import run_training
+    from rf_export.training.scenes import SceneConfig
+    from rf_export.training.trainer import TrainConfig
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with _usage_errors():
+        scenes = SceneConfig(num_objects=num_objects, styles=styles)
+        config = TrainConfig(scenes=scenes, with_rep=not without_rep, compile=compile_, **recipe)
+        model_config = model_preset(preset)
+        checkpoint = run_training(config, model_config, run_folder, resume=resume)
+    click.echo(checkpoint)
+
+
+@main.command("eval")
+@click.argument("model", type=FOLDER)
+@click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Of a bundle.")
+@click.option("--sheet", type=FOLDER, help="Also write a PNG of the first pictures, misses marked.")
+@click.option("--without-rep", is_flag=True, help="MODEL was trained without representation tokens.")
+@click.option("--json", "as_json", is_flag=True)
+def evaluate(model: Path, as_json: bool, **options: Any) -> None:
+    """Score pictures with an independent checker: objects, colours, counts, positions (after GenEval).
+
+    MODEL is a checkpoint (drawn by eager PyTorch) or a bundle (drawn by its engine).
+
+    \b
+    rf-export eval examples/reference/checkpoint --num-prompts 200
+    rf-export eval bundle --num-prompts 200 --json
+    """
+    from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
+
+    with _progress("drawing") as report:
+        result = evaluate_model(model, EvaluationOptions(**options), report)
+    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
+
+
+@main.command()
+@click.argument("checkpoint", type=FOLDER)
+@click.option("-o", "--output", "bundle", type=FOLDER, required=True, help="The bundle to write.")
+@click.option("--precision", "precisions", type=click.Choice(["fp32", "fp16"]), multiple=True, default=("fp32", "fp16"),
+              show_default=True)
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--no-verify", is_flag=True, help="Skip the parity check; the manifest then says that nothing verified it.")
+@click.option("--json", "as_json", is_flag=True)
+def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], force: bool, no_verify: bool,
+           as_json: bool) -> None:  # fmt: skip
+    """Trace CHECKPOINT into ONNX graphs, verify them against eager PyTorch, and write a bundle.
+
+    \b
+    rf-export export examples/reference/checkpoint -o bundle
+    """
+    from rf_export.export import ExportOptions, export
+
+    options = ExportOptions(precisions=tuple(dict.fromkeys(precisions)), force=force, verify=not no_verify)
+    with _progress("export") as report:
+        manifest = export(checkpoint, bundle, options, report)
+    if as_json:
+        click.echo(json.dumps(manifest.to_dict(), indent=1))
+        return
+    click.echo(f"{bundle}  id {manifest.bundle_id}")
+    for precision, figures in manifest.verified.items():
+        click.echo(
+            f"  {precision}  worst cosine {min(figures['rep_logits_cosine'], figures['x_pred_cosine']):.8f}  "
+            f"tokens {figures['rep_tokens_equal']}/{figures['rep_tokens']}  "
+            f"picture PSNR {figures['picture_psnr_db']:.1f} dB against eager fp32"
+        )
+
+
+@main.command("build-engine")
+@click.argument("bundle", type=FOLDER)
+@click.option("--backend", default="ort", show_default=True)
+@click.option("--precision", type=PRECISION, default="fp32", show_default=True)
+@click.option("--force", is_flag=True, help="Build again where a fitting engine is there already.")
+@click.option("--json", "as_json", is_flag=True)
+def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_json: bool) -> None:
+    """Compile the graphs of BUNDLE for this machine.
+
+    \b
+    rf-export build-engine bundle --backend ort --precision fp32
+    """
+    from engines import EngineConfig, build
+
+    with _progress("build") as report:
+        engine = build(bundle, EngineConfig(backend=backend, precision=precision, force=force), report)
+    record = engine.record
+    click.echo(json.dumps(record.to_dict(), indent=1) if as_json else f"{engine.path}")
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("prompts", nargs=-1, required=True)
+@click.option("-o", "--output", type=FOLDER, default=Path("picture.png"), show_default=True,
+              help="PNG file; several prompts make a sheet.")
+@click.option("--each", type=FOLDER, help="Also write every picture into this folder.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
+@click.option("--steps", "num_steps", type=int, help="Denoising steps.")
+@click.option("--rep-guidance", "rep_guidance_scale", type=float, help="Guidance of the representation tokens.")
+@click.option("--pix-guidance", "pix_guidance_scale", type=float, help="Guidance of the pixels.")
+@click.option("--temperature", type=float, help="Of the representation tokens; 0 is greedy.")
+@click.option("--top-k", type=int)
+@click.option("--size", metavar="HxW", help="Height and width in pixels, such as 48x48.")
+@click.option("--precision", type=PRECISION, default="fp32", show_default=True)
+@click.option("--backend", default="ort", show_default=True)
+@click.option("--engine", default="auto", show_default=True, help="auto, none (plain ONNX), or an engine folder.")
+@click.option("--threads", type=click.IntRange(1))
+@click.option("--preview", type=FOLDER, help="Also write a PNG strip of what the picture looked like on the way.")
+@click.option("--json", "as_json", is_flag=True, help="Print parameters, tokens and seconds.")
+def generate(bundle: Path, prompts: tuple[str, ...], seed: int, as_json: bool, **options: Any) -> None:
+    """Draw one picture per PROMPT; the parameters are kept in the PNG files.
+
+    \b
+    rf-export generate bundle "a red car" -o car.png --seed 7
+    rf-export generate bundle "a red car" "two blue fish" -o sheet.png --preview steps.png
+    """
+    import time
+
+    from runtime.options import GenerationOptions
+    from runtime.pipeline import Pipeline
+
+    engine = options["engine"] if options["engine"] in ("auto", "none") else Path(options["engine"])
+    names = ("num_steps", "rep_guidance_scale", "pix_guidance_scale", "temperature", "top_k")
+    height, width = _parse_size(options["size"])
+    chosen = GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
+    for path in (options["output"], options["preview"]):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise click.BadParameter(f"{path.absolute().parent} is not a folder", param_hint="--output")
+    pipeline = Pipeline.load(bundle, options["precision"], options["backend"], options["threads"], engine)
+    started = time.perf_counter()
+    pictures, previews = _draw(pipeline.generate(prompts, seed=seed, options=chosen))
+    seconds = time.perf_counter() - started
+    common = {"bundle_id": pipeline.bundle.manifest.bundle_id, "precision": options["precision"],
+              **{name: value for name, value in vars(chosen).items() if value is not None}}  # fmt: skip
+    files = _write_pictures(pictures, previews, common, options)
+    if as_json:
+        rows = [{"prompt": p.prompt, "seed": p.seed, "rep_ids": p.rep_ids.tolist()} for p in pictures]
+        click.echo(json.dumps({**common, "files": files, "seconds": seconds, "pictures": rows}, indent=1))
+    else:
+        click.echo("\n".join(files))
+
+
+def _draw(events: "Iterator[Event]") -> "tuple[list[PictureEvent], list[StepEvent]]":
+    """Run a drawing to its end under a progress bar."""
+    from runtime.events import PictureEvent, StepEvent
+
+    pictures: list[PictureEvent] = []
+    previews: list[StepEvent] = []
+    with _progress("tokens") as report:
+        for event in events:
+            if isinstance(event, PictureEvent):
+                pictures.append(event)
+            else:
+                denoising = isinstance(event, StepEvent)
+                report("denoising" if denoising else "tokens", event.step + 1, event.num_steps)
+                if isinstance(event, StepEvent):
+                    previews.append(event)
+    return pictures, previews
+
+
+def _write_pictures(
+    pictures: "Sequence[PictureEvent]", previews: "Sequence[StepEvent]", common: dict[str, Any], options: dict[str, Any]
+) -> list[str]:
+    from runtime.events import to_picture
+    from runtime.png import save_png
+    from runtime.sheet import contact_sheet
+
+    rows = [{"prompt": picture.prompt, "seed": picture.seed, **common} for picture in pictures]
+    out: Path = options["output"]
+    if len(pictures) == 1:
+        save_png(out, pictures[0].picture, rows[0])
+    else:
+        sheet = contact_sheet([p.picture for p in pictures], [p.prompt for p in pictures])
+        save_png(out, sheet, {"pictures": rows})
+    files = [str(out)]
+    if options["each"] is not None:
+        options["each"].mkdir(parents=True, exist_ok=True)
+        for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
+            path = options["each"] / f"{i:03}.png"
+            save_png(path, picture.picture, row)
+            files.append(str(path))
+    if options["preview"] is not None:
+        shown = [step for i, step in enumerate(previews) if i * 8 // len(previews) != (i - 1) * 8 // len(previews)]
+        shown = [*shown[:-1], previews[-1]]
+        strip = [(to_picture(step.x_pred[i]), f"step {step.step + 1}") for i in range(len(pictures)) for step in shown]
+        sheet = contact_sheet([s[0] for s in strip], [s[1] for s in strip], columns=len(shown))
+        save_png(options["preview"], sheet, {"pictures": rows})
+        files.append(str(options["preview"]))
+    return files
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--verify", is_flag=True, help="Hash every file, whatever its size.")
+@click.option("--json", "as_json", is_flag=True)
+def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
+    """Show what a bundle holds: signatures, sizes, memory, engines, and what verified it.
+
+    \b
+    rf-export inspect bundle --verify
+    """
+    from runtime.inspection import describe_bundle, format_description
+
+    description = describe_bundle(bundle, verify="hash" if verify else "auto")
+    click.echo(json.dumps(description, indent=1) if as_json else format_description(description))
+
+
+@main.command()
+@click.argument("checkpoint", type=FOLDER)
+@click.argument("bundle", type=FOLDER)
+@click.option("--threads", type=click.IntRange(1), multiple=True, default=(1, 2), show_default=True)
+@click.option("--rounds", type=click.IntRange(3), default=15, show_default=True, help="Interleaved repetitions.")
+@click.option("--compile/--no-compile", "with_compile", default=True, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def bench(checkpoint: Path, bundle: Path, as_json: bool, **options: Any) -> None:
+    """Time our engine, eager PyTorch (fp32, bf16) and torch.compile side by side, with the physical floor.
+
+    \b
+    rf-export bench examples/reference/checkpoint bundle --threads 1
+    """
+    from rf_export.benchmark import BenchOptions, run_benchmark
+
+    with _progress("bench") as report:
+        result = run_benchmark(checkpoint, bundle, BenchOptions(**options), report)
+    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
+
+
+@contextmanager
+def _progress(description: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr with time left; calls are (what, done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Values that a config refuses are wrong options."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _parse_size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise click.BadParameter(f"expected HxW in pixels such as 48x48, got {text!r}", param_hint="--size")
+    return int(height), int(width)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUTF8", "1")
+    main()

@@ -1,0 +1,126 @@
+"""Draw the evaluation prompts with a checkpoint (eager) or a bundle (compiled) and score the pictures.
+
+Knows nothing of how pictures are judged: see `metric`.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rf_export.evaluation.metric import SceneScore, evaluation_demands, score_pictures
+from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig
+from runtime.bundle import open_bundle
+from runtime.errors import RFError
+from runtime.manifest import MANIFEST_NAME
+from runtime.png import save_png
+from runtime.sheet import contact_sheet
+from runtime.signature import Precision
+
+SHEET_PICTURES = 24
+BATCH = 8  # prompts drawn together by a bundle
+Picture = NDArray[np.uint8]  # [H, W, 3]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Which prompts, and how they are drawn. Prompt i is drawn with seed + i, whoever draws."""
+
+    num_prompts: int = 200
+    held_out: bool = False
+    seed: int = 0
+    precision: Precision = "fp32"
+    sheet: Path | None = None
+    without_rep: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A scene score and what was scored."""
+
+    model: str
+    drawn_by: str
+    options: EvaluationOptions
+    score: SceneScore
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        options = {**vars(self.options), "sheet": None if self.options.sheet is None else str(self.options.sheet)}
+        return {"model": self.model, "drawn_by": self.drawn_by, "data_version": DATA_VERSION, "options": options,
+                "score": self.score.as_dict()}  # fmt: skip
+
+    def table(self) -> str:
+        """For people."""
+        prompts = "held-out (colour, object) pairs" if self.options.held_out else "new captions"
+        checker = json.dumps(self.score.checker)
+        return f"{self.model}, drawn by {self.drawn_by}; {prompts}\n{self.score}\nchecker's own figures: {checker}"
+
+
+def evaluate_model(
+    model: Path, options: EvaluationOptions, on_progress: Callable[[str, int, int], None] | None = None
+) -> Evaluation:
+    """Draw and score.
+
+    Args:
+        model: a checkpoint folder, drawn one by one in eager PyTorch, or a bundle, drawn by the runtime.
+        options: prompts, seed, precision of a bundle, sheet.
+        on_progress: told (what, done, total) after every picture.
+
+    Raises:
+        RFError: neither a checkpoint nor a bundle, or one whose model does not know the words of the prompts.
+    """
+    try:
+        demands = evaluation_demands(options.num_prompts, 0, SceneConfig(), options.held_out)
+    except ValueError as error:
+        raise RFError(f"{error}; lower --num-prompts") from error
+    is_bundle = (model / MANIFEST_NAME).is_file()
+    draw = _draw_bundle(model, demands, options) if is_bundle else _draw_eager(model, demands, options)
+    pictures: list[Picture] = []
+    for picture in draw:
+        pictures.append(picture)
+        if on_progress is not None:
+            on_progress("drawing", len(pictures), len(demands))
+    try:
+        score = score_pictures(np.stack(pictures), demands)
+    except ValueError as error:
+        raise RFError(f"the pictures of {model} cannot be scored: {error}") from error
+    if options.sheet is not None:
+        _write_sheet(options.sheet, pictures, demands, score)
+    drawn_by = f"runtime, {options.precision}" if is_bundle else "eager PyTorch, fp32"
+    return Evaluation(model=str(model), drawn_by=drawn_by, options=options, score=score)
+
+
+def _draw_bundle(path: Path, demands: list[Demand], options: EvaluationOptions) -> Iterator[Picture]:
+    from runtime.events import PictureEvent
+    from runtime.pipeline import Pipeline
+
+    open_bundle(path)
+    pipeline = Pipeline.load(path, options.precision)
+    for start in range(0, len(demands), BATCH):
+        prompts = [demand.caption for demand in demands[start : start + BATCH]]
+        for event in pipeline.generate(prompts, seed=options.seed + start):
+            if isinstance(event, PictureEvent):
+                yield event.picture
+
+
+def _draw_eager(path: Path, demands: list[Demand], options: EvaluationOptions) -> Iterator[Picture]:
+    from tokenizers import Tokenizer
+
+    from rf_export.checkpoint import load_checkpoint
+    from rf_export.training.samples import draw_eager
+
+    model = load_checkpoint(path)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    for i, demand in enumerate(demands):
+        yield draw_eager(model, tokenizer, demand.caption, options.seed + i, with_rep=not options.without_rep)[0]
+
+
+def _write_sheet(path: Path, pictures: list[Picture], demands: list[Demand], score: SceneScore) -> None:
+    marks = ["" if verdict.correct else "[x] " for verdict in score.verdicts]
+    captions = [mark + demand.caption for mark, demand in zip(marks, demands, strict=True)]
+    sheet = contact_sheet(pictures[:SHEET_PICTURES], captions[:SHEET_PICTURES])
+    save_png(path, sheet, {"prompts": [demand.caption for demand in demands[:SHEET_PICTURES]]})
