@@ -1,0 +1,44 @@
+# Two commands on a fresh machine with Python 3.11 and git: `make demo` and `make test`. Both do their own set-up.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+# PyPI's torch for Linux brings CUDA (gigabytes). For the small CPU build: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo "Variables: PYTHON=python3.11  VENV=.venv  TORCH_INDEX=https://download.pytorch.org/whl/cpu (small CPU build of torch)"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "rf-export needs Python 3.11 or newer, and $(PYTHON) is older or missing; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e '.[export,ort,dev]'
+	@touch $@
+
+setup: $(STAMP) ## Make the environment in .venv
+
+demo: $(STAMP) ## Export the reference checkpoint, build its engine, draw, and write demo/report.html
+	$(PY) examples/demo.py --output demo
+
+lint: $(STAMP) ## ruff, mypy (strict on the torch-free packages), import rules
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	PYTHONPATH=. $(VENV)/bin/lint-imports
+
+test: lint ## Everything but the slow tests
+	$(PY) -m pytest
+
+test-slow: $(STAMP) ## The slow tests: a bundle of more than 2 GB, long trainings
+	$(PY) -m pytest -m slow
+
+bench: $(STAMP) ## Time the engine, eager PyTorch and torch.compile side by side
+	$(PY) benchmarks/cpu.py
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
