@@ -1,7 +1,7 @@
 """The `rf-export` command: one function per subcommand, each a thin layer over a library call.
 
-Results go to stdout, progress and messages to stderr. A user's mistake ends in one sentence and exit code 1 (2 for wrong
-options); a bug keeps its traceback. Heavy libraries are imported inside the commands that need them.
+Results go to stdout, progress and messages to stderr. A user's mistake ends in one sentence and exit code 1 (2 for
+wrong options); a bug keeps its traceback. Heavy libraries are imported inside the commands that need them.
 """
 
 import errno
@@ -30,6 +30,7 @@ class OneSentenceErrors(click.Group):
     """Turns what users can cause into one message; lets everything else show its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
         from runtime.errors import RFError
 
         try:
@@ -46,7 +47,8 @@ class OneSentenceErrors(click.Group):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
                 raise
-            raise click.ClickException(f"{error.filename or 'writing'}: {error.strerror}; choose another place") from error
+            where = error.filename or "writing"
+            raise click.ClickException(f"{where}: {error.strerror}; choose another place") from error
 
 
 @click.group(cls=OneSentenceErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -132,7 +134,7 @@ def evaluate(model: Path, as_json: bool, **options: Any) -> None:
 @click.option("--precision", "precisions", type=click.Choice(["fp32", "fp16"]), multiple=True, default=("fp32", "fp16"),
               show_default=True)
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--no-verify", is_flag=True, help="Skip the parity check; the manifest then says that nothing verified it.")
+@click.option("--no-verify", is_flag=True, help="Skip the parity check; the manifest tells that nobody verified it.")
 @click.option("--json", "as_json", is_flag=True)
 def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], force: bool, no_verify: bool,
            as_json: bool) -> None:  # fmt: skip
@@ -170,12 +172,19 @@ def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_jso
     \b
     rf-export build-engine bundle --backend ort --precision fp32
     """
-    from engines import EngineConfig, build
+    from engines import EngineConfig, build, estimate
+    from runtime.engine import open_engine
 
+    config = EngineConfig(backend=backend, precision=precision, force=force)
+    need = estimate(bundle, config)
+    click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
     with _progress("build") as report:
-        engine = build(bundle, EngineConfig(backend=backend, precision=precision, force=force), report)
-    record = engine.record
-    click.echo(json.dumps(record.to_dict(), indent=1) if as_json else f"{engine.path}")
+        path = build(bundle, config, report)
+    record = open_engine(path).record
+    if as_json:
+        click.echo(json.dumps({"path": str(path), **record.to_dict()}, indent=1))
+    else:
+        click.echo(f"{path}  built in {record.build['seconds']} s, peak memory {record.build['peak_memory_mib']} MiB")
 
 
 @main.command()
@@ -319,7 +328,14 @@ def bench(checkpoint: Path, bundle: Path, as_json: bool, **options: Any) -> None
 def _progress(description: str) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr with time left; calls are (what, done, total)."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip

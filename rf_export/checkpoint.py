@@ -61,7 +61,7 @@ def load_config(folder: Path) -> ModelConfig:
     try:
         content = json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
-        raise RFError(f"{folder} has no config.json; expected a checkpoint folder written by `rf-export train`") from None
+        raise RFError(f"{folder} has no config.json; expected a folder written by rf-export train") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RFError(f"{folder}/config.json is not valid JSON ({error}); copy the checkpoint again") from None
     if not isinstance(content, dict):

@@ -147,7 +147,7 @@ def _qwen3(hidden_size: int, num_layers: int, num_heads: int, ffn_size: int) -> 
 
 
 def preset(name: str) -> ModelConfig:
-    """A named shape: `tiny` (tests), `reference` (the committed checkpoint), `base-90m`, `qwen3-0.6b`, `-1.7b`, `-4b`."""
+    """A named shape: `tiny` (tests), `reference` (the committed checkpoint), `base-90m`, `qwen3-0.6b` to `-4b`."""
     if name == "tiny":
         return ModelConfig(
             hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,

@@ -35,7 +35,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape and dtype as `x`. Spelled with pow, sqrt and a division: ONNX Runtime 1.32 fuses only this form."""
+        """Same shape and dtype as `x`. With pow, sqrt and a division: the one form that ONNX Runtime 1.32 fuses."""
         x32 = x.float()
         normed = x32 / torch.sqrt(torch.mean(x32.pow(2), dim=-1, keepdim=True) + self.eps)
         return (normed * self.weight.float()).to(x.dtype)

@@ -1,8 +1,8 @@
 """Parity: do exported graphs, driven by the runtime's own stages, do what eager PyTorch does?
 
 The reference is `rf_export.eager`, which has its own loop, caches and sampling. Two prompts of different length are
-drawn together through the graphs (so padding, masks and guidance rows are in play) and one by one in eager. Agreement of
-implementations, not quality of pictures. Axes: N representation tokens, K representation vocabulary.
+drawn together through the graphs (so padding, masks and guidance rows are in play) and one by one in eager. This is
+agreement of implementations, not quality of pictures. Axes: N representation tokens, K representation vocabulary.
 """
 
 import dataclasses

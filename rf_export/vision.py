@@ -96,7 +96,7 @@ class Quantiser(nn.Module):
         return (features @ self.prototypes.T).argmax(-1)
 
     def assign_balanced(self, features: Tensor) -> Tensor:
-        """Token ids of a training batch: softmax over prototypes, then over samples; unit-norm `[n, e] -> int64 [n]`."""
+        """Token ids of a batch: softmax over prototypes, then over samples; unit-norm `[n, e] -> int64 [n]`."""
         scores = features @ self.prototypes.T / ASSIGNMENT_TEMPERATURE
         log_p = F.log_softmax(scores, dim=1)
         return (log_p - torch.logsumexp(log_p, dim=0)).argmax(1)

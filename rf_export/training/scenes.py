@@ -6,7 +6,7 @@ of models: it makes pictures `uint8 [size, size, 3]`, captions, and the facts th
 
 import json
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -108,7 +108,7 @@ def _atlas() -> NDArray[np.uint8]:
     return np.asarray(Image.open(ART_FOLDER / "atlas.png").convert("RGBA"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def sprite(style: str, name: str, colour: str, size: int) -> NDArray[np.float32]:
     """A recoloured sprite, `float32 [size, size, 4]`, colour in 0..255 premultiplied by alpha in 0..1.
 

@@ -41,10 +41,11 @@ def make_batch(scenes: Sequence[Scene], tokenizer: Tokenizer) -> Batch:
         prompts[row, PROMPT_SLOTS - len(words) :] = words
         captions[row, : len(words) + 2] = [BOS_ID, *words, EOS_ID]
     lengths = np.array([len(words) for words in ids])
+    slots = np.arange(CAPTION_SLOTS)
     return Batch(
         pixels=to_pixels([scene.picture for scene in scenes]),
         prompt_ids=torch.from_numpy(prompts),
         prompt_starts=torch.from_numpy(PROMPT_SLOTS - lengths),
         caption_ids=torch.from_numpy(captions),
-        caption_mask=torch.from_numpy((np.arange(CAPTION_SLOTS) >= 1) & (np.arange(CAPTION_SLOTS) < lengths[:, None] + 2)),
-    )  # fmt: skip
+        caption_mask=torch.from_numpy((slots >= 1) & (slots < lengths[:, None] + 2)),
+    )

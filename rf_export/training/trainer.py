@@ -25,8 +25,8 @@ from rf_export.vision import ImageEncoder, pooled_features
 from runtime.errors import RFError
 
 # Parameters that only drawing uses: the paper trains them at a multiple of the base rate.
-GENERATION_PARTS = ("rep_", "pixel_", "time.", ".experts.representation.", ".experts.pixel.", "final_norms.representation",
-                    "final_norms.pixel")  # fmt: skip
+GENERATION_PARTS = ("rep_", "pixel_", "time.", ".experts.representation.", ".experts.pixel.",
+                    "final_norms.representation", "final_norms.pixel")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
