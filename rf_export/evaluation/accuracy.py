@@ -67,12 +67,11 @@ def spoil_one(rng: np.random.Generator, items: Sequence[Item], spoiler: str, con
 
 
 def measure_checker(checker: Checker, num: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Every figure of "accuracy" in `checker.json`, from `num` prompts a line (`num // 4` where little varies).
+    """Every figure of "accuracy" in `checker.json`, from `num` prompts (`num // 4` where little varies).
 
     Returns:
         accepted: share of right pictures accepted: by kind, aspect, style, with unseen pairs, slightly
-        imperfect in
-            ways that training knows, and (jpeg, coarse) in ways that it does not.
+            imperfect in ways that training knows, and (jpeg, coarse) in ways that it does not.
         wrongly_accepted: share of wrong captions or spoilt pictures accepted, by what is wrong.
         centre_error_pixels: mean distance between seen and true centres.
     """

@@ -22,13 +22,15 @@ from safetensors.numpy import load
 
 from rf_export.training.scenes import COLOURS, DATA_VERSION, SceneConfig
 
-WEIGHTS_FILE = Path(__file__).with_name("checker.safetensors") FACTS_FILE =
-Path(__file__).with_name("checker.json") FORMAT_VERSION = 1 CELL = 4  # pixels; two layers of stride 2
-NUM_BLOCKS = 2 # Training aims at 0 without a sprite, and at 0.78 (centre on a cell's corner) to 1 (in its
-middle) for a good one. HEAT_THRESHOLD = 0.5 NAME_THRESHOLD = 0.5  # below it, the most probable object or
-colour is not trusted SAME_OBJECT_PIXELS = (
-    8.0  # peaks nearer than this are one object: the smallest sprites have 17 pixels
-)
+WEIGHTS_FILE = Path(__file__).with_name("checker.safetensors")
+FACTS_FILE = Path(__file__).with_name("checker.json")
+FORMAT_VERSION = 1
+CELL = 4  # pixels; two layers of stride 2
+NUM_BLOCKS = 2
+# Training aims at 0 without a sprite, and for a good one at 0.78 (centre on a cell's corner) to 1 (middle).
+HEAT_THRESHOLD = 0.5
+NAME_THRESHOLD = 0.5  # below it, the most probable object or colour is not trusted
+SAME_OBJECT_PIXELS = 8.0  # peaks nearer than this are one object: the smallest sprites have 17 pixels
 
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -61,7 +63,7 @@ class GridMaps:
 
 @dataclass(frozen=True, kw_only=True)
 class Checker:
-    """The detector: weights (kernel `[rows, columns, in, out]` and bias of every layer) and its own figures."""
+    """The detector: weights (a bias and a kernel `[rows, columns, in, out]` per layer) and figures."""
 
     objects: tuple[str, ...]
     styles: tuple[str, ...]
@@ -78,7 +80,7 @@ class Checker:
         head = run_network(self.weights, pictures)
         split = 3 + len(COLOURS)
         return GridMaps(
-            heat=1 / (1 + np.exp(-head[..., 0])),
+            heat=np.asarray(1 / (1 + np.exp(-head[..., 0])), np.float32),
             offset=head[..., 1:3],
             colours=_softmax(head[..., 3:split]),
             objects=_softmax(head[..., split:]),
@@ -113,14 +115,17 @@ class Checker:
 
 
 def run_network(weights: Weights, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """`uint8 [B, H, W, 3]` -> `float32 [B, G, G, 3 + colours + objects]`: heat logit, offset (x, y), logits."""
-    x = 1 - pictures.astype(np.float32) / np.float32(255)  # ink: white is 0, so zero padding is more white ground
+    """`uint8 [B, H, W, 3]` -> `float32 [B, G, G, 3 + colours + objects]`: heat logit, offset (x, y), names.
+
+    Ink is 0 where the picture is white, so that the zero padding looks like more white ground.
+    """
+    x = 1 - pictures.astype(np.float32) / np.float32(255)
     x = _relu(_convolve(weights, "stem", x, stride=2))
     x = _relu(_convolve(weights, "detail", x))
     x = _relu(_convolve(weights, "down", x, stride=2))
     for block in range(NUM_BLOCKS):
-        inner = _relu(_convolve(weights, f"block{block}.a", x))
-        x = _relu(x + _convolve(weights, f"block{block}.b", inner))
+        inner = _relu(_convolve(weights, f"block{block}-a", x))
+        x = _relu(x + _convolve(weights, f"block{block}-b", inner))
     return _convolve(weights, "head", x)
 
 
@@ -160,17 +165,15 @@ def checker_from_bytes(weights: bytes, facts: Mapping[str, Any]) -> Checker:
         ValueError: the two do not belong together, or the scenes have changed since the training.
     """
     if facts.get("format_version") != FORMAT_VERSION or facts.get("data_version") != DATA_VERSION:
+        found = f"format {facts.get('format_version')} for data {facts.get('data_version')}"
         raise ValueError(
-            f"the checker is of format {facts.get('format_version')} for data {facts.get('data_version')},
-            expected " f"{FORMAT_VERSION} for {DATA_VERSION}: train it again (python -m
-            rf_export.evaluation.train_checker)"
+            f"the checker is of {found}, expected format {FORMAT_VERSION} for data {DATA_VERSION}: "
+            "train it again with python -m rf_export.evaluation.train_checker"
         )
     digest = hashlib.sha256(weights).hexdigest()
     if digest != facts["weights_sha256"]:
         expected = facts["weights_sha256"]
-        raise ValueError(
-            f"the checker's weights are {digest[:16]}, its figures are of {expected[:16]}"
-        )
+        raise ValueError(f"the checker's weights are {digest[:16]}, its figures are of {expected[:16]}")
     return Checker(
         objects=tuple(facts["config"]["objects"]),
         styles=tuple(facts["config"]["styles"]),

@@ -53,7 +53,8 @@ class Rate:
         spread = WILSON_Z**2 / self.num
         middle = (self.value + spread / 2) / (1 + spread)
         half = WILSON_Z / (1 + spread) * math.sqrt((self.value * (1 - self.value) + spread / 4) / self.num)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        low = middle - half if self.successes else 0.0  # exactly, not up to rounding
+        return low, middle + half if self.successes < self.num else 1.0
 
     def as_dict(self) -> dict[str, float | int | None]:
         """For JSON: value (None without trials), 95 % interval and number of trials."""
@@ -131,8 +132,7 @@ def score_pictures(
 
     Raises:
         ValueError: not as many pictures as demands, pictures of another size or type, or a demanded object
-        that the
-            checker does not know.
+            that the checker does not know.
     """
     checker = checker or load_checker()
     if len(pictures) != len(demands):
@@ -167,13 +167,13 @@ def evaluation_demands(num: int, seed: int, config: SceneConfig, held_out: bool 
     """A fixed list of prompts, as evenly over the kinds as their number allows, no caption twice.
 
     There are few different captions of one object (86 with 16 objects; 10 that are held out): once a kind has
-    no new caption left, the other kinds fill the list. The list of a smaller `num` is the beginning of that
-    of a larger one.
+    no new caption left, the others fill the list. A smaller `num` gives the beginning of a larger list.
 
     Args:
-        num: how many. seed: of the list; unrelated to the seeds of scenes. config: which objects and kinds.
-        held_out: every prompt has a (colour, object) pair never shown in training, in its first place;
-        otherwise none.
+        num: how many.
+        seed: of the list; unrelated to the seeds of scenes.
+        config: which objects and kinds.
+        held_out: the first (colour, object) pair of every prompt was never shown in training; otherwise none.
 
     Raises:
         ValueError: there are not `num` different captions.

@@ -57,13 +57,14 @@ def _gaussian(size: int, spread: float) -> NDArray[np.float32]:
     """Blur along one axis as a matrix `[size, size]`; what leaves the edge is lost."""
     gaps = np.arange(size)[:, None] - np.arange(size)[None]
     kernel = np.exp(-0.5 * (gaps / max(spread, 1e-3)) ** 2)
-    return (kernel / kernel[size // 2].sum()).astype(np.float32)
+    return np.asarray(kernel / kernel[size // 2].sum(), np.float32)
 
 
 def blur(rows: float, columns: float, picture: NDArray[np.float32]) -> NDArray[np.float32]:
     """Blur `[h, w, C]` by a Gaussian of the given standard deviations in pixels, down and across."""
     down, across = _gaussian(picture.shape[0], rows), _gaussian(picture.shape[1], columns)
-    return np.moveaxis(down @ np.moveaxis(picture, -1, 0) @ across.T, 0, -1)
+    blurred = down @ np.moveaxis(picture, -1, 0) @ across.T
+    return np.asarray(np.moveaxis(blurred, 0, -1), np.float32)
 
 
 def smeared(rng: Rng, look: Look, size: int, config: SceneConfig) -> Art:
@@ -166,7 +167,7 @@ def _half_plane(rng: Rng, art: Art, share: float) -> NDArray[np.float32]:
     order = np.argsort(distance, axis=None)
     ink = np.cumsum(art[..., 3].ravel()[order])
     edge = distance.ravel()[order][np.searchsorted(ink, share * ink[-1])]
-    return np.clip(edge - distance + 0.5, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(edge - distance + 0.5, 0, 1), np.float32)
 
 
 # --- small imperfections, which a picture may have and still be right
@@ -197,14 +198,14 @@ def roughened(rng: Rng, canvas: Canvas) -> Canvas:
         spread = rng.uniform(0.3, 0.85)
         canvas = 255 - blur(spread, spread, 255 - canvas)  # in ink, so that the loss at the edge is white
     if rng.random() < 0.5:
-        canvas = canvas * rng.uniform(0.93, 1.05, 3) + rng.uniform(-8, 8, 3)
+        canvas = (canvas * rng.uniform(0.93, 1.05, 3) + rng.uniform(-8, 8, 3)).astype(np.float32)
     if rng.random() < 0.3:
         side = int(rng.choice([4, 6, 8]))
-        seams = rng.standard_normal((size // side, size // side, 3)) * rng.uniform(1, 7)
+        seams = rng.standard_normal((size // side, size // side, 3), np.float32) * rng.uniform(1, 7)
         canvas = canvas + seams.repeat(side, 0).repeat(side, 1)
     if rng.random() < 0.6:
         canvas = canvas + rng.standard_normal(canvas.shape, np.float32) * rng.uniform(1, 14)
-    return canvas.astype(np.float32)
+    return canvas
 
 
 def _nibbled(rng: Rng, art: Art) -> Art:
@@ -227,7 +228,7 @@ def paste(canvas: Canvas, art: Art, centre: tuple[float, float]) -> None:
 
 
 def scatter(rng: Rng, sizes: NDArray[np.int64], side: int) -> NDArray[np.int64]:
-    """Upper left corners `[n, 2]` (x, y) of boxes that do not overlap; fewer than `sizes` if they do not fit."""
+    """Upper left corners `[n, 2]` (x, y) of boxes without overlap; fewer than `sizes` if they do not fit."""
     while True:
         for _ in range(4):
             num_tries = 16 if len(sizes) < 3 else 128

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -59,9 +60,28 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"num_steps and batch_size must be >= 1, got {self.num_steps}, {self.batch_size}"
-            )
+            raise ValueError(f"num_steps, batch_size must be >= 1, got {self.num_steps}, {self.batch_size}")
+
+
+class Layer(nn.Module):
+    """Convolution of 3 x 3 and batch normalisation, which `folded` makes one."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, in, H, W]` -> `[B, out, H / stride, W / stride]`."""
+        out: Tensor = self.norm(self.convolution(x))
+        return out
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """The kernel `[out, in, rows, columns]` and the bias `[out]` of one equal convolution."""
+        norm = self.norm
+        assert norm.running_var is not None and norm.running_mean is not None  # the default of BatchNorm2d
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        return self.convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
 class Detector(nn.Module):
@@ -70,56 +90,49 @@ class Detector(nn.Module):
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
         stem, detail, width = WIDTHS
-        self.stem = _normalised(3, stem, stride=2)
-        self.detail = _normalised(stem, detail)
-        self.down = _normalised(detail, width, stride=2)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict({"a": _normalised(width, width), "b": _normalised(width, width)})
-            for _ in range(NUM_BLOCKS)
+        self.layers = nn.ModuleDict(
+            {
+                "stem": Layer(3, stem, stride=2),
+                "detail": Layer(stem, detail),
+                "down": Layer(detail, width, stride=2),
+            }
         )
-        self.head = nn.Conv2d(width, num_outputs, 1)
-        nn.init.zeros_(self.head.bias)
-        nn.init.constant_(self.head.bias[:1], -3.0)  # most cells are empty (RetinaNet, arXiv 1708.02002, 4.1)
+        for i in range(NUM_BLOCKS):
+            self.layers.update({f"block{i}-a": Layer(width, width), f"block{i}-b": Layer(width, width)})
+        self.head = nn.Conv2d(width, num_outputs, 1, bias=False)
+        most_cells_are_empty = torch.tensor(
+            [-3.0] + [0.0] * (num_outputs - 1)
+        )  # RetinaNet, arXiv 1708.02002, 4.1
+        self.head_bias = nn.Parameter(most_cells_are_empty)
 
     def forward(self, ink: Tensor) -> Tensor:
         """`float32 [B, 3, H, W]`, 0 white to 1 black -> `[B, outputs, G, G]`."""
-        x = self.stem(ink).relu()
-        x = self.detail(x).relu()
-        x = self.down(x).relu()
-        for block in self.blocks:
-            x = (x + block["b"](block["a"](x).relu())).relu()
-        out: Tensor = self.head(x)
-        return out
+        x = ink
+        for name in ("stem", "detail", "down"):
+            x = self.layers[name](x).relu()
+        for i in range(NUM_BLOCKS):
+            inner = self.layers[f"block{i}-a"](x).relu()
+            x = (x + self.layers[f"block{i}-b"](inner)).relu()
+        return functional.conv2d(x, self.head.weight, self.head_bias)
 
-    def folded_weights(self) -> dict[str, np.ndarray]:
-        """For `checker.run_network`: float16 `[rows, columns, in, out]`, normalisation folded in."""
-        layers: dict[str, nn.Module] = {"stem": self.stem, "detail": self.detail, "down": self.down}
-        for i, block in enumerate(self.blocks):
-            layers |= {f"block{i}.a": block["a"], f"block{i}.b": block["b"]}
-        weights = {}
-        for name, layer in layers.items():
-            convolution, norm = layer
-            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            weights[f"{name}.kernel"] = convolution.weight * scale[:, None, None, None]
-            weights[f"{name}.bias"] = norm.bias - norm.running_mean * scale
-        weights |= {"head.kernel": self.head.weight, "head.bias": self.head.bias}
+    def folded_weights(self) -> dict[str, NDArray[np.float16]]:
+        """For `checker.run_network`: float16, kernels `[rows, columns, in, out]`, normalisation folded in."""
+        tensors = {}
+        for name, layer in self.layers.items():
+            assert isinstance(layer, Layer)
+            tensors[f"{name}.kernel"], tensors[f"{name}.bias"] = layer.folded()
+        tensors |= {"head.kernel": self.head.weight, "head.bias": self.head_bias}
         return {
-            name: np.ascontiguousarray(
-                (tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor).detach().half().numpy()
-            )
-            for name, tensor in weights.items()
+            name: np.ascontiguousarray((x.permute(2, 3, 1, 0) if x.ndim == 4 else x).detach().half().numpy())
+            for name, x in tensors.items()
         }
-
-
-def _normalised(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
 def detector_loss(out: Tensor, batch: PracticeBatch) -> Tensor:
     """Sum of the losses of heat, names and offsets, each per object.
 
-    The heat is learnt with the quality focal loss of exponent 2 (arXiv 2006.04388, eq. 2), |y - p|^2 * BCE(p,
-    y), because the target of a centre between two cells is high, yet not 1, in both.
+    The heat is learnt with the quality focal loss of exponent 2 (arXiv 2006.04388, eq. 2), |y - p|^2 *
+    BCE(p, y), because the target of a centre between two cells is high, yet not 1, in both.
 
     Args:
         out: `[B, 3 + colours + objects, G, G]`.
@@ -141,7 +154,7 @@ def detector_loss(out: Tensor, batch: PracticeBatch) -> Tensor:
 
 def train(config: TrainingConfig, scenes: SceneConfig, detector: Detector) -> Iterator[float]:
     """Train the detector in place; yield the loss of every step."""
-    detector.train().to(memory_format=torch.channels_last)
+    detector.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(
         detector.parameters(), config.learning_rate, weight_decay=config.weight_decay
     )
@@ -156,12 +169,14 @@ def train(config: TrainingConfig, scenes: SceneConfig, detector: Detector) -> It
             out = detector(ink.contiguous(memory_format=torch.channels_last))
         loss = detector_loss(out, batch)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         yield loss.item()
 
 
-def train_with_progress(config: TrainingConfig, scenes: SceneConfig) -> tuple[dict[str, np.ndarray], float]:
+def train_with_progress(
+    config: TrainingConfig, scenes: SceneConfig
+) -> tuple[dict[str, NDArray[np.float16]], float]:
     """The trained, folded weights, and the processor time in minutes; a bar goes to stderr."""
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
@@ -184,7 +199,7 @@ def train_with_progress(config: TrainingConfig, scenes: SceneConfig) -> tuple[di
 
 
 def save_checker(
-    folder: Path, weights: dict[str, np.ndarray], scenes: SceneConfig, training: dict[str, Any]
+    folder: Path, weights: dict[str, NDArray[np.float16]], scenes: SceneConfig, training: dict[str, Any]
 ) -> None:
     """Measure the checker as it will be loaded, and write its two files."""
     content = save(weights)
