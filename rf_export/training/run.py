@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rf_export.checkpoint import save_checkpoint
 from rf_export.config import ModelConfig
+from rf_export.training.curves import draw_curves
 from rf_export.training.samples import SHEET_PROMPTS, draw_eager
 from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_json
 from runtime.errors import RFError
@@ -36,6 +37,7 @@ def run_training(config: TrainConfig, model_config: ModelConfig, folder: Path, *
             log.write(json.dumps(asdict(report)) + "\n")
             progress.update(task, completed=report.step, description=report.phase, losses=_summary(report))
             _keep(trainer, report.step, log.flush)
+    draw_curves([folder], folder / "curves.png")
     target = folder / "checkpoint"
     save_checkpoint(trainer.average, trainer.tokenizer.to_str(pretty=True), target)
     return target
