@@ -40,9 +40,7 @@ class KVCache:
         self, prefix: Literal["past_key_values", "present"], values: npt.NDArray[Any] | None = None
     ) -> dict[str, npt.NDArray[Any]]:
         """The tensors of a graph: views of `values`, or of this cache, each contiguous."""
-        return dict(
-            zip(kv_names(prefix, self._num_layers), self.values if values is None else values, strict=True)
-        )
+        return dict(zip(kv_names(prefix, self._num_layers), self.values if values is None else values, strict=True))
 
     def append(self, new: npt.NDArray[Any]) -> None:
         """Write the new tokens of all rows into the next slots: [2 L, rows, H, S, D]."""

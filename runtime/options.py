@@ -11,6 +11,7 @@ from runtime.errors import RFError
 from runtime.manifest import Manifest
 
 MAX_STEPS: Final = 1000
+MAX_GUIDANCE: Final = 1000  # beyond any use, and far from the limits of float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class GenerationOptions:
             raise RFError(f"temperature must be >= 0, got {self.temperature}.")
         for name in ("rep_guidance_scale", "pix_guidance_scale"):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise RFError(f"{name} must be a finite number, got {value}.")
+            if value is not None and not abs(value) <= MAX_GUIDANCE:
+                raise RFError(f"{name} must be -{MAX_GUIDANCE} to {MAX_GUIDANCE}, got {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)

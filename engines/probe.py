@@ -1,0 +1,62 @@
+"""Made-up inputs on which a compiled graph is compared with its ONNX graph. Knows nothing of what runs them.
+
+Two requests, a cache that is partly in use and rows that start at different slots: masks, guidance and
+positions all take part. Values are random but fixed.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.signature import GraphName, GraphSignature, ModelSpec, Precision, TensorSpec
+
+_SIZES: Final = {"batch": 2, "request": 2, "2*request": 4, "sequence": 5, "cache": 9}
+_PAST_LENGTH: Final = 6
+_SEED: Final = 20240
+
+
+def probe_inputs(graph: GraphName, model: ModelSpec, precision: Precision) -> dict[str, npt.NDArray[Any]]:
+    """Inputs of a graph that every model takes."""
+    rng = np.random.default_rng(_SEED)
+    cells = min(2, model.max_grid)
+    sizes = {**_SIZES, "height": model.cell * cells, "width": model.cell * min(3, model.max_grid)}
+    signature = GraphSignature.of(graph, model, precision)
+    return {spec.name: _probe(spec, sizes, model, rng) for spec in signature.inputs}
+
+
+def largest_error(expected: Mapping[str, npt.NDArray[Any]], actual: Mapping[str, npt.NDArray[Any]]) -> float:
+    """Largest error of any output in units of its root mean square; infinite where a number is not finite."""
+    worst = 0.0
+    for name, reference in expected.items():
+        wanted, found = reference.astype(np.float64), actual[name].astype(np.float64)
+        scale = float(np.sqrt(np.mean(wanted**2)))
+        error = float(np.abs(found - wanted).max()) / max(scale, 1e-12)
+        worst = max(worst, error if np.isfinite(error) else np.inf)
+    return worst
+
+
+def _probe(spec: TensorSpec, sizes: Mapping[str, int], model: ModelSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
+    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
+    constants = {
+        "guidance_scale": 2.5,
+        "temperature": 1.0,
+        "t": 0.25,
+        "t_next": 0.5,
+        "past_length": _PAST_LENGTH,
+    }
+    if spec.name in constants:
+        return np.full(shape, constants[spec.name], spec.dtype)
+    if spec.dtype == "int64":
+        # Whole numbers up to a limit: ids, positions on the grid, first slots, and top_k, which starts at 1.
+        limits = {
+            "input_ids": model.vocab_size,
+            "rep_ids": model.rep_vocab_size,
+            "grid_positions": model.max_grid,
+            "row_starts": _PAST_LENGTH + 1,
+        }
+        if spec.name == "top_k":
+            return np.full(shape, min(10, model.max_top_k), np.int64)
+        return rng.integers(0, limits[spec.name], shape)
+    return rng.standard_normal(shape).astype(spec.dtype)
