@@ -65,9 +65,7 @@ class Bundle:
         for graph in self.manifest.graphs:
             if (graph.name, graph.precision, graph.dialect) == (name, precision, dialect):
                 return graph
-        found = sorted(
-            {f"{graph.precision} {graph.dialect}" for graph in self.manifest.graphs if graph.name == name}
-        )
+        found = sorted({f"{graph.precision} {graph.dialect}" for graph in self.manifest.graphs if graph.name == name})
         raise RFError(
             f"{self.path} has no {name} in {precision} {dialect}; it has {', '.join(found) or 'none'}. "
             "Choose one of these, or export the bundle again with the precision that you need."
@@ -102,12 +100,8 @@ def open_bundle(path: str | Path, *, verify: Verify = "size") -> Bundle:
     if not folder.is_dir():
         raise RFError(f"{folder} is not a folder. Give the path of an exported bundle.")
     if not (folder / MANIFEST_NAME).is_file():
-        raise RFError(
-            f"{folder} has no {MANIFEST_NAME}, so it is not a bundle. Make one with: rf-export export"
-        )
-    bundle = Bundle(
-        folder, Manifest.from_dict(read_json(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME))
-    )
+        raise RFError(f"{folder} has no {MANIFEST_NAME}, so it is not a bundle. Make one with: rf-export export")
+    bundle = Bundle(folder, Manifest.from_dict(read_json(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME)))
     bundle.verify(verify=verify)
     return bundle
 

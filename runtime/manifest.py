@@ -179,9 +179,7 @@ def format_manifest(manifest: Manifest) -> str:
 def _check_format(top: Section) -> None:
     found = top.take("format")
     if found != FORMAT:
-        raise RFError(
-            f"{top.where} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}."
-        )
+        raise RFError(f"{top.where} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}.")
     version = top.integer("format_version", 1)
     if version != FORMAT_VERSION:
         raise RFError(

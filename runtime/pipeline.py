@@ -120,14 +120,10 @@ class Pipeline:
         # Positions: the text, the start token, N tokens, and one that all pixel patches share.
         max_tokens = self.bundle.manifest.model.max_positions - plan.num_rep_tokens - 2
         ids = [self._tokenizer.encode(prompt, max_tokens) for prompt in prompts]
-        forced = (
-            None if rep_ids is None else self._check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens))
-        )
+        forced = None if rep_ids is None else self._check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens))
         return self._draw(tuple(prompts), ids, seed, plan, forced)
 
-    def draw(
-        self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None
-    ) -> npt.NDArray[np.uint8]:
+    def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""
         *_, last = self.generate([prompt], seed=seed, options=options)
         assert isinstance(last, PictureEvent)
@@ -172,16 +168,12 @@ class Pipeline:
         rep_ids = np.stack(tokens, axis=1) if forced is None else forced  # [R, N]
         for index, prompt in enumerate(prompts):
             picture = to_picture(pixels[index])
-            yield PictureEvent(
-                index, prompt, seeds[index], picture, pixels[index].copy(), rep_ids[index].copy()
-            )
+            yield PictureEvent(index, prompt, seeds[index], picture, pixels[index].copy(), rep_ids[index].copy())
 
     def _check_rep_ids(self, rep_ids: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
         values, limit = np.array(rep_ids), self.bundle.manifest.model.rep_vocab_size
         if values.shape != shape or values.dtype.kind not in "iu":
-            raise RFError(
-                f"rep_ids must be whole numbers of shape {shape}, got {values.dtype} {values.shape}."
-            )
+            raise RFError(f"rep_ids must be whole numbers of shape {shape}, got {values.dtype} {values.shape}.")
         if values.min() < 0 or values.max() >= limit:
             raise RFError(f"rep_ids must be 0 to {limit - 1}, got {values.min()} to {values.max()}.")
         return values.astype(np.int64)

@@ -35,9 +35,7 @@ def save_png(path: str | Path, picture: npt.NDArray[np.uint8], parameters: Mappi
         Image.fromarray(picture).save(partial, format="PNG", pnginfo=info)
         partial.replace(out)
     except OSError as error:
-        raise RFError(
-            f"{out} was not written: {error.strerror or error}. Choose another output path."
-        ) from error
+        raise RFError(f"{out} was not written: {error.strerror or error}. Choose another output path.") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -81,9 +81,7 @@ class ModelSpec:
         for name, value in (("height", height), ("width", width)):
             if value < self.cell or value % self.cell or value // self.cell > self.max_grid:
                 limit = self.cell * self.max_grid
-                raise ValueError(
-                    f"{name} must be a multiple of {self.cell} from {self.cell} to {limit}, got {value}"
-                )
+                raise ValueError(f"{name} must be a multiple of {self.cell} from {self.cell} to {limit}, got {value}")
         return height // self.cell, width // self.cell
 
 
@@ -157,9 +155,7 @@ def check_signature(expected: GraphSignature, actual: GraphSignature, what: str)
             )
 
 
-def _kv(
-    prefix: Literal["past_key_values", "present"], model: ModelSpec, kv: str, *dims: Dim
-) -> tuple[TensorSpec, ...]:
+def _kv(prefix: Literal["past_key_values", "present"], model: ModelSpec, kv: str, *dims: Dim) -> tuple[TensorSpec, ...]:
     rows, slots = dims
     shape = (rows, model.num_kv_heads, slots, model.head_dim)
     return tuple(TensorSpec(name, kv, shape) for name in kv_names(prefix, model.num_layers))

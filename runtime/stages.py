@@ -157,9 +157,7 @@ def denoise(
         t[:], t_next[:] = times[step], times[step + 1]
         run()
         x_t[:] = x_next
-        yield StepEvent(
-            step, num_steps, float(times[step]), float(times[step + 1]), x_next.copy(), x_pred.copy()
-        )
+        yield StepEvent(step, num_steps, float(times[step]), float(times[step + 1]), x_next.copy(), x_pred.copy())
 
 
 def _vocabulary(session: Session) -> int:

@@ -66,8 +66,7 @@ class PromptTokenizer:
         words = [_word_at(prompt, *span) for token, span in spans if token == self._unknown_id]
         names = ", ".join(repr(word) for word in dict.fromkeys(words))
         raise RFError(
-            f"The model does not know {names} in the prompt {_shortened(prompt)!r}. "
-            "Use words of its vocabulary."
+            f"The model does not know {names} in the prompt {_shortened(prompt)!r}. Use words of its vocabulary."
         )
 
 

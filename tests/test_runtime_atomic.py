@@ -182,9 +182,7 @@ def test_neighbours_with_similar_names_are_left_alone(tmp_path):
         (tmp_path / name).mkdir()
     with write(tmp_path / "out") as folder:
         fill(folder, "a")
-    assert names(tmp_path) == sorted(
-        ["out", "out.partial-x", "out.partial-", "out2.partial-1", "[o]ut.partial-1"]
-    )
+    assert names(tmp_path) == sorted(["out", "out.partial-x", "out.partial-", "out2.partial-1", "[o]ut.partial-1"])
 
 
 def test_a_relative_path_is_meant_where_the_call_was_made(tmp_path, monkeypatch):

@@ -66,9 +66,7 @@ def flip(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "name", ["tokenizer.json", "graphs/weights/fp32.bin", "graphs/denoiser.fp32.classic.onnx"]
-)
+@pytest.mark.parametrize("name", ["tokenizer.json", "graphs/weights/fp32.bin", "graphs/denoiser.fp32.classic.onnx"])
 def test_a_flipped_bit_is_found_by_hashing(bundle_path, name):
     flip(bundle_path / name)
     opened = open_bundle(bundle_path)

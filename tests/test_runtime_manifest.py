@@ -124,13 +124,7 @@ def test_a_graph_twice_is_refused():
 
 def _paths(content, path=()):
     yield path
-    items = (
-        content.items()
-        if isinstance(content, dict)
-        else enumerate(content)
-        if isinstance(content, list)
-        else ()
-    )
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in items:
         yield from _paths(value, (*path, key))
 

@@ -34,9 +34,7 @@ def test_an_empty_prompt_has_no_tokens(tokenizer, prompt):
 
 
 def test_unknown_words_are_named_once_and_whole(tokenizer):
-    with pytest.raises(
-        RFError, match=r"does not know 'Zebra', 'dog-like', 'fish5' in the prompt 'a red Zebra"
-    ):
+    with pytest.raises(RFError, match=r"does not know 'Zebra', 'dog-like', 'fish5' in the prompt 'a red Zebra"):
         tokenizer.encode("a red Zebra, dog-like fish5 Zebra", 20)
 
 

@@ -13,9 +13,7 @@ _X86_KERNEL_FLAGS = re.compile(r"(s?sse|avx|amx|fma|f16c|bmi)\w*")
 @cache
 def cpu_features() -> str:
     """Machine and instruction sets, such as "x86_64 avx avx2 ...": equal texts run and pack alike."""
-    features = sorted(_linux_features()) or [
-        platform.processor() or os.environ.get("PROCESSOR_IDENTIFIER", "")
-    ]
+    features = sorted(_linux_features()) or [platform.processor() or os.environ.get("PROCESSOR_IDENTIFIER", "")]
     return " ".join([platform.machine(), *features]).strip()
 
 

@@ -1,0 +1,30 @@
+"""Fixtures that several test files share: one tiny random model, exported once per test session."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rf_export.checkpoint import save_checkpoint
+from rf_export.config import preset
+from rf_export.export import ExportOptions, export
+from rf_export.model import RFModel
+from rf_export.training.scenes import SceneConfig
+from rf_export.training.tokens import build_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with seeded random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    save_checkpoint(RFModel(preset("tiny")), build_tokenizer(SceneConfig()).to_str(pretty=True), folder, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, fp32 and fp16, verified; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("tiny") / "bundle"
+    export(tiny_checkpoint, folder, ExportOptions())
+    return folder
