@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,12 +33,6 @@ lint: $(STAMP) ## ruff, mypy (strict on the torch-free packages), import rules
 
 test: lint ## Everything but the slow tests
 	$(PY) -m pytest
-
-test-slow: $(STAMP) ## The slow tests: a bundle of more than 2 GB, long trainings
-	$(PY) -m pytest -m slow
-
-bench: $(STAMP) ## Time the engine, eager PyTorch and torch.compile side by side
-	$(PY) benchmarks/cpu.py
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

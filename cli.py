@@ -103,31 +103,6 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
     click.echo(checkpoint)
 
 
-@main.command("eval")
-@click.argument("model", type=FOLDER)
-@click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Of a bundle.")
-@click.option("--sheet", type=FOLDER, help="Also write a PNG of the first pictures, misses marked.")
-@click.option("--without-rep", is_flag=True, help="MODEL was trained without representation tokens.")
-@click.option("--json", "as_json", is_flag=True)
-def evaluate(model: Path, as_json: bool, **options: Any) -> None:
-    """Score pictures with an independent checker: objects, colours, counts, positions (after GenEval).
-
-    MODEL is a checkpoint (drawn by eager PyTorch) or a bundle (drawn by its engine).
-
-    \b
-    rf-export eval examples/reference/checkpoint --num-prompts 200
-    rf-export eval bundle --num-prompts 200 --json
-    """
-    from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
-
-    with _progress("drawing") as report:
-        result = evaluate_model(model, EvaluationOptions(**options), report)
-    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
-
-
 @main.command()
 @click.argument("checkpoint", type=FOLDER)
 @click.option("-o", "--output", "bundle", type=FOLDER, required=True, help="The bundle to write.")
@@ -302,26 +277,6 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
 
     description = describe_bundle(bundle, verify="hash" if verify else "auto")
     click.echo(json.dumps(description, indent=1) if as_json else format_description(description))
-
-
-@main.command()
-@click.argument("checkpoint", type=FOLDER)
-@click.argument("bundle", type=FOLDER)
-@click.option("--threads", type=click.IntRange(1), multiple=True, default=(1, 2), show_default=True)
-@click.option("--rounds", type=click.IntRange(3), default=15, show_default=True, help="Interleaved repetitions.")
-@click.option("--compile/--no-compile", "with_compile", default=True, show_default=True)
-@click.option("--json", "as_json", is_flag=True)
-def bench(checkpoint: Path, bundle: Path, as_json: bool, **options: Any) -> None:
-    """Time our engine, eager PyTorch (fp32, bf16) and torch.compile side by side, with the physical floor.
-
-    \b
-    rf-export bench examples/reference/checkpoint bundle --threads 1
-    """
-    from rf_export.benchmark import BenchOptions, run_benchmark
-
-    with _progress("bench") as report:
-        result = run_benchmark(checkpoint, bundle, BenchOptions(**options), report)
-    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
 
 
 @contextmanager

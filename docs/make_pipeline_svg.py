@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Draw `pipeline.svg`, the README's picture of the way from a checkpoint to a picture: python docs/make_pipeline_svg.py"""
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The main path in one go: export the committed checkpoint, build its engine, draw, score, time, report.
+"""The main path in one go: export the committed checkpoint, build its engine, draw, report.
 
     python examples/demo.py [--output demo]
 
@@ -51,31 +51,26 @@ def main() -> None:
     out: Path = parser.parse_args().output
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    say("1/4 export: trace three graphs in fp32 and fp16, verify them against eager PyTorch (about a minute)")
+    say("1/3 export: trace three graphs in fp32 and fp16, verify them against eager PyTorch (about a minute)")
     manifest = export(CHECKPOINT, out / "bundle", ExportOptions(force=True), progress_line)
-    say("2/4 build the ONNX Runtime engines")
+    say("2/3 build the ONNX Runtime engines")
     for precision in manifest.precisions:
         build(out / "bundle", EngineConfig(precision=precision))
-    say("3/4 draw twelve prompts, without torch in the process that draws them")
-    pictures, steps, score, seconds = draw(out)
-    say("4/4 time our engine and eager PyTorch side by side")
-    bench = run_benchmark(
-        CHECKPOINT, out / "bundle", BenchOptions(threads=(1,), rounds=7, with_compile=False), progress_line
-    )
+    say("3/3 draw twelve prompts")
+    pictures, steps, seconds = draw(out)
     minutes = (time.perf_counter() - started) / 60
-    write_report(out, manifest, (pictures, steps, score, seconds), bench, minutes)
+    write_report(out, manifest, (pictures, steps, seconds), minutes)
     say(f"done in {minutes:.1f} minutes: open {out / 'report.html'}")
 
 
-def draw(out: Path) -> tuple[list[PictureEvent], list[StepEvent], SceneScore, float]:
-    """Draw all prompts as one batch with the fp32 engine and score them; writes the two sheets."""
+def draw(out: Path) -> tuple[list[PictureEvent], list[StepEvent], float]:
+    """Draw all prompts as one batch with the fp32 engine; writes the two sheets."""
     pipeline = Pipeline.load(out / "bundle", "fp32")
     started = time.perf_counter()
     events = list(pipeline.generate([demand.caption for demand in DEMANDS], seed=SEED))
     seconds = time.perf_counter() - started
     pictures = [event for event in events if isinstance(event, PictureEvent)]
     steps = [event for event in events if isinstance(event, StepEvent)]
-    score = score_pictures(np.stack([event.picture for event in pictures]), list(DEMANDS))
     parameters = {"seed": SEED, "bundle_id": pipeline.bundle.manifest.bundle_id}
     sheet = contact_sheet([event.picture for event in pictures], [event.prompt for event in pictures])
     save_png(out / "sheet.png", sheet, parameters)
@@ -84,7 +79,7 @@ def draw(out: Path) -> tuple[list[PictureEvent], list[StepEvent], SceneScore, fl
     save_png(out / "steps.png", strip, parameters)
     torch_free = f"import sys; from runtime import Pipeline; Pipeline.load({str(out / 'bundle')!r}).draw('a red car'); "
     subprocess.run([sys.executable, "-c", torch_free + "assert 'torch' not in sys.modules"], check=True)
-    return pictures, steps, score, seconds
+    return pictures, steps, seconds
 
 
 def preview_steps(steps: list[StepEvent]) -> list[StepEvent]:
@@ -95,16 +90,12 @@ def preview_steps(steps: list[StepEvent]) -> list[StepEvent]:
 def write_report(
     out: Path,
     manifest: Manifest,
-    drawn: tuple[list[PictureEvent], list[StepEvent], SceneScore, float],
-    bench: BenchReport,
+    drawn: tuple[list[PictureEvent], list[StepEvent], float],
     minutes: float,
 ) -> None:
     """Write `report.html`."""
-    pictures, steps, score, seconds = drawn
-    captions = [
-        (event.picture, f"{'✓' if verdict.correct else '✗'} {event.prompt}")
-        for event, verdict in zip(pictures, score.verdicts, strict=True)
-    ]
+    pictures, steps, seconds = drawn
+    captions = [(event.picture, event.prompt) for event in pictures]
     first = pictures[0].prompt
     previews = [(to_picture(step.x_pred[0]), f"step {step.step + 1}") for step in preview_steps(steps)]
     sections = [
@@ -112,14 +103,11 @@ def write_report(
             "Pictures",
             report.pictures(captions)
             + report.note(
-                f"Drawn together in {seconds:.1f} s by the compiled fp32 engine, seed {SEED} onwards, first try. "
-                f"✓ and ✗ are the verdicts of an independent checker: {score.overall}. "
-                "The score on hundreds of prompts is in the README."
+                f"Drawn together in {seconds:.1f} s by the compiled fp32 engine, seed {SEED} onwards, first try."
             ),
         ),
         report.Section(f"How “{first}” comes out of the noise", report.pictures(previews)),
         report.Section("Parity with eager PyTorch", parity_table(manifest)),
-        report.Section("Latency", latency(bench)),
         report.Section("Do it yourself", report.commands(COMMANDS)),
     ]
     subtitle = (
@@ -154,11 +142,6 @@ def parity_table(manifest: Manifest) -> str:
         "Two prompts of different length drawn together by the graphs and one by one in eager fp32, with the same "
         "noise and the same tokens; an export that fails here writes no bundle."
     )
-
-
-def latency(bench: BenchReport) -> str:
-    """Bars per measure."""
-    raise NotImplementedError
 
 
 def progress_line(what: str, done: int, total: int) -> None:

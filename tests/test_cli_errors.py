@@ -173,10 +173,6 @@ def test_train_refuses_an_unknown_style(tmp_path: Path) -> None:
     refused(run("train", tmp_path / "run", "--style", "cubism"), "cubism", code=2)
 
 
-def test_eval_of_neither_a_checkpoint_nor_a_bundle(tmp_path: Path) -> None:
-    refused(run("eval", tmp_path, "--num-prompts", "4"), "config.json")
-
-
 def test_missing_library_names_the_extra(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """In an environment without torch, `export` says which extra to install."""
     code = (

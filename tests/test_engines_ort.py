@@ -174,7 +174,7 @@ def test_an_engine_of_another_bundle_is_refused(bundle):
     change_record(bundle, bundle_id="0123456789abcdef")
     for engine in ("auto", engine_folder(bundle)):
         with pytest.raises(
-            RFError, match="was built from bundle 0123456789abcdef, and this is bundle .* Run: rf-export"
+            RFError, match="was built from bundle 0123456789abcdef, and this is bundle .* Run: rf-export"  # noqa: RUF043
         ):
             load(bundle, engine=engine)
 
