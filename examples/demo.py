@@ -12,12 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rf_export.benchmark import BenchOptions, BenchReport, run_benchmark
-
 from engines import EngineConfig, build
 from rf_export import report
-from rf_export.evaluation.metric import SceneScore, score_pictures
 from rf_export.export import ExportOptions, export
 from rf_export.training.scenes import Demand
 from runtime.events import PictureEvent, StepEvent, to_picture
