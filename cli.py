@@ -263,6 +263,55 @@ def _write_pictures(
     return files
 
 
+@main.command("eval")
+@click.argument("model", type=FOLDER)
+@click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
+@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to draw with.")
+@click.option("--without-rep", is_flag=True, help="A checkpoint of the ablation: draw without representation tokens.")
+@click.option("--sheet", type=FOLDER, help="Also write a PNG of the first 24 pictures; [x] marks wrong ones.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True)
+def evaluate(model: Path, as_json: bool, threads: int | None, **options: Any) -> None:
+    """Score MODEL, a checkpoint (eager PyTorch) or a bundle (compiled): does each picture show what its prompt demands?
+
+    \b
+    rf-export eval examples/reference/checkpoint --num-prompts 200
+    rf-export eval bundle --precision fp16 --sheet sheet.png
+    """
+    from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
+
+    if options["sheet"] is not None and not options["sheet"].absolute().parent.is_dir():
+        raise click.BadParameter(f"{options['sheet'].absolute().parent} is not a folder", param_hint="--sheet")
+    with _progress("drawing") as report:
+        result = evaluate_model(model, EvaluationOptions(num_threads=threads, **options), report)
+    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--checkpoint", type=FOLDER, required=True, help="The checkpoint that the bundle was exported from.")
+@click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
+@click.option("--rounds", "num_rounds", type=click.IntRange(1), default=12, show_default=True,
+              help="Turns of every contender per kind of step.")
+@click.option("--prompt-tokens", "num_prompt_tokens", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--compile/--no-compile", default=True, show_default=True, help="torch.compile too: minutes more.")
+@click.option("--json", "as_json", is_flag=True)
+def bench(bundle: Path, checkpoint: Path, as_json: bool, **options: Any) -> None:
+    """Measure BUNDLE against eager PyTorch and torch.compile, in turns in one run, and against the machine's limits.
+
+    \b
+    rf-export bench bundle --checkpoint examples/reference/checkpoint --threads 1 --threads 2
+    """
+    from rf_export.benchmark.bench import BenchOptions, run_bench
+    from rf_export.benchmark.tables import format_bench
+
+    with _progress("bench") as report:
+        result = run_bench(bundle, checkpoint, BenchOptions(**options), report)
+    click.echo(json.dumps(result, indent=1) if as_json else format_bench(result))
+
+
 @main.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--verify", is_flag=True, help="Hash every file, whatever its size.")

@@ -36,6 +36,7 @@ class Pipeline:
         bundle: The bundle.
         precision: The precision that runs.
         engine: The engine in use, or None for the ONNX graphs.
+        sessions: The loaded graphs, for hosts that drive the stages themselves.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Pipeline:
         self.bundle = bundle
         self.precision: Precision = precision
         self.engine = engine
-        self._sessions = sessions
+        self.sessions = sessions
         manifest = bundle.manifest
         self._tokenizer = PromptTokenizer(bundle.file(manifest.tokenizer), manifest.model.vocab_size)
 
@@ -141,11 +142,11 @@ class Pipeline:
         seeds = [seed + index for index in range(len(prompts))]
         num_slots = max(map(len, ids)) + plan.num_rep_tokens + 1
         cache = KVCache(model, self.precision, 2 * len(prompts), num_slots)
-        row_starts = prefill(self._sessions["text_decoder"], ids, cache)
+        row_starts = prefill(self.sessions["text_decoder"], ids, cache)
 
         tokens = []
         fill = functools.partial(_fill_gumbel, seeds)
-        decoder = self._sessions["rep_decoder"]
+        decoder = self.sessions["rep_decoder"]
         for event in draw_tokens(decoder, plan, cache, row_starts, model.rep_start_id, fill, forced):
             tokens.append(event.rep_ids)
             yield event
@@ -158,7 +159,7 @@ class Pipeline:
             shift_base_patches=sampling.shift_base_patches,
         )
         pixels = np.stack([noise.normal(each, (3, plan.height, plan.width)) for each in seeds])
-        yield from denoise(self._sessions["denoiser"], plan, cache, row_starts, times, pixels)
+        yield from denoise(self.sessions["denoiser"], plan, cache, row_starts, times, pixels)
 
         if not np.isfinite(pixels).all():
             raise RFError(
