@@ -34,6 +34,7 @@ REFERENCE = HERE.parent / "examples" / "reference" / "checkpoint"
 @click.argument("names", nargs=-1, required=True, metavar="PRESET...")
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True)
 @click.option("--rounds", "num_rounds", type=click.IntRange(1), default=12, show_default=True)
+@click.option("--picture-rounds", "num_picture_rounds", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--compile/--no-compile", default=True, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=HERE / "work", help="For bundles; kept between runs.")
 @click.option("--results", type=click.Path(path_type=Path), default=HERE / "results")

@@ -107,6 +107,9 @@ class Baseline:
     def _compiled(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if self.variant.compile is None:
             return step
+        import torch._inductor.select_algorithm as inductor  # seconds, which eager variants need not pay
+
+        inductor.PRINT_AUTOTUNE = False  # a page of text per shape
         # Frozen parameters: weights are packed once for the CPU's kernels, which is torch.compile at its best here.
         options = {"freezing": True, **torch._inductor.list_mode_options(self.variant.compile)}
         return torch.compile(step, dynamic=False, options=options)
