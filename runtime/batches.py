@@ -35,7 +35,7 @@ class Job:
     handle: DrawingHandle
     prefix: Prefix | None = None  # None until its text is read, and while its tokens are drawn
     rep_ids: list[int] = field(default_factory=list)  # those in use, drawn or given
-    pixels: npt.NDArray[np.float32] | None = None  # [3, height, width], after its last step
+    pixels: npt.NDArray[np.float32] | None = None  # [3, height, width], a row of what its last step was bound to
     step: int = 0  # of its stage, the next one
 
     @property
@@ -160,7 +160,6 @@ class PixelBatch:
 
     def _advance(self, row: int, job: Job, run: PixelStep) -> bool:
         request = job.handle.request
-        job.pixels = run.x_t[row].copy()
         if job.handle.reports_steps:
             step, num_steps, t, t_next = job.step, request.plan.num_steps, float(run.t[row]), float(run.t_next[row])
             x_next, x_pred = run.x_t[row : row + 1].copy(), run.x_pred[row : row + 1].copy()
@@ -169,7 +168,7 @@ class PixelBatch:
         if job.step < request.plan.num_steps:
             return False
         try:
-            picture = request.finish(job.pixels, np.array(job.rep_ids, np.int64), self._precision)
+            picture = request.finish(run.x_t[row], np.array(job.rep_ids, np.int64), self._precision)
         except RFError as error:
             job.handle.fail(error)
         else:
@@ -189,6 +188,8 @@ class PixelBatch:
     def _bind(self, jobs: Sequence[Job]) -> PixelStep:
         cache, starts = lay_out(self._memory, [_prefix_of(job) for job in jobs], 0)
         x_t = np.stack([job.handle.request.first_pixels() if job.pixels is None else job.pixels for job in jobs])
+        for row, job in enumerate(jobs):
+            job.pixels = x_t[row]
         return PixelStep(self._session, [job.handle.request.plan for job in jobs], cache, starts, x_t)
 
 

@@ -371,16 +371,29 @@ def test_a_request_is_cancelled_in_every_state(pipeline, prompts, alone, moment)
     assert not stepped.pixels[0]._laid_out
 
 
-def test_a_cancelled_request_runs_no_more(pipeline, prompts):
+@pytest.mark.parametrize("num_pixel_steps", [0, 1])
+def test_a_cancelled_request_runs_no_more(pipeline, prompts, num_pixel_steps):
     rows = []
     watched = Watched(pipeline.sessions["denoiser"], lambda inputs: rows.append(len(inputs["t"])))
     stepped = Stepped(with_sessions(pipeline, denoiser=watched))
     handles = [stepped.submit(prompt, seed) for seed, prompt in enumerate(prompts[:2])]
     stepped.step_until(handles[0], "pixels")
-    stepped.step()
+    stepped.step(num_pixel_steps)
     handles[1].cancel()
     stepped.finish()
-    assert rows == [2, 1, 1]
+    assert rows == [2] * num_pixel_steps + [1] * (3 - num_pixel_steps)
+
+
+@pytest.mark.parametrize("graph", ["rep_decoder", "denoiser"])
+def test_a_request_that_is_cancelled_during_a_run_stays_cancelled(pipeline, prompts, alone, graph):
+    handles = []
+    watched = Watched(pipeline.sessions[graph], lambda inputs: handles[0].cancel())
+    stepped = Stepped(with_sessions(pipeline, **{graph: watched}))
+    handles += [stepped.submit(prompt, seed, GenerationOptions(num_steps=1)) for seed, prompt in enumerate(prompts[:2])]
+    stepped.finish()
+    assert handles[0].status == "cancelled"
+    assert list(handles[0]) == []
+    check_same_picture(handles[1].result(), alone(prompts[1], 1, GenerationOptions(num_steps=1))[-1])
 
 
 def test_cancelling_wakes_those_who_wait_for_it(pipeline, prompts):
@@ -606,6 +619,8 @@ def test_any_schedule_gives_everyone_the_picture_that_he_gets_alone(
             events = list(handle)
             assert [type(event) for event in events] == [type(event) for event in alone(*each)]
             check_same_picture(events[-1], alone(*each)[-1])
+    stepped.dispatcher.close("finish")
+    assert not stepped.dispatcher.step()
     assert not stepped.dispatcher._jobs()
 
 
