@@ -3,8 +3,8 @@
     python benchmarks/cpu.py reference base-90m --threads 1 --threads 2
 
 Exports each model in fp32, builds its ONNX Runtime engine, measures as `rf-export bench` does, prints the tables and
-writes `benchmarks/results/cpu-<name>-<cpu>.json`. Weights of presets other than `reference` are random: speed does not
-depend on them, pictures do. Keep the machine quiet meanwhile.
+writes `benchmarks/results/cpu-<name>-<threads>-threads-<cpu>.json`. Weights of presets other than `reference` are
+random: speed does not depend on them, pictures do. Keep the machine quiet meanwhile.
 """
 
 import json
@@ -46,7 +46,8 @@ def main(names: tuple[str, ...], work: Path, results: Path, **options: object) -
         result = run_bench(bundle, checkpoint, BenchOptions(**options), progress_line)  # type: ignore[arg-type]
         result = {"command": shlex.join(["python", "benchmarks/cpu.py", *sys.argv[1:]]), "preset": name, **result}
         cpu = re.sub(r"[^a-z0-9]+", "-", str(result["machine"]["cpu"]).lower()).strip("-")
-        path = results / f"cpu-{name}-{cpu}.json"
+        threads = "-".join(str(run["threads"]) for run in result["runs"])
+        path = results / f"cpu-{name}-{threads}-threads-{cpu}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
         click.echo(f"{name}\n{format_bench(result)}\n-> {path}\n")
 

@@ -115,6 +115,9 @@ def test_contenders_take_turns_in_a_rotating_order_and_the_first_round_does_not_
     timings = interleave({name: contender(name) for name in "abc"}, num_rounds=3)
     assert "".join(calls) == "abc" + "bca" + "cab" + "abc"
     assert all(len(timing.wall) == len(timing.cpu) == 3 for timing in timings.values())
+    calls.clear()
+    interleave({name: contender(name) for name in "ab"}, num_rounds=1, warm=True)
+    assert "".join(calls) == "aabb" + "bbaa"
 
 
 def test_the_interval_of_a_median_comes_from_order_statistics() -> None:

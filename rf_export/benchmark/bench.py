@@ -261,7 +261,8 @@ def _time_stage(
         return interleave(
             {each.name: lambda each=each: each.picture(steps) for each in contenders}, options.num_picture_rounds
         )
-    return interleave({each.name: _stage_runs(each, work)[stage] for each in contenders}, options.num_rounds)
+    steps_of = {each.name: _stage_runs(each, work)[stage] for each in contenders}
+    return interleave(steps_of, options.num_rounds, warm=True)
 
 
 def _agreement(contender: Contender, reference: EagerResult) -> dict[str, Any]:

@@ -46,27 +46,29 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 def interleave(
     contenders: Mapping[str, Callable[[], int]],
     num_rounds: int,
-    on_round: Callable[[int], None] | None = None,
+    *,
+    warm: bool = False,
 ) -> dict[str, Timing]:
     """Time every contender once per round, in an order that rotates, after one round that does not count.
 
     Args:
         contenders: functions that do some steps and return how many.
         num_rounds: rounds that count.
-        on_round: told how many rounds are done.
+        warm: run every contender once more, untimed, before its turn: the one before it has left the caches full of
+            other weights, and what is wanted is a steady state.
     """
     timings = {name: Timing([], []) for name in contenders}
     names = list(contenders)
     for turn in range(num_rounds + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            if warm:
+                contenders[name]()
             wall, cpu = time.perf_counter(), time.process_time()
             num_steps = contenders[name]()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             if turn:  # the first round warms caches, pools and compilers
                 timings[name].wall.append(wall / num_steps)
                 timings[name].cpu.append(cpu / num_steps)
-        if on_round is not None:
-            on_round(turn)
     return timings
 
 
