@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rf-export needs Python 3.11 or newer, and $(PYTHON) is older or missing; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e '.[export,ort,dev]'
+	$(PIP_INSTALL) -e '.[export,ort,tensorrt-rtx,dev]'
 	@touch $@
 
 setup: $(STAMP) ## Make the environment in .venv

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from runtime.events import Event, PictureEvent, StepEvent
 
 EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript": "export", "safetensors": "export",
-          "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "pycuda": "tensorrt"}  # fmt: skip
+          "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
+          "pycuda": "tensorrt"}  # fmt: skip
 FOLDER = click.Path(path_type=Path)
 PRECISION = click.Choice(["fp32", "fp16", "int8"])
 
@@ -137,20 +138,40 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], force: b
 
 @main.command("build-engine")
 @click.argument("bundle", type=FOLDER)
-@click.option("--backend", default="ort", show_default=True)
+@click.option("--backend", default="ort", show_default=True, help="ort, tensorrt or tensorrt-rtx.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True)
 @click.option("--force", is_flag=True, help="Build again where a fitting engine is there already.")
+@click.option("--dim", "dims", multiple=True, metavar="NAME=MIN:OPT:MAX",
+              help="TensorRT: sizes of batch (pictures at once), prompt (tokens), height, width; repeat it.")
+@click.option("--workspace-mib", type=click.IntRange(1), help="TensorRT: most device memory of one layer.")
+@click.option("--builder-optimization-level", type=click.IntRange(0, 5), help="TensorRT: 5 searches longest.")
+@click.option("--timing-cache", metavar="FILE", help="TensorRT: the default is one per GPU in the bundle.")
+@click.option("--profiling-verbosity", type=click.Choice(["layer_names_only", "detailed", "none"]),
+              default="layer_names_only", show_default=True)
+@click.option("--version-compatible", is_flag=True, help="TensorRT: runs with later minor versions too.")
+@click.option("--hardware-compatibility", type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
+              default="none", show_default=True)
+@click.option("--weight-streaming", is_flag=True, help="TensorRT: for models larger than the GPU's memory.")
+@click.option("--weights", type=click.Choice(["fixed", "refittable", "stripped"]), default="fixed", show_default=True,
+              help="TensorRT: refittable ones can be exchanged (refit-engine), stripped ones are left out until then.")
+@click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="8.6",
+              help="tensorrt-rtx: compile for these GPUs, on any machine; repeat it.")
 @click.option("--json", "as_json", is_flag=True)
-def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_json: bool) -> None:
-    """Compile the graphs of BUNDLE for this machine.
+def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_json: bool, dims: tuple[str, ...],
+                 **options: Any) -> None:  # fmt: skip
+    """Compile the graphs of BUNDLE for this machine, or ahead of time for RTX cards.
 
     \b
     rf-export build-engine bundle --backend ort --precision fp32
+    rf-export build-engine bundle --backend tensorrt --precision fp16 --dim batch=1:1:4 --dim prompt=1:32:256
+    rf-export build-engine bundle --backend tensorrt-rtx --precision fp16 --compute-capability 8.9
     """
-    from engines import EngineConfig, build, estimate
+    from engines import EngineConfig, TensorRTConfig, build, estimate, parse_dims
     from runtime.engine import open_engine
 
-    config = EngineConfig(backend=backend, precision=precision, force=force)
+    with _usage_errors():
+        tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)
+    config = EngineConfig(backend=backend, precision=precision, force=force, tensorrt=tensorrt)
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
     with _progress("build") as report:
@@ -160,6 +181,7 @@ def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_jso
         click.echo(json.dumps({"path": str(path), **record.to_dict()}, indent=1))
     else:
         click.echo(f"{path}  built in {record.build['seconds']} s, peak memory {record.build['peak_memory_mib']} MiB")
+        click.echo("  checked against the ONNX graphs" if record.verified else "  not verified: no such device is here")
 
 
 @main.command()
