@@ -3,8 +3,9 @@
 Knows nothing of libraries that run graphs, and nothing of how graphs are made.
 """
 
+import contextlib
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -14,14 +15,13 @@ import numpy.typing as npt
 from runtime import noise
 from runtime.backends import Backend, Session, create_backend
 from runtime.bundle import Bundle, Verify, open_bundle
-from runtime.cache import KVCache
 from runtime.engine import Engine, find_engine, open_engine, use_engine
 from runtime.errors import RFError
 from runtime.events import Event, PictureEvent, to_picture
 from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
 from runtime.schedule import timesteps
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision, check_signature
-from runtime.stages import denoise, draw_tokens, prefill
+from runtime.stage_runner import Drawing, HostStages, StageRunner
 from runtime.tokenizer import PromptTokenizer
 
 
@@ -39,8 +39,14 @@ class Pipeline:
     """
 
     def __init__(
-        self, bundle: Bundle, precision: Precision, engine: Engine | None, sessions: dict[GraphName, Session]
+        self,
+        bundle: Bundle,
+        precision: Precision,
+        engine: Engine | None,
+        sessions: dict[GraphName, Session],
+        stages: Callable[[Mapping[GraphName, Session], Drawing], StageRunner] = HostStages,
     ) -> None:
+        self._stages = stages
         self.bundle = bundle
         self.precision: Precision = precision
         self.engine = engine
@@ -84,7 +90,7 @@ class Pipeline:
             sessions[name] = runner.open(file, num_threads=num_threads, compiled=chosen is not None)
             expected = GraphSignature.of(name, bundle.manifest.model, precision)
             check_signature(expected, sessions[name].signature, str(file))
-        return cls(bundle, precision, chosen, sessions)
+        return cls(bundle, precision, chosen, sessions, runner.stages)
 
     def generate(
         self,
@@ -93,6 +99,7 @@ class Pipeline:
         seed: int = 0,
         options: GenerationOptions | None = None,
         rep_ids: npt.ArrayLike | None = None,  # [R, N]
+        previews: bool = True,
     ) -> Generator[Event, None, None]:
         """Draw a picture for every prompt, all of them together, and report each step.
 
@@ -104,9 +111,11 @@ class Pipeline:
             seed: Prompt i uses seed + i, and looks the same alone with that seed, up to rounding.
             options: How to draw.
             rep_ids: Representation tokens to use instead of drawing them: to edit a picture's, or to compare.
+            previews: Report tokens and steps. Without, pictures only, and nothing is kept on a device for the others.
 
         Returns:
-            A generator of N `TokenEvent`s, `num_steps` `StepEvent`s and a `PictureEvent` per prompt.
+            A generator of N `TokenEvent`s, `num_steps` `StepEvent`s and a `PictureEvent` per prompt. On a GPU a stage
+            runs in one go, and its events come at its end.
 
         Raises:
             RFError: A prompt or an option that the model cannot take. The generator raises it too, where
@@ -121,11 +130,11 @@ class Pipeline:
         max_tokens = self.bundle.manifest.model.max_positions - plan.num_rep_tokens - 2
         ids = [self._tokenizer.encode(prompt, max_tokens) for prompt in prompts]
         forced = None if rep_ids is None else self._check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens))
-        return self._draw(tuple(prompts), ids, seed, plan, forced)
+        return self._draw(tuple(prompts), ids, seed, plan, forced, previews)
 
     def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""
-        *_, last = self.generate([prompt], seed=seed, options=options)
+        *_, last = self.generate([prompt], seed=seed, options=options, previews=False)
         assert isinstance(last, PictureEvent)
         return last.picture
 
@@ -136,20 +145,18 @@ class Pipeline:
         seed: int,
         plan: DrawingPlan,
         forced: npt.NDArray[np.int64] | None,
+        previews: bool,
     ) -> Generator[Event, None, None]:
         model, sampling = self.bundle.manifest.model, self.bundle.manifest.sampling
         seeds = [seed + index for index in range(len(prompts))]
-        num_slots = max(map(len, ids)) + plan.num_rep_tokens + 1
-        cache = KVCache(model, self.precision, 2 * len(prompts), num_slots)
-        row_starts = prefill(self._sessions["text_decoder"], ids, cache)
-
-        tokens = []
-        fill = functools.partial(_fill_gumbel, seeds)
-        decoder = self._sessions["rep_decoder"]
-        for event in draw_tokens(decoder, plan, cache, row_starts, model.rep_start_id, fill, forced):
-            tokens.append(event.rep_ids)
-            yield event
-
+        drawing = Drawing(
+            model=model,
+            precision=self.precision,
+            num_requests=len(prompts),
+            prompt_length=max(map(len, ids)),
+            num_rep_tokens=plan.num_rep_tokens,
+            previews=previews,
+        )
         num_patches = 4 * plan.num_rep_tokens
         times = timesteps(
             plan.num_steps,
@@ -158,14 +165,17 @@ class Pipeline:
             shift_base_patches=sampling.shift_base_patches,
         )
         pixels = np.stack([noise.normal(each, (3, plan.height, plan.width)) for each in seeds])
-        yield from denoise(self._sessions["denoiser"], plan, cache, row_starts, times, pixels)
+        with contextlib.closing(self._stages(self._sessions, drawing)) as stages:
+            stages.prefill(ids)
+            drawn = yield from stages.draw_tokens(plan, functools.partial(_fill_gumbel, seeds), forced)
+            pixels = yield from stages.denoise(plan, times, pixels)
 
         if not np.isfinite(pixels).all():
             raise RFError(
                 f"The numbers overflowed in {self.precision}: the picture is not finite. "
                 "Use precision fp32, or a smaller guidance scale."
             )
-        rep_ids = np.stack(tokens, axis=1) if forced is None else forced  # [R, N]
+        rep_ids = drawn if forced is None else forced  # [R, N]
         for index, prompt in enumerate(prompts):
             picture = to_picture(pixels[index])
             yield PictureEvent(index, prompt, seeds[index], picture, pixels[index].copy(), rep_ids[index].copy())
@@ -190,7 +200,7 @@ def _choose_engine(
     if choice == "none":
         return None
     if choice == "auto":
-        return find_engine(bundle, precision, backend.target(), verify)
+        return find_engine(bundle, precision, backend.target(), verify, required=backend.needs_engine)
     engine = open_engine(Path(choice))
     use_engine(engine, bundle, precision, backend.target(), verify)
     return engine
