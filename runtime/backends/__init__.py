@@ -136,7 +136,8 @@ def naming_extra(backend: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        extra = "cuda" if (error.name or "").startswith("pycuda") else _EXTRAS[backend]
         raise RFError(
             f"The backend {backend!r} needs the package {error.name!r}, which is not installed. "
-            f"Install it with: pip install 'rf-export[{_EXTRAS[backend]}]'"
+            f"Install it with: pip install 'rf-export[{extra}]'"
         ) from error
