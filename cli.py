@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript": "export", "safetensors": "export",
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
-          "pycuda": "tensorrt"}  # fmt: skip
+          "pycuda": "cuda"}  # fmt: skip
 FOLDER = click.Path(path_type=Path)
 PRECISION = click.Choice(["fp32", "fp16", "int8"])
 
@@ -348,6 +348,20 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
 
     description = describe_bundle(bundle, verify="hash" if verify else "auto")
     click.echo(json.dumps(description, indent=1) if as_json else format_description(description))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+def doctor(as_json: bool) -> None:
+    """Tell what this machine can export, build and run, and what is missing.
+
+    \b
+    rf-export doctor
+    """
+    from runtime.doctor import examine, format_report
+
+    facts = examine()
+    click.echo(json.dumps(facts, indent=1) if as_json else format_report(facts))
 
 
 @contextmanager

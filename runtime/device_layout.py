@@ -22,6 +22,7 @@ def aligned(num_bytes: int) -> int:
 
 def padded_prompt(num_tokens: int, shortest: int, longest: int) -> int:
     """How many slots a prompt takes, where an engine reads from `shortest` to `longest` tokens."""
+    num_tokens = max(num_tokens, 1)  # drawings without a text are of the same shape as those with a short one
     return min(max(num_tokens + -num_tokens % PROMPT_STEP, shortest), longest)
 
 

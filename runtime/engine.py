@@ -117,14 +117,17 @@ def use_engine(engine: Engine, bundle: Bundle, precision: Precision, target: Tar
         raise RFError(f"The engine is damaged: {error} Build it again: {command}") from error
 
 
-def find_engine(bundle: Bundle, precision: Precision, target: Target, verify: Verify) -> Engine | None:
+def find_engine(
+    bundle: Bundle, precision: Precision, target: Target, verify: Verify, *, required: bool = False
+) -> Engine | None:
     """The engine of a bundle that fits, checked, or None.
 
     Engines of other targets and precisions are passed over; where all are of this backend and precision and
-    none fits, a warning says how to build one.
+    none fits, a warning says how to build one. With `required` it is an error.
 
     Raises:
-        RFError: The engine that fits is damaged, or was copied from another bundle.
+        RFError: The engine that fits is damaged, or was copied from another bundle; or there is none, and it is
+            required.
     """
     passed_over = ""
     for path in sorted((bundle.path / "engines").glob(f"*/{ENGINE_NAME}")):
@@ -142,6 +145,10 @@ def find_engine(bundle: Bundle, precision: Precision, target: Target, verify: Ve
             use_engine(engine, bundle, precision, target, verify)
             return engine
         passed_over = f"The engine {engine.path} {reason}"
+    if required:
+        what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {precision}"
+        command = _build_command(bundle, target, precision)
+        raise RFError(f"{what}, and {target.backend} runs engines only. Run: {command}")
     if passed_over:
         _log.warning(
             "%s: the ONNX graphs are used instead. For the faster engine run: %s",

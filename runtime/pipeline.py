@@ -3,8 +3,9 @@
 Knows nothing of libraries that run graphs, and nothing of how graphs are made.
 """
 
+import contextlib
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,13 +14,12 @@ import numpy.typing as npt
 
 from runtime.backends import Backend, Session, create_backend
 from runtime.bundle import Bundle, Verify, open_bundle
-from runtime.cache import KVCache
 from runtime.engine import Engine, find_engine, open_engine, use_engine
 from runtime.events import Event, PictureEvent
 from runtime.options import GenerationOptions
 from runtime.request import Request, check_requests
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision, check_signature
-from runtime.stages import denoise, draw_tokens, prefill
+from runtime.stage_runner import Drawing, HostStages, StageRunner
 from runtime.tokenizer import PromptTokenizer
 
 
@@ -37,8 +37,14 @@ class Pipeline:
     """
 
     def __init__(
-        self, bundle: Bundle, precision: Precision, engine: Engine | None, sessions: dict[GraphName, Session]
+        self,
+        bundle: Bundle,
+        precision: Precision,
+        engine: Engine | None,
+        sessions: dict[GraphName, Session],
+        stages: Callable[[Mapping[GraphName, Session], Drawing], StageRunner] = HostStages,
     ) -> None:
+        self._stages = stages
         self.bundle = bundle
         self.precision: Precision = precision
         self.engine = engine
@@ -82,7 +88,7 @@ class Pipeline:
             sessions[name] = runner.open(file, num_threads=num_threads, compiled=chosen is not None)
             expected = GraphSignature.of(name, bundle.manifest.model, precision)
             check_signature(expected, sessions[name].signature, str(file))
-        return cls(bundle, precision, chosen, sessions)
+        return cls(bundle, precision, chosen, sessions, runner.stages)
 
     def generate(
         self,
@@ -91,6 +97,7 @@ class Pipeline:
         seed: int = 0,
         options: GenerationOptions | None = None,
         rep_ids: npt.ArrayLike | None = None,  # [R, N]
+        previews: bool = True,
     ) -> Generator[Event, None, None]:
         """Draw a picture for every prompt, all of them together, and report each step.
 
@@ -102,15 +109,17 @@ class Pipeline:
             seed: Prompt i uses seed + i, and looks the same alone with that seed, up to rounding.
             options: How to draw.
             rep_ids: Representation tokens to use instead of drawing them: to edit a picture's, or to compare.
+            previews: Report tokens and steps. Without, pictures only, and nothing is kept on a device for the others.
 
         Returns:
-            A generator of N `TokenEvent`s, `num_steps` `StepEvent`s and a `PictureEvent` per prompt.
+            A generator of N `TokenEvent`s, `num_steps` `StepEvent`s and a `PictureEvent` per prompt. On a GPU a stage
+            runs in one go, and its events come at its end.
 
         Raises:
             RFError: A prompt or an option that the model cannot take. The generator raises it too, where
                 the numbers overflow.
         """
-        return self._draw(self.check(prompts, seed=seed, options=options, rep_ids=rep_ids))
+        return self._draw(self.check(prompts, seed=seed, options=options, rep_ids=rep_ids), previews)
 
     def check(
         self,
@@ -130,31 +139,31 @@ class Pipeline:
 
     def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""
-        *_, last = self.generate([prompt], seed=seed, options=options)
+        *_, last = self.generate([prompt], seed=seed, options=options, previews=False)
         assert isinstance(last, PictureEvent)
         return last.picture
 
-    def _draw(self, requests: list[Request]) -> Generator[Event, None, None]:
-        model, plan, times = self.bundle.manifest.model, requests[0].plan, requests[0].times
-        num_slots = max(len(request.ids) for request in requests) + plan.num_rep_tokens + 1
-        cache = KVCache(model, self.precision, 2 * len(requests), num_slots)
-        row_starts = prefill(self._sessions["text_decoder"], [request.ids for request in requests], cache)
-
-        tokens = []
-        fill = functools.partial(_fill_gumbel, requests)
+    def _draw(self, requests: list[Request], previews: bool) -> Generator[Event, None, None]:
+        plan, times = requests[0].plan, requests[0].times
+        drawing = Drawing(
+            model=self.bundle.manifest.model,
+            precision=self.precision,
+            num_requests=len(requests),
+            prompt_length=max(len(request.ids) for request in requests),
+            num_rep_tokens=plan.num_rep_tokens,
+            previews=previews,
+        )
         given = [request.forced for request in requests if request.forced is not None]
         forced = np.stack(given) if given else None
-        decoder = self._sessions["rep_decoder"]
-        for event in draw_tokens(decoder, plan, cache, row_starts, model.rep_start_id, fill, forced):
-            tokens.append(event.rep_ids)
-            yield event
-
         pixels = np.stack([request.first_pixels() for request in requests])
-        yield from denoise(self._sessions["denoiser"], plan, cache, row_starts, times, pixels)
+        with contextlib.closing(self._stages(self._sessions, drawing)) as stages:
+            stages.prefill([request.ids for request in requests])
+            drawn = yield from stages.draw_tokens(plan, functools.partial(_fill_gumbel, requests), forced)
+            pixels = yield from stages.denoise(plan, times, pixels)
 
-        rep_ids = np.stack(tokens, axis=1) if forced is None else forced  # [R, N]
+        rep_ids = drawn if forced is None else forced  # [R, N]
         rows = zip(requests, pixels, rep_ids, strict=True)
-        yield from [request.finish(drawn, ids, self.precision) for request, drawn, ids in rows]
+        yield from [request.finish(picture, ids, self.precision) for request, picture, ids in rows]
 
 
 def _fill_gumbel(requests: list[Request], step: int, out: npt.NDArray[np.float32]) -> None:
@@ -168,7 +177,7 @@ def _choose_engine(
     if choice == "none":
         return None
     if choice == "auto":
-        return find_engine(bundle, precision, backend.target(), verify)
+        return find_engine(bundle, precision, backend.target(), verify, required=backend.needs_engine)
     engine = open_engine(Path(choice))
     use_engine(engine, bundle, precision, backend.target(), verify)
     return engine

@@ -40,6 +40,7 @@ Dim: TypeAlias = int | str
 GRAPHS: Final[tuple[GraphName, ...]] = get_args(GraphName)
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
+ANY_DIM: Final = "?"  # a free dimension whose name is not known: engines keep no names
 MAX_TOP_K: Final = 1024  # rep_decoder's in-graph TopK is this wide, or K wide where K is smaller
 
 
@@ -145,7 +146,7 @@ def check_signature(expected: GraphSignature, actual: GraphSignature, what: str)
     ):
         by_name = {spec.name: spec for spec in found}
         for spec in wanted:
-            if by_name.pop(spec.name, None) != spec:
+            if not _agree(spec, by_name.pop(spec.name, None)):
                 got = next((str(other) for other in found if other.name == spec.name), "nothing of that name")
                 raise RFError(f"{what}: expected {kind} {spec}, found {got}. Export the bundle again.")
         if by_name:
@@ -153,6 +154,13 @@ def check_signature(expected: GraphSignature, actual: GraphSignature, what: str)
             raise RFError(
                 f"{what}: unexpected {kind} {extra}. It was made by another version: export the bundle again."
             )
+
+
+def _agree(wanted: TensorSpec, found: TensorSpec | None) -> bool:
+    if found is None or found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
+        return False
+    pairs = zip(wanted.shape, found.shape, strict=True)
+    return all(a == b or (b == ANY_DIM and isinstance(a, str)) for a, b in pairs)
 
 
 def _kv(prefix: Literal["past_key_values", "present"], model: ModelSpec, kv: str, *dims: Dim) -> tuple[TensorSpec, ...]:

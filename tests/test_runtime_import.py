@@ -29,7 +29,7 @@ def test_importing_the_runtime_is_quick():
     assert min(times) < 0.15
 
 
-@pytest.mark.parametrize("module", ["runtime", *(name for name in MODULES if name != "runtime.backends.ort")])
+@pytest.mark.parametrize("module", ["runtime", *(name for name in MODULES if "backends.ort" not in name)])
 def test_every_module_imports_without_heavy_libraries(module):
     python(f"import sys\nfor name in {HEAVY}: sys.modules[name] = None\nimport {module}")
 

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import numpy.typing as npt
 
 from runtime.errors import RFError
-from runtime.signature import GraphSignature
+from runtime.signature import GraphName, GraphSignature
+
+if TYPE_CHECKING:
+    from runtime.stage_runner import Drawing, StageRunner
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
@@ -49,7 +52,11 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """Opens graphs."""
+    """Opens graphs, and runs the stages of drawings with them."""
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether it runs compiled graphs only."""
 
     def target(self) -> Target:
         """What an engine has to be built for, to run here."""
@@ -66,6 +73,14 @@ class Backend(Protocol):
             RFError: The backend cannot load it.
         """
 
+    def stages(self, sessions: Mapping[GraphName, Session], drawing: "Drawing") -> "StageRunner":
+        """Begin a drawing.
+
+        Args:
+            sessions: All graphs of a bundle, opened by this backend.
+            drawing: Its sizes.
+        """
+
 
 def _create_ort() -> Backend:
     from runtime.backends.ort import OrtBackend
@@ -73,9 +88,32 @@ def _create_ort() -> Backend:
     return OrtBackend()
 
 
-_CREATORS: Final[dict[str, Callable[[], Backend]]] = {"ort": _create_ort}
+def _create_ort_cuda() -> Backend:
+    from runtime.backends.ort_cuda import OrtCudaBackend
+
+    return OrtCudaBackend()
+
+
+def _create_tensorrt() -> Backend:
+    from runtime.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend("tensorrt")
+
+
+def _create_tensorrt_rtx() -> Backend:
+    from runtime.backends.tensorrt import TensorRTBackend
+
+    return TensorRTBackend("tensorrt-rtx")
+
+
+_CREATORS: Final[dict[str, Callable[[], Backend]]] = {
+    "ort": _create_ort,
+    "ort-cuda": _create_ort_cuda,
+    "tensorrt": _create_tensorrt,
+    "tensorrt-rtx": _create_tensorrt_rtx,
+}
 # Backend -> extra of the package that brings its library.
-_EXTRAS: Final = {"ort": "ort", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
+_EXTRAS: Final = {"ort": "ort", "ort-cuda": "ort-cuda", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
 BACKENDS: Final = tuple(_CREATORS)
 
@@ -98,7 +136,8 @@ def naming_extra(backend: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        extra = "cuda" if (error.name or "").startswith("pycuda") else _EXTRAS[backend]
         raise RFError(
             f"The backend {backend!r} needs the package {error.name!r}, which is not installed. "
-            f"Install it with: pip install 'rf-export[{_EXTRAS[backend]}]'"
+            f"Install it with: pip install 'rf-export[{extra}]'"
         ) from error

@@ -1,19 +1,21 @@
-"""Runs graphs on the CPU with ONNX Runtime. With engines/ort.py the only module that imports onnxruntime.
+"""Runs graphs on the CPU with ONNX Runtime. With ort_cuda.py and engines/ort.py the only module that imports
+onnxruntime.
 
 Knows nothing of the model: names and arrays in, arrays out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy.typing as npt
 import onnxruntime as ort
 
-from runtime.backends import Arrays, Target
+from runtime.backends import Arrays, Session, Target
 from runtime.backends.cpu import cpu_features
 from runtime.errors import RFError
-from runtime.signature import GraphSignature, TensorSpec
+from runtime.signature import GraphName, GraphSignature, TensorSpec
+from runtime.stage_runner import Drawing, HostStages
 
 _DTYPES: Final = {
     "tensor(float)": "float32",
@@ -25,6 +27,8 @@ _ERRORS_ONLY: Final = 3
 
 class OrtBackend:
     """The CPU provider of ONNX Runtime."""
+
+    needs_engine = False
 
     def target(self) -> Target:
         """The version with its commit: prepacked weights are a private format of the library."""
@@ -38,6 +42,10 @@ class OrtBackend:
         if compiled:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return OrtSession(open_session(path, options))
+
+    def stages(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> HostStages:
+        """The loops of the host."""
+        return HostStages(sessions, drawing)
 
 
 def session_options(num_threads: int | None) -> ort.SessionOptions:

@@ -1,0 +1,133 @@
+"""What a drawing keeps on a device: tables of one entry per step, and the cache of keys and values.
+
+Knows nothing of graphs and of the order of steps: addresses and copies. Every entry starts on a boundary
+(runtime/device_layout.py), so that a step can be handed its own entry as an input or output.
+
+Legend: L layers, B rows, H key/value heads, S new tokens, P cache slots, D head size.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends.cuda_device import BlockCopy, CudaDevice
+from runtime.device_layout import ALIGNMENT, aligned
+from runtime.signature import ModelSpec
+
+
+class StepTable:
+    """An array [steps, ...] whose entries start on boundaries."""
+
+    def __init__(self, device: CudaDevice, num_steps: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self._device, self._num_steps = device, num_steps
+        self._entry_bytes = math.prod(shape) * self.dtype.itemsize
+        self._stride = aligned(self._entry_bytes)
+        self._memory = device.allocate(num_steps * self._stride)
+
+    def address(self, step: int = 0) -> int:
+        """Where an entry lies."""
+        assert 0 <= step < self._num_steps
+        return int(self._memory) + step * self._stride
+
+    def upload(self, values: npt.NDArray[Any]) -> None:
+        """Write the first entries: [steps or fewer, ...], of any dtype."""
+        packed = np.zeros((len(values), self._stride), np.uint8)
+        entries = np.ascontiguousarray(values, self.dtype).reshape(len(values), -1)
+        packed[:, : self._entry_bytes] = entries.view(np.uint8)
+        self._device.upload(self.address(), packed)
+
+    def download(self, num_steps: int, first: int = 0) -> npt.NDArray[Any]:
+        """Read entries: [steps, ...], after everything that is on the stream."""
+        packed = np.empty((num_steps, self._stride), np.uint8)
+        self._device.download(self.address(first), packed)
+        entries = np.ascontiguousarray(packed[:, : self._entry_bytes])
+        return entries.view(self.dtype).reshape(num_steps, *self.shape)
+
+
+class NewRows:
+    """The keys and values of new tokens, as a graph returns them: [2 L] tensors [B, H, S, D] in one block."""
+
+    def __init__(
+        self, device: CudaDevice, model: ModelSpec, dtype: npt.DTypeLike, num_rows: int, num_tokens: int
+    ) -> None:
+        self.shape = (num_rows, model.num_kv_heads, num_tokens, model.head_dim)
+        self.pitch = num_tokens * model.head_dim * np.dtype(dtype).itemsize  # bytes of one head of one row
+        step = ALIGNMENT // math.gcd(ALIGNMENT, self.pitch)
+        heads = num_rows * model.num_kv_heads
+        self.rows = heads + -heads % step  # so that each tensor ends on a boundary
+        self.num_bytes = 2 * model.num_layers * self.rows * self.pitch
+        self._memory = device.allocate(self.num_bytes)
+        self._num_tensors = 2 * model.num_layers
+
+    def addresses(self) -> list[int]:
+        """Where the tensors lie: key and value of layer 0, key and value of layer 1, ..."""
+        return [int(self._memory) + i * self.rows * self.pitch for i in range(self._num_tensors)]
+
+
+class DeviceCache:
+    """The cache: [2 L] tensors [B, H, P, D] in one block, so that one copy writes the new rows of all layers."""
+
+    def __init__(
+        self, device: CudaDevice, model: ModelSpec, dtype: npt.DTypeLike, num_rows: int, num_slots: int
+    ) -> None:
+        self.shape = (num_rows, model.num_kv_heads, num_slots, model.head_dim)
+        self._slot_bytes = model.head_dim * np.dtype(dtype).itemsize
+        self._pitch = num_slots * self._slot_bytes  # bytes of one head of one row
+        self._device = device
+        self._num_heads = model.num_kv_heads
+        self._num_tensors = 2 * model.num_layers
+        self._tensor_bytes = num_rows * model.num_kv_heads * self._pitch
+        assert self._tensor_bytes % ALIGNMENT == 0
+        self._memory = device.allocate(self._num_tensors * self._tensor_bytes)
+
+    def addresses(self) -> list[int]:
+        """Where the tensors lie, in the order of `NewRows.addresses`."""
+        return [int(self._memory) + i * self._tensor_bytes for i in range(self._num_tensors)]
+
+    def clear(self) -> None:
+        """Write zeros: what an earlier drawing left would never show, but its NaN or infinity would."""
+        self._device.zero(int(self._memory), self._num_tensors * self._tensor_bytes)
+
+    def append(self, new: NewRows, slot: int) -> None:
+        """Copy the one new token of all rows and layers into a slot."""
+        self._device.copy(
+            BlockCopy(
+                source=new.addresses()[0],
+                source_pitch=new.pitch,
+                source_rows=new.rows,
+                target=int(self._memory) + slot * self._slot_bytes,
+                target_pitch=self._pitch,
+                target_rows=self.shape[0] * self._num_heads,
+                width=self._slot_bytes,
+                height=self.shape[0] * self._num_heads,
+                depth=self._num_tensors,
+            )
+        )
+
+    def fill(self, new: NewRows, line: int, row: int, first: int, num_tokens: int) -> None:
+        """Copy tokens of a line of `new` into the same slots of a row.
+
+        Args:
+            new: Where from.
+            line: Its row.
+            row: The row of this cache.
+            first: The first token and slot.
+            num_tokens: How many.
+        """
+        offset = first * self._slot_bytes
+        self._device.copy(
+            BlockCopy(
+                source=new.addresses()[0] + line * self._num_heads * new.pitch + offset,
+                source_pitch=new.pitch,
+                source_rows=new.rows,
+                target=int(self._memory) + row * self._num_heads * self._pitch + offset,
+                target_pitch=self._pitch,
+                target_rows=self.shape[0] * self._num_heads,
+                width=num_tokens * self._slot_bytes,
+                height=self._num_heads,
+                depth=self._num_tensors,
+            )
+        )
