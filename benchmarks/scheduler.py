@@ -26,9 +26,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from runtime import GenerationOptions, PictureEvent, Pipeline
+from runtime import GenerationOptions, PictureEvent, Pipeline, Scheduler
 from runtime.backends.cpu import cpu_name
-from runtime.scheduler import Scheduler
 
 # Of the reference checkpoint's vocabulary, of one to eight words.
 PROMPTS = (
@@ -196,6 +195,14 @@ def print_table(title: str, results: list[Result], baseline: float) -> None:
     Console(width=120).print(table)
 
 
+def _machine() -> dict[str, dict]:
+    names = ("numpy", "onnxruntime")
+    return {
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
+    }
+
+
 def _load_average() -> list[float]:
     return list(os.getloadavg())
 
@@ -246,11 +253,6 @@ def main(
     print_table(f"{num_requests} requests at once, {cores} cores", at_once, baseline)
 
     report = {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "onnxruntime")},
-        },
         "bundle_id": pipelines[1].bundle.manifest.bundle_id,
         "engine": pipelines[1].engine is not None,
         "precision": precision,
@@ -258,6 +260,7 @@ def main(
         "load_average_before": before,
         "baseline_pictures_per_s": baseline,
         "at_once": [asdict(result) for result in at_once],
+        **_machine(),
     }
     _write(output, report)
     if num_arrivals:
