@@ -7,8 +7,8 @@ Importing this package loads nothing: each name is imported when it is first use
 graphs when a pipeline is loaded.
 
 Code map: signature (what goes in and out of graphs) -> manifest, bundle, engine (files) -> backends
-(libraries that run graphs) -> cache, stages, pipeline (drawing); noise, schedule, options, tokenizer,
-events, png stand alone.
+(libraries that run graphs) -> cache, stages, request, pipeline (drawing) -> handle, batches, dispatch,
+scheduler (drawing for many callers); noise, schedule, options, tokenizer, events, png stand alone.
 """
 
 import importlib
@@ -18,17 +18,21 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle, open_bundle
     from runtime.errors import RFError
     from runtime.events import Event, PictureEvent, StepEvent, TokenEvent
+    from runtime.handle import DrawingHandle
     from runtime.options import GenerationOptions
     from runtime.pipeline import Pipeline
     from runtime.png import save_png
+    from runtime.scheduler import Scheduler
 
 __all__ = [
     "Bundle",
+    "DrawingHandle",
     "Event",
     "GenerationOptions",
     "PictureEvent",
     "Pipeline",
     "RFError",
+    "Scheduler",
     "StepEvent",
     "TokenEvent",
     "open_bundle",
@@ -37,11 +41,13 @@ __all__ = [
 
 _HOMES: Final = {
     "Bundle": "bundle",
+    "DrawingHandle": "handle",
     "Event": "events",
     "GenerationOptions": "options",
     "PictureEvent": "events",
     "Pipeline": "pipeline",
     "RFError": "errors",
+    "Scheduler": "scheduler",
     "StepEvent": "events",
     "TokenEvent": "events",
     "open_bundle": "bundle",

@@ -34,6 +34,7 @@ class Pipeline:
         bundle: The bundle.
         precision: The precision that runs.
         engine: The engine in use, or None for the ONNX graphs.
+        num_threads: Threads per run; None leaves it to the backend.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Pipeline:
         precision: Precision,
         engine: Engine | None,
         sessions: dict[GraphName, Session],
+        num_threads: int | None = None,
         stages: Callable[[Mapping[GraphName, Session], Drawing], StageRunner] = HostStages,
     ) -> None:
         self._stages = stages
         self.bundle = bundle
         self.precision: Precision = precision
         self.engine = engine
+        self.num_threads = num_threads
         self._sessions = sessions
         manifest = bundle.manifest
         self._tokenizer = PromptTokenizer(bundle.file(manifest.tokenizer), manifest.model.vocab_size)
@@ -88,7 +91,7 @@ class Pipeline:
             sessions[name] = runner.open(file, num_threads=num_threads, compiled=chosen is not None)
             expected = GraphSignature.of(name, bundle.manifest.model, precision)
             check_signature(expected, sessions[name].signature, str(file))
-        return cls(bundle, precision, chosen, sessions, runner.stages)
+        return cls(bundle, precision, chosen, sessions, num_threads, runner.stages)
 
     def generate(
         self,

@@ -1,5 +1,7 @@
 """Draws the pictures of many callers together: requests join while others are half way, and leave when they like.
 
+    from runtime import Scheduler
+
     with Scheduler(pipeline) as scheduler:
         handle = scheduler.submit("a red car", seed=7)
         for event in handle:
@@ -9,6 +11,7 @@ Knows nothing of how a step is made (runtime/batches.py) and of whose step is ne
 is where the threads are.
 """
 
+import os
 import threading
 import time
 import weakref
@@ -38,7 +41,9 @@ class Scheduler:
         max_batch: The most requests of a stage.
         max_queue: The most requests that wait for a place.
         num_workers: Threads that run graphs, one batch each: with two or more, both stages run at the same
-            time. On a CPU, `num_workers` times the pipeline's `num_threads` should be the number of cores.
+            time. None makes as many as there are cores for the pipeline's `num_threads`, and one where that
+            is left to the backend. On a CPU, a pipeline with `num_threads=1` measures best: small runs gain
+            little from a second thread, and workers do not wait for one another.
         num_pixel_batches: Batches that the pictures in denoising are spread over; None makes one for every
             worker. Where one run fills the device, as on a GPU, one is better.
 
@@ -52,9 +57,11 @@ class Scheduler:
         *,
         max_batch: int = 8,
         max_queue: int = 64,
-        num_workers: int = 1,
+        num_workers: int | None = None,
         num_pixel_batches: int | None = None,
     ) -> None:
+        if num_workers is None:
+            num_workers = _workers_for(pipeline.num_threads, max_batch)
         num_pixel_batches = num_workers if num_pixel_batches is None else num_pixel_batches
         for name, value in {
             "max_batch": max_batch,
@@ -139,6 +146,13 @@ class Scheduler:
     ) -> None:
         """Draw what was submitted; after an error, cancel it."""
         self.close("finish" if kind is None else "cancel")
+
+
+def _workers_for(num_threads: int | None, max_batch: int) -> int:
+    if num_threads is None:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // num_threads, max_batch))
 
 
 def _work(dispatcher: Dispatcher) -> None:

@@ -17,12 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, StepEvent, TokenEvent
+from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, Scheduler, StepEvent, TokenEvent
 from runtime.batches import Job, PixelBatch, TokenBatch
 from runtime.cache import CacheMemory, KVCache, lay_out
 from runtime.dispatch import Dispatcher
 from runtime.handle import DrawingHandle
-from runtime.scheduler import Scheduler
 
 # Together with others a request's rows start at another slot, so that the attention sums in another order.
 # Measured: 5e-6 of 2 at most, which is 128 dB.
@@ -674,6 +673,16 @@ def test_two_workers_run_both_stages_at_the_same_time(pipeline, prompts):
         first.cancel()
 
 
+def test_there_is_a_worker_for_every_core_that_the_runs_leave_free(pipeline, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)
+    for num_threads, expected in ((1, 6), (4, 1), (8, 1), (2, 3), (None, 1)):
+        given = Pipeline(pipeline.bundle, "fp32", None, dict(pipeline.sessions), num_threads)
+        with Scheduler(given) as scheduler:
+            assert len(scheduler._workers) == expected
+    with Scheduler(pipeline, max_batch=2) as scheduler:
+        assert len(scheduler._workers) == 2
+
+
 def test_events_of_one_request_are_shared_by_its_readers(pipeline, prompts, alone):
     with Scheduler(pipeline) as scheduler:
         handle = scheduler.submit(prompts[0], seed=1, options=FEW)
@@ -761,8 +770,7 @@ def test_a_scheduler_that_is_dropped_ends_its_threads(pipeline, prompts):
 
 def test_python_ends_while_a_scheduler_is_at_work(tiny_bundle):
     code = (
-        "from runtime import GenerationOptions, Pipeline\n"
-        "from runtime.scheduler import Scheduler\n"
+        "from runtime import GenerationOptions, Pipeline, Scheduler\n"
         f"pipeline = Pipeline.load({str(tiny_bundle)!r}, num_threads=1, engine='none')\n"
         "scheduler = Scheduler(pipeline, num_workers=2)\n"
         "handles = [scheduler.submit('', options=GenerationOptions(num_steps=1000)) for _ in range(8)]\n"
