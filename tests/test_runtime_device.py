@@ -309,7 +309,7 @@ def test_onnx_runtime_on_a_device_draws_the_same(bundle, machine, expected):
         binding = session._session.io_binding
         session._session = types.SimpleNamespace(io_binding=binding, run_with_iobinding=run_in_order)
         sessions[name] = session
-    assert_same(draw(Pipeline(opened, "fp32", None, sessions, backend.stages)), expected)
+    assert_same(draw(Pipeline(opened, "fp32", None, sessions, stages=backend.stages)), expected)
     assert here.gpu.log.captures == []
 
 
