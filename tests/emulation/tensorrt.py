@@ -221,6 +221,8 @@ def _classes(trt, gpu, old):
                 return None
             plan = {"version": trt.__version__, "path": network._path, "profiles": config._profiles,
                     "flags": sorted(config._flags)}  # fmt: skip
+            if "STRIP_PLAN" in config._flags:
+                plan["stripped"] = True
             return json.dumps(plan).encode()
 
     class Dims(tuple):
