@@ -23,9 +23,10 @@ from engines.tensorrt_refit import refit
 from runtime import Pipeline, RFError
 from runtime.bundle import describe_file, open_bundle, write_manifest
 from runtime.engine import open_engine
+from tests.emulation.api import DUMPS, VERSIONS, read_api
 from tests.emulation.cuda import Gpu, make_driver
 from tests.emulation.machine import GPU, machine
-from tests.emulation.tensorrt import DUMPS, VERSIONS, _classes, make_tensorrt, read_api
+from tests.emulation.tensorrt import _classes, make_tensorrt
 
 __all__ = ["machine"]  # a fixture
 
