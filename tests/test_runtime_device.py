@@ -322,3 +322,15 @@ def test_a_gpu_that_onnx_runtime_does_not_use_is_refused(bundle, machine):
     with pytest.raises(RFError, match=r"does not run on the GPU: it chose CPUExecutionProvider.*onnxruntime-gpu"):
         Pipeline.load(bundle, "fp32", "ort-cuda")
 
+
+
+def test_memory_is_freed_the_next_time_the_gpu_is_taken(machine):
+    """Never from a destructor: that may run in any thread, and in the middle of a capture."""
+    gpu, device = machine().gpu, CudaDevice()
+    with device.exclusive():
+        memory = device.allocate(1000)
+    del memory
+    assert len(gpu.sizes) == 1
+    with device.exclusive():
+        assert len(gpu.sizes) == 0
+    assert gpu.log.freed_without_context == 0
