@@ -184,6 +184,22 @@ def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_jso
         click.echo("  checked against the ONNX graphs" if record.verified else "  not verified: no such device is here")
 
 
+@main.command("refit-engine")
+@click.argument("engine", type=FOLDER)
+@click.argument("bundle", type=FOLDER)
+def refit_engine(engine: Path, bundle: Path) -> None:
+    """Make an engine of BUNDLE from a TensorRT ENGINE of the same architecture that takes other weights.
+
+    \b
+    rf-export build-engine first --backend tensorrt --precision fp16 --weights refittable
+    rf-export refit-engine first/engines/tensorrt-... second
+    """
+    from engines.tensorrt_refit import refit
+
+    with _progress("refit") as report:
+        click.echo(refit(engine, bundle, report))
+
+
 @main.command()
 @click.argument("bundle", type=FOLDER)
 @click.argument("prompts", nargs=-1, required=True)

@@ -8,7 +8,7 @@ and whether it may run, is the consumer's to say: runtime/engine.py.
 
 Code map: config (what can be built) -> build (what all backends share) -> ort (ONNX Runtime) -> pool, external_data
 (its weights); tensorrt (TensorRT and TensorRT-RTX) -> tensorrt_config, tensorrt_profiles (sizes), tensorrt_network (one
-graph), cancellable (Ctrl-C); probe (the check).
+graph), tensorrt_refit (other weights), cancellable (Ctrl-C); probe (the check).
 """
 
 from engines.build import build, estimate

@@ -83,9 +83,9 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
     opened.verify([file for name in GRAPHS for file in opened.graph(name, config.precision).files], "hash")
     report = _counted(on_progress)
     started = time.monotonic()
-    with write_folder(out, replaceable=_is_engine, force=True, what="engine") as folder:
+    with write_folder(out, replaceable=is_engine, force=True, what="engine") as folder:
         files = builder.compile(opened, config, folder, report)
-        verified = _verify(opened, config, builder, {name: folder / files[name] for name in GRAPHS}, report)
+        verified = verify_engine(opened, config, builder, {name: folder / files[name] for name in GRAPHS}, report)
         report("writing")
         details = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,7 +98,8 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
             "options": builder.options(),
             **builder.details(),
         }
-        record = replace(_describe(opened, config, target, folder, files), build=details, verified=verified)
+        described = describe_engine(opened, config.precision, target, folder, files)
+        record = replace(described, build=details, verified=verified)
         text = json.dumps(record.to_dict(), indent=1) + "\n"
         (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
     return out
@@ -159,17 +160,18 @@ def _is_up_to_date(
     return engine.record.target == target and engine.record.build.get("options") == options
 
 
-def _is_engine(folder: Path) -> bool:
+def is_engine(folder: Path) -> bool:
+    """Whether a folder is an engine, which a build may replace."""
     return (folder / ENGINE_NAME).is_file()
 
 
-def _verify(
+def verify_engine(
     bundle: Bundle, config: EngineConfig, builder: Builder, compiled: Mapping[GraphName, Path], report: Report
 ) -> dict[str, Any]:
     """Compare every compiled graph with its ONNX graph; nothing where no device of this machine runs it."""
     backend = builder.backend()
     if backend is None:
-        _log.warning("Nothing verified this engine: it was built for a device that is not here.")
+        _log.warning("Nothing verified this engine: no device of this machine runs it as it is.")
         return {}
     errors = {}
     for name, path in compiled.items():
@@ -199,18 +201,18 @@ def _check(
     return error
 
 
-def _describe(
-    bundle: Bundle, config: EngineConfig, target: Target, folder: Path, files: Mapping[GraphName, str]
+def describe_engine(
+    bundle: Bundle, precision: Precision, target: Target, folder: Path, files: Mapping[GraphName, str]
 ) -> EngineRecord:
     """What an engine belongs to, and what it consists of."""
     hashes = bundle.manifest.files
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return EngineRecord(
         target=target,
-        precision=config.precision,
+        precision=precision,
         bundle_id=bundle.manifest.bundle_id,
         graphs={
-            name: EngineGraph(file=files[name], source_sha256=hashes[bundle.graph(name, config.precision).file].sha256)
+            name: EngineGraph(file=files[name], source_sha256=hashes[bundle.graph(name, precision).file].sha256)
             for name in GRAPHS
         },
         files={name: describe_file(folder / name) for name in names},

@@ -117,6 +117,22 @@ def use_engine(engine: Engine, bundle: Bundle, precision: Precision, target: Tar
         raise RFError(f"The engine is damaged: {error} Build it again: {command}") from error
 
 
+def use_device(engine: Engine, precision: Precision, target: Target) -> None:
+    """Make sure that a device runs an engine, of whatever bundle; raises RFError."""
+    reason = _mismatch(engine.record, precision, target)
+    if reason:
+        raise RFError(f"The engine {engine.path} {reason}. Build one on this machine.")
+
+
+def require_weights(engine: Engine, bundle: Bundle) -> None:
+    """Refuse an engine that was built without weights; raises RFError."""
+    if engine.record.build.get("options", {}).get("weights") == "stripped":
+        raise RFError(
+            f"The engine {engine.path} has no weights yet. Fill them in: "
+            f"rf-export refit-engine {engine.path} {bundle.path}"
+        )
+
+
 def find_engine(
     bundle: Bundle, precision: Precision, target: Target, verify: Verify, *, required: bool = False
 ) -> Engine | None:
@@ -143,6 +159,7 @@ def find_engine(
         reason = _mismatch(engine.record, precision, target)
         if not reason:
             use_engine(engine, bundle, precision, target, verify)
+            require_weights(engine, bundle)
             return engine
         passed_over = f"The engine {engine.path} {reason}"
     if required:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from runtime.backends import Backend, Session, create_backend
 from runtime.bundle import Bundle, Verify, open_bundle
-from runtime.engine import Engine, find_engine, open_engine, use_engine
+from runtime.engine import Engine, find_engine, open_engine, require_weights, use_engine
 from runtime.events import Event, PictureEvent
 from runtime.options import GenerationOptions
 from runtime.request import Request, check_requests
@@ -183,4 +183,5 @@ def _choose_engine(
         return find_engine(bundle, precision, backend.target(), verify, required=backend.needs_engine)
     engine = open_engine(Path(choice))
     use_engine(engine, bundle, precision, backend.target(), verify)
+    require_weights(engine, bundle)
     return engine

@@ -5,6 +5,7 @@ Schedule, addresses, feedback, capture, memory and every call into the library a
 not.
 """
 
+import gc
 import shutil
 import threading
 import types
@@ -21,8 +22,8 @@ from runtime.bundle import open_bundle
 from runtime.engine import open_engine
 from runtime.options import DrawingPlan
 from runtime.signature import GRAPHS
+from tests.emulation.api import VERSIONS
 from tests.emulation.machine import machine
-from tests.emulation.tensorrt import VERSIONS
 
 __all__ = ["machine"]  # a fixture
 
@@ -214,6 +215,8 @@ def test_threads_take_turns(bundle, machine, expected):
     here = machine()
     build_engine(bundle, here)
     pipeline = load(bundle, here)
+    gc.collect()  # the builder's own device
+    here.gpu.log.freed_without_context = 0
     results = {}
     threads = [threading.Thread(target=lambda i=i: results.update({i: draw(pipeline)})) for i in range(3)]
     for thread in threads:
@@ -223,6 +226,7 @@ def test_threads_take_turns(bundle, machine, expected):
     for events in results.values():
         assert_same(events, expected)
     assert len(results) == 3
+    assert here.gpu.log.freed_without_context == 0, "pycuda frees nothing of another thread"
 
 
 def test_sizes_that_the_engine_lacks_are_refused_with_what_to_build(bundle, machine):
@@ -318,3 +322,15 @@ def test_a_gpu_that_onnx_runtime_does_not_use_is_refused(bundle, machine):
     with pytest.raises(RFError, match=r"does not run on the GPU: it chose CPUExecutionProvider.*onnxruntime-gpu"):
         Pipeline.load(bundle, "fp32", "ort-cuda")
 
+
+
+def test_memory_is_freed_the_next_time_the_gpu_is_taken(machine):
+    """Never from a destructor: that may run in any thread, and in the middle of a capture."""
+    gpu, device = machine().gpu, CudaDevice()
+    with device.exclusive():
+        memory = device.allocate(1000)
+    del memory
+    assert len(gpu.sizes) == 1
+    with device.exclusive():
+        assert len(gpu.sizes) == 0
+    assert gpu.log.freed_without_context == 0

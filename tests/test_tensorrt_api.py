@@ -12,16 +12,21 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engines import DimRange, EngineConfig, TensorRTConfig, build, tensorrt_network
+from engines.tensorrt_refit import refit
 from runtime import Pipeline, RFError
+from runtime.bundle import describe_file, open_bundle, write_manifest
 from runtime.engine import open_engine
+from tests.emulation.api import DUMPS, VERSIONS, read_api
 from tests.emulation.cuda import Gpu, make_driver
 from tests.emulation.machine import GPU, machine
-from tests.emulation.tensorrt import DUMPS, VERSIONS, _classes, make_tensorrt, read_api
+from tests.emulation.tensorrt import _classes, make_tensorrt
 
 __all__ = ["machine"]  # a fixture
 
@@ -215,6 +220,66 @@ def test_a_plan_that_the_library_does_not_load_is_told_with_its_reason(bundle, m
     (tmp_path / "x.engine").write_bytes(b"garbage")
     with pytest.raises(RFError, match=r"cannot load .*x\.engine: Magic tag does not match\. Build the engine again"):
         create_backend("tensorrt").open(tmp_path / "x.engine", num_threads=None, compiled=True)
+
+
+REFITTING = [version for version in STRONG if "OnnxParserRefitter" in read_api(version)]
+
+
+@pytest.fixture
+def second(bundle, tmp_path):
+    """A bundle of the same architecture with other weights."""
+    path = shutil.copytree(bundle, tmp_path / "second")
+    weights = path / "graphs/weights/fp16.bin"
+    values = np.fromfile(weights, np.float16)
+    values.view(np.uint16)[values != 0] ^= 1
+    values.tofile(weights)
+    manifest = open_bundle(path).manifest
+    changed = replace(manifest, files={**manifest.files, "graphs/weights/fp16.bin": describe_file(weights)})
+    write_manifest(path, changed)
+    return path
+
+
+@pytest.mark.parametrize("version", REFITTING)
+@pytest.mark.parametrize("weights", ["refittable", "stripped"])
+def test_an_engine_takes_the_weights_of_another_bundle(bundle, second, machine, version, weights):
+    here = machine(version)
+    first = build_engine(bundle, here, weights=weights)
+    if weights == "stripped":
+        assert open_engine(first).record.verified == {}
+        with pytest.raises(RFError, match=r"has no weights yet\. Fill them in: rf-export refit-engine"):
+            Pipeline.load(bundle, "fp16", here.backend)
+    record = open_engine(refit(first, second)).record
+    assert record.bundle_id == open_bundle(second).manifest.bundle_id != open_bundle(bundle).manifest.bundle_id
+    assert record.build["refitted_from"] == open_bundle(bundle).manifest.bundle_id
+    assert max(record.verified["largest_relative_error"].values()) < 1e-2
+    drawn = Pipeline.load(second, "fp16", here.backend).draw("a red car")
+    assert np.abs(drawn.astype(int) - Pipeline.load(second, "fp16", engine="none").draw("a red car")).max() <= 12
+    assert not any(path.name.endswith("partial") for path in (second / "engines").iterdir())
+
+
+def test_an_engine_that_keeps_its_weights_is_not_refitted(bundle, second, machine):
+    first = build_engine(bundle, machine())
+    with pytest.raises(RFError, match=r"cannot take other weights\. .* --weights refittable"):
+        refit(first, second)
+
+
+def test_weights_that_do_not_fit_are_refused_and_leave_nothing(bundle, second, machine):
+    here = machine()
+    first = build_engine(bundle, here, weights="refittable")
+    here.trt.settings.refuse = "refit"
+    with pytest.raises(RFError, match=r"does not take the weights of text_decoder.*: Weights of another shape\. Use"):
+        refit(first, second)
+    assert list((second / "engines").iterdir()) == []
+
+
+def test_a_refitted_engine_is_compared_with_its_own_graphs(bundle, second, machine, monkeypatch):
+    """Mutation: the library keeps the old weights, and says that all went well."""
+    here = machine()
+    first = build_engine(bundle, here, "fp16", weights="refittable")
+    monkeypatch.setattr("engines.tensorrt.MAX_RELATIVE_ERROR", {"fp16": 1e-6})
+    monkeypatch.setattr(here.trt.OnnxParserRefitter, "refit_from_file", lambda self, model: True)
+    with pytest.raises(RFError, match="differs from the ONNX graph"):
+        refit(first, second)
 
 
 def test_real_cuda_bindings_take_our_calls():

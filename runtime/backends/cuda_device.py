@@ -57,6 +57,7 @@ class CudaDevice:
         self._context = self._cuda.Device(0).retain_primary_context()
         self._lock = threading.RLock()
         self._uploads: list[npt.NDArray[Any]] = []  # sources stay alive until the copies are made
+        self._garbage: list[Any] = []  # memory that nobody uses any more
         self._driver = _import_driver()
         with self.exclusive():
             self._stream = self._cuda.Stream()
@@ -72,18 +73,19 @@ class CudaDevice:
         with self._lock:
             self._context.push()
             try:
+                self._garbage.clear()
                 yield
             finally:
                 self._context.pop()
 
-    def allocate(self, num_bytes: int) -> Any:
-        """Memory, freed with the object; `int(memory)` is its address.
+    def allocate(self, num_bytes: int) -> "DeviceMemory":
+        """Memory, whose contents are undefined.
 
         Raises:
             RFError: The GPU is full.
         """
         try:
-            return self._cuda.mem_alloc(max(num_bytes, 1))
+            return DeviceMemory(self._cuda.mem_alloc(max(num_bytes, 1)), self._garbage)
         except self._cuda.MemoryError as error:
             raise RFError(
                 f"The GPU has no {num_bytes >> 20} MiB of memory left. Draw fewer pictures at once or smaller ones, "
@@ -142,6 +144,23 @@ class CudaDevice:
         (executable,) = _check(driver, driver.cuGraphInstantiate(graph, 0))
         _check(driver, driver.cuGraphDestroy(graph))
         return _Replay(driver, executable, stream)
+
+
+class DeviceMemory:
+    """Memory on the device; `int(memory)` is its address.
+
+    It goes when the object does, but at the next time that the GPU is taken: pycuda frees nothing from a thread in
+    which the GPU is not current, and to free memory during a capture would end the capture.
+    """
+
+    def __init__(self, allocation: Any, garbage: list[Any]) -> None:
+        self._allocation, self._garbage = allocation, garbage
+
+    def __int__(self) -> int:
+        return int(self._allocation)
+
+    def __del__(self) -> None:
+        self._garbage.append(self._allocation)
 
 
 class _Replay:

@@ -61,7 +61,8 @@ class Workspace:
         new: What rep_decoder returns.
         row_starts: [2R].
         tables: The tables of both loops, by a name that also says for which picture and number of steps.
-        work: The captured stages, by a name of the same kind.
+        work: The captured stages, by a name of the same kind; and what they were recorded from. That has to live as
+            long: captured kernels use memory of the library's own context.
     """
 
     def __init__(
@@ -73,7 +74,12 @@ class Workspace:
         self.new = NewRows(device, drawing.model, kv, num_rows, 1)
         self.row_starts = StepTable(device, 1, (num_rows,), ids)
         self.tables: dict[Any, dict[str, StepTable]] = {}
-        self.work: dict[Any, Callable[[], None]] = {}
+        self.work: dict[Any, tuple[Callable[[], None], Callable[[], None]]] = {}
+
+    def release(self) -> None:
+        """Free everything now: the recordings refer to the workspace, which would stay until the next collection."""
+        self.work.clear()
+        self.tables.clear()
 
 
 class WorkspacePool:
@@ -85,12 +91,18 @@ class WorkspacePool:
     def take(self, shape: Shape) -> Workspace | None:
         """The workspace of this shape, which then belongs to the caller; others make room."""
         found = self._kept.pop(shape, None)
-        self._kept.clear()
+        self._drop()
         return found
 
     def give(self, shape: Shape, workspace: Workspace) -> None:
         """Keep a workspace for the next drawing."""
-        self._kept = {shape: workspace}
+        self._drop()
+        self._kept[shape] = workspace
+
+    def _drop(self) -> None:
+        for workspace in self._kept.values():
+            workspace.release()
+        self._kept.clear()
 
 
 class DeviceStages:
@@ -213,8 +225,9 @@ class DeviceStages:
                 # guide, "CUDA graphs"). The captured work makes the step again, from the same inputs.
                 first_step()
                 self._device.synchronize()
-            work[key] = self._device.capture(record) if capturable else record
-        work[key]()
+            work[key] = (self._device.capture(record) if capturable else record, record)
+        run, _ = work[key]
+        run()
 
     def _token_tables(self) -> dict[str, StepTable]:
         if "tokens" not in self._workspace.tables:

@@ -26,6 +26,7 @@ class Log:
     synchronisations: int = 0
     operations: int = 0
     allocated: int = 0
+    freed_without_context: int = 0  # pycuda leaks it, unless this is the thread that made the context
 
 
 class Gpu:
@@ -95,6 +96,7 @@ class Allocation:
     def __del__(self):
         # pycuda makes the context current to free, and a real GPU finishes what uses the memory before it is freed.
         with contextlib.suppress(AttributeError):
+            self._gpu.log.freed_without_context += self._gpu.depth == 0
             if self._gpu.queue and self._gpu.recording is None:
                 self._gpu.wait()
             self._gpu.free(self._address)

@@ -29,7 +29,7 @@ def machine(monkeypatch):
         for key, module in modules.items():
             monkeypatch.setitem(sys.modules, key, module)
         monkeypatch.setattr(tensorrt_library, "_messages", {})
-        for module in ("runtime.backends.cuda_device", "engines.tensorrt"):
+        for module in ("runtime.backends.cuda_device", "engines.tensorrt", "engines.tensorrt_refit"):
             monkeypatch.setattr(f"{module}.require_gpu", lambda: GPU)
         return types.SimpleNamespace(gpu=gpu, trt=trt, backend=name.replace("_", "-"))
 

@@ -5,26 +5,19 @@ memory. Every call is checked against the signatures in the dump.
 """
 
 import enum
-import inspect
 import json
-import re
 import types
-from pathlib import Path
+import weakref
 
 import numpy as np
 import onnxruntime as ort
 
+from tests.emulation.api import VERSIONS, read_api, restrict
 from tests.emulation.cuda import ALIGNMENT, POISON
 
-DUMPS = Path(__file__).parent.parent / "tensorrt_api"
-VERSIONS = sorted(path.stem for path in DUMPS.glob("*.json"))
 ARENA_BYTES = {"text_decoder": 1000, "rep_decoder": 3000, "denoiser": 2000}
 _DTYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32}
-
-
-def read_api(version):
-    return json.loads((DUMPS / f"{version}.json").read_text())["api"]
 
 
 def _session(path):
@@ -45,57 +38,8 @@ def make_tensorrt(version, gpu, settings=None):
             setattr(trt, name, enum.IntEnum(name, {each: i for i, each in enumerate(members["members"])}))
     for kind in _classes(trt, gpu, version.startswith("8.")):
         if kind.__name__ in api:
-            setattr(trt, kind.__name__, _restrict(kind, api[kind.__name__]))
+            setattr(trt, kind.__name__, restrict(kind, api[kind.__name__]))
     return trt
-
-
-def _restrict(kind, members):
-    """Remove what the version lacks, and check the arguments of what it has."""
-    for name, value in list(vars(kind).items()):
-        if name.startswith("_"):
-            continue
-        if name not in members:
-            delattr(kind, name)
-        elif inspect.isfunction(value) and members[name] != "property":
-            setattr(kind, name, _checked(kind.__name__, name, value, members[name]))
-    allowed = {name for name in members if members[name] == "property"}
-
-    def set_known(self, name, value):
-        assert name.startswith("_") or name in allowed or kind.__name__ in ("ILogger", "IProgressMonitor"), (
-            f"{kind.__name__} has no property {name} in this version"
-        )
-        object.__setattr__(self, name, value)
-
-    kind.__setattr__ = set_known
-    return kind
-
-
-def _checked(kind, name, function, signatures):
-    parsed = [_parse(text) for text in signatures]
-
-    def call(self, *args, **kwargs):
-        errors = []
-        for signature in parsed:
-            try:
-                signature.bind(self, *args, **kwargs)
-            except TypeError as error:
-                errors.append(error)
-        assert len(errors) < len(parsed) or not parsed, f"{kind}.{name}{args}{kwargs}: {signatures}"
-        return function(self, *args, **kwargs)
-
-    return call
-
-
-def _parse(text):
-    """A signature as pybind11 writes it, such as "set_flag(self: IBuilderConfig, flag: BuilderFlag) -> None"."""
-    inside = re.sub(r"<[^>]*>", "0", text[text.index("(") + 1 : text.rindex(") ->")])
-    inside = re.sub(r"\[[^\[\]]*(\[[^\[\]]*\])*[^\[\]]*\]", "", inside)
-    parameters = []
-    for part in inside.split(","):
-        name = part.strip().partition(":")[0].strip()
-        default = 0 if "=" in part else inspect.Parameter.empty
-        parameters.append(inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
-    return inspect.Signature(parameters)
 
 
 def _classes(trt, gpu, old):
@@ -221,6 +165,8 @@ def _classes(trt, gpu, old):
                 return None
             plan = {"version": trt.__version__, "path": network._path, "profiles": config._profiles,
                     "flags": sorted(config._flags)}  # fmt: skip
+            if "STRIP_PLAN" in config._flags:
+                plan["stripped"] = True
             return json.dumps(plan).encode()
 
     class Dims(tuple):
@@ -346,7 +292,14 @@ def _classes(trt, gpu, old):
             if "device_memory" in self.__dict__:
                 self.__dict__["_memory"] = (self.device_memory, engine.device_memory_size)
             shapes = {name: self._shapes.get(name) or tuple(self.get_tensor_shape(name)) for name in engine._nodes}
-            gpu.put(_execution(gpu, engine, shapes, dict(self._addresses), self._memory, old))
+            run = _execution(gpu, engine, shapes, dict(self._addresses), self._memory, old)
+            alive = weakref.ref(self)
+
+            def run_while_alive():
+                assert alive() is not None, "work runs whose context is gone"
+                run()
+
+            gpu.put(run_while_alive)
             if gpu.recording is not None:
                 self._captured = True
             return True
