@@ -126,6 +126,21 @@ def clustered(seed: int, num_clusters: int, noise: float, num: int) -> Tensor:
     return F.normalize(centres[torch.arange(num) % num_clusters] + spread, dim=-1)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("num_clusters", "noise", "num_prototypes"),
+    [(16, 0.02, 16), (8, 0.05, 16), (40, 0.05, 40), (4, 0.01, 40), (20, 0.0, 12), (20, 0.0, 20)],
+)
+def test_no_prototype_starts_dead_on_clustered_features(
+    num_clusters: int, noise: float, num_prototypes: int, seed: int
+) -> None:
+    features = clustered(seed, num_clusters, noise, 320)
+    codes = Quantiser(num_prototypes, 24)
+    codes.initialise(features, torch.Generator().manual_seed(seed))
+    assert len(codes.assign(features).unique()) == num_prototypes
+    np.testing.assert_allclose(codes.prototypes.norm(dim=-1).numpy(), 1, atol=ROUNDING)
+
+
 def test_the_start_brings_prototypes_closer_to_the_features() -> None:
     features = clustered(1, 12, 0.2, 600)
     cosines = []
