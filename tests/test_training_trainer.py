@@ -317,6 +317,40 @@ def test_a_truncated_state_is_refused(run_folder: Path, share: float) -> None:
     refused(run_folder, "state.safetensors", "cannot resume")
 
 
+def test_a_state_of_something_else_is_refused(run_folder: Path, tiny_checkpoint: Path) -> None:
+    (run_folder / "state.safetensors").write_bytes((tiny_checkpoint / "model.safetensors").read_bytes())
+    refused(run_folder, "state.safetensors", "cannot resume")
+
+
+@pytest.mark.parametrize("text", ['{"train": ', "[]", '{"model": {}}', '{"train": 3, "model": {}, "data_version": ""}'])
+def test_a_damaged_recipe_is_refused(run_folder: Path, text: str) -> None:
+    (run_folder / "run.json").write_text(text)
+    refused(run_folder, "run.json")
+
+
+def test_scenes_that_do_not_fit_the_model_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scenes of 48 x 48 pixels do not fit the model: height must be"):
+        run_training(dataclasses.replace(CONFIG, scenes=SceneConfig()), MODEL, tmp_path / "run", resume=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_words_than_the_model_knows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size must be >= 83"):
         make_trainer(tmp_path, scenes=SceneConfig(size=16, num_objects=32))
+
+
+def test_a_full_disk_keeps_the_state_that_was_saved_before(run_folder: Path) -> None:
+    resource = pytest.importorskip("resource")
+    trainer = make_trainer(run_folder)
+    trainer.load()
+    trainer.train_step()
+    before = (run_folder / "state.safetensors").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(RFError, match=r"state\.safetensors was not written.*--resume"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (run_folder / "state.safetensors").read_bytes() == before
+    assert sorted(path.name for path in run_folder.iterdir()) == ["run.json", "state.safetensors"]
