@@ -32,3 +32,12 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("tiny") / "bundle"
     export(tiny_checkpoint, folder, ExportOptions())
     return folder
+
+
+@pytest.fixture(scope="session")
+def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed checkpoint in fp16, not verified; tests that change its files take a copy."""
+    folder = tmp_path_factory.mktemp("reference") / "bundle"
+    checkpoint = Path(__file__).parent.parent / "examples/reference/checkpoint"
+    export(checkpoint, folder, ExportOptions(precisions=("fp16",), verify=False))
+    return folder
