@@ -102,7 +102,7 @@ def weight_files(folder: Path) -> list[Path]:
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise RFError(f"{folder}/{INDEX_NAME} is damaged ({error!r}); copy the checkpoint again") from None
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        if Path(str(name)).name != name or not (folder / name).is_file():
             raise RFError(f"{folder} lacks {name}; expected safetensors weights there (pickle files are never read)")
     return [folder / name for name in names]
 

@@ -1,6 +1,7 @@
 """The shape of an RF model, from the tiny reference to Qwen3 sizes. Knows nothing of weights."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -40,6 +41,9 @@ class EncoderConfig:
     ffn_size: int
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"encoder {name} must be >= 1, got {value}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"encoder hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
 
@@ -71,15 +75,18 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
+                     "rep_vocab_size", "patch_size", "max_grid", "max_positions"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if set(self.ffn_sizes) != set(EXPERTS):
             raise ValueError(f"ffn_sizes must name exactly {EXPERTS}, got {tuple(self.ffn_sizes)}")
-        for name in ("hidden_size", "num_layers", "vocab_size", "rep_vocab_size", "patch_size", "max_grid"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if min(self.ffn_sizes.values()) < 1:
+            raise ValueError(f"ffn_sizes must be >= 1, got {self.ffn_sizes}")
         self.rep_grid(self.default_height, self.default_width)
 
     @property
@@ -125,15 +132,29 @@ class ModelConfig:
 
 def _checked(cls: type[Any], values: dict[str, Any], prefix: str) -> Any:
     fields = dataclasses.fields(cls)
-    required = {
-        f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
+    required = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     unknown = sorted(set(values) - {f.name for f in fields})
     missing = sorted(required - set(values))
     if unknown or missing:
         parts = [f"unknown {prefix}{name}" for name in unknown] + [f"missing {prefix}{name}" for name in missing]
         raise ValueError("; ".join(parts))
+    for f in fields:
+        if f.name in values and not _fits(values[f.name], f.type):
+            wanted = {int: "a whole number", float: "a finite number", dict[str, int]: "an object of whole numbers"}
+            expected = wanted.get(f.type, "an object")  # type: ignore[call-overload]
+            raise ValueError(f"{prefix}{f.name} must be {expected}, got {values[f.name]!r}")
     return cls(**values)
+
+
+def _fits(value: object, wanted: object) -> bool:
+    """Whether a value from JSON has the type of its field; an integer is a float too, but true is no integer."""
+    if wanted is int:
+        return type(value) is int
+    if wanted is float:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    if wanted == dict[str, int]:
+        return isinstance(value, dict) and all(type(size) is int for size in value.values())
+    return isinstance(value, wanted)  # type: ignore[arg-type]
 
 
 def _qwen3(hidden_size: int, num_layers: int, num_heads: int, ffn_size: int) -> ModelConfig:

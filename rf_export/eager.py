@@ -1,10 +1,11 @@
 """Generation in eager PyTorch, one request at a time: the reference that compiled graphs are held against.
 
 Its own loop on purpose: no padding, no static buffers, no guidance rows in one batch; conditional and unconditional
-caches grow by concatenation. Shares with the runtime only the noise and the timesteps that it is given.
+caches grow by concatenation. Shares with the runtime only the noise that it is given.
 Axes: T prompt tokens, N representation tokens, K representation vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rf_export.config import SamplingConfig
 from rf_export.layers import unpatchify
 from rf_export.model import KeyValue, RFModel, Segment
 
@@ -60,6 +62,17 @@ class _Prefix:
         ]  # fmt: skip
         self.length += tokens
         return out[:, -1]
+
+
+def shifted_times(num_steps: int, num_patches: int, sampling: SamplingConfig) -> Tensor:
+    """Times of the Euler steps, float32 `[num_steps + 1]`, 0 to 1.
+
+    Equation 23 of SD3 (arXiv 2403.03206) in its equal form on the log scale, `logit(sigma') = logit(sigma) + log(s)`,
+    so that a slip in the runtime's spelling shows.
+    """
+    sigma = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+    shift = sampling.shift * math.sqrt(num_patches / sampling.shift_base_patches)
+    return (1 - torch.sigmoid(torch.logit(sigma) + math.log(shift))).float()
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Parity: do exported graphs, driven by the runtime's own stages, do what eager PyTorch does?
 
-The reference is `rf_export.eager`, which has its own loop, caches and sampling. Two prompts of different length are
+The reference is `rf_export.eager`, which has its own loop, caches, sampling and times, and takes the defaults of
+sampling from the checkpoint; the graphs take them from the manifest. Two prompts of different length are
 drawn together through the graphs (so padding, masks and guidance rows are in play) and one by one in eager. This is
 agreement of implementations, not quality of pictures. Axes: N representation tokens, K representation vocabulary.
 """
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from rf_export.eager import EagerRequest, EagerResult, generate
+from rf_export.eager import EagerRequest, EagerResult, generate, shifted_times
 from rf_export.model import RFModel, Segment
 from runtime import noise
 from runtime.backends import Session, create_backend
@@ -114,9 +115,10 @@ def compare(
     missing = [name for name in GRAPHS if name not in sessions]
     if missing:
         raise RFError(f"the bundle has no {precision} graphs for {', '.join(missing)}; export it again")
-    plan = plan_drawing(_options(model), manifest)
+    options = _options(model)
+    plan = plan_drawing(options, manifest)
     prompts = _prompts(model)
-    eager = [_draw_eager(model, plan, manifest, ids, SEED + i) for i, ids in enumerate(prompts)]
+    eager = [_draw_eager(model, options, ids, SEED + i) for i, ids in enumerate(prompts)]
     drawn = _draw_graphs(sessions, plan, manifest, precision, prompts, [result.rep_ids.tolist() for result in eager])
     return _measure(_text_logits(model, prompts), eager, drawn, plan, TOLERANCES[precision])
 
@@ -140,19 +142,21 @@ def _times(plan: DrawingPlan, manifest: Manifest) -> NDArray[np.float32]:
     )
 
 
-def _draw_eager(
-    model: RFModel, plan: DrawingPlan, manifest: Manifest, prompt_ids: list[int], seed: int
-) -> EagerResult:
-    gumbel = [noise.gumbel(seed, n, model.config.rep_vocab_size) for n in range(plan.num_rep_tokens)]
+def _draw_eager(model: RFModel, options: GenerationOptions, prompt_ids: list[int], seed: int) -> EagerResult:
+    config, sampling = model.config, model.config.sampling
+    height, width = options.height or config.default_height, options.width or config.default_width
+    rows, columns = config.rep_grid(height, width)
+    gumbel = [noise.gumbel(seed, n, config.rep_vocab_size) for n in range(rows * columns)]
+    num_steps = options.num_steps or sampling.num_steps
     request = EagerRequest(
         prompt_ids=torch.tensor(prompt_ids),
         gumbel=torch.from_numpy(np.stack(gumbel)),
-        noise=torch.from_numpy(noise.normal(seed, (3, plan.height, plan.width))),
-        timesteps=torch.from_numpy(_times(plan, manifest)),
-        rep_guidance_scale=plan.rep_guidance_scale,
-        pix_guidance_scale=plan.pix_guidance_scale,
-        temperature=plan.temperature,
-        top_k=plan.top_k,
+        noise=torch.from_numpy(noise.normal(seed, (3, height, width))),
+        timesteps=shifted_times(num_steps, 4 * rows * columns, sampling),
+        rep_guidance_scale=sampling.rep_guidance_scale,
+        pix_guidance_scale=sampling.pix_guidance_scale,
+        temperature=sampling.temperature,
+        top_k=min(sampling.top_k, config.rep_vocab_size),
     )
     return generate(model, request)
 

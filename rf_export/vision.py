@@ -111,7 +111,11 @@ class Quantiser(nn.Module):
 
     @torch.no_grad()
     def initialise(self, features: Tensor, generator: torch.Generator, num_iterations: int = 20) -> None:
-        """Spherical k-means over unit-norm features `[n, e]` with n >= K, so that no prototype starts dead."""
+        """Spherical k-means over unit-norm features `[n, e]` with n >= K.
+
+        No prototype starts dead, as long as K features differ: plain k-means loses one where it starts with two in
+        one cluster, or twice with the same feature.
+        """
         num_prototypes = len(self.prototypes)
         if len(features) < num_prototypes:
             raise ValueError(f"need at least {num_prototypes} features to place the prototypes, got {len(features)}")
@@ -119,3 +123,10 @@ class Quantiser(nn.Module):
         self.prototypes.copy_(features[chosen])
         for _ in range(num_iterations):
             self.update(features, self.assign(features), momentum=0.0)
+            self._revive(features)
+
+    def _revive(self, features: Tensor) -> None:
+        """Move prototypes that are nearest to no feature onto the features that are furthest from theirs."""
+        best, ids = (features @ self.prototypes.T).max(-1)
+        dead = torch.bincount(ids, minlength=len(self.prototypes)) == 0
+        self.prototypes[dead] = features[best.argsort()[: int(dead.sum())]]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from rf_export.checkpoint import save_checkpoint
 from rf_export.config import preset
@@ -11,6 +12,9 @@ from rf_export.export import ExportOptions, export
 from rf_export.model import RFModel
 from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
+
+settings.register_profile("suite", deadline=None)  # on a busy machine a slow example is no failure
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

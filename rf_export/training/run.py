@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -74,7 +75,7 @@ def _claim(folder: Path, trainer: Trainer, *, resume: bool) -> None:
     if file.exists():
         if not resume:
             raise RFError(f"{folder} already holds a training run; continue it with --resume or name another folder")
-        before = json.loads(file.read_text())
+        before = _read_recipe(file)
         changed = [key for key, value in recipe["train"].items() if before["train"].get(key) != value]
         changed = [key for key in changed if key not in ("joint_steps", "snapshot_every", "compile")]
         if changed or before["model"] != recipe["model"] or before["data_version"] != recipe["data_version"]:
@@ -86,6 +87,18 @@ def _claim(folder: Path, trainer: Trainer, *, resume: bool) -> None:
         raise RFError(f"{folder} is not empty and holds no training run; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, recipe)
+
+
+def _read_recipe(file: Path) -> dict[str, Any]:
+    try:
+        recipe = json.loads(file.read_text())
+    except ValueError as error:
+        raise RFError(f"{file} is not valid JSON ({error}); start a new run in another folder") from None
+    if not (
+        isinstance(recipe, dict) and isinstance(recipe.get("train"), dict) and {"model", "data_version"} <= set(recipe)
+    ):
+        raise RFError(f"{file} is not the recipe of a training run; start a new run in another folder")
+    return recipe
 
 
 def _summary(report: StepReport) -> str:

@@ -1,17 +1,18 @@
 """The training loop of the reference checkpoint: describe-only warm-up, then the joint objective; resumable.
 
-A run folder holds `run.json` (the recipe), `state.safetensors` and `state.json` (to resume), `log.jsonl`, `samples.png`
-and snapshots of the parameter EMA. All randomness is keyed by (seed, step), so a resumed run is the same run.
+A run folder holds `run.json` (the recipe), `state.safetensors` (to resume), `log.jsonl`, `samples.png` and snapshots of
+the parameter EMA. All randomness is keyed by (seed, step), so a resumed run is the same run.
 """
 
 import json
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -77,6 +78,11 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, model_config: ModelConfig, folder: Path) -> None:
         self.config, self.model_config, self.folder = config, model_config, folder
+        side = config.scenes.size
+        try:
+            model_config.rep_grid(side, side)
+        except ValueError as error:
+            raise ValueError(f"scenes of {side} x {side} pixels do not fit the model: {error}") from error
         torch.manual_seed(config.seed)
         self.model = RFModel(model_config)
         self.average = RFModel(model_config)
@@ -201,7 +207,11 @@ class Trainer:
             torch._foreach_lerp_(*map(list, zip(*encoders, strict=True)), 1 - self.config.encoder_ema)
 
     def save(self) -> None:
-        """Write the state so that `load` resumes exactly here; replaces the old state only when complete."""
+        """Write the state so that `load` resumes exactly here; replaces the old state only when complete.
+
+        Raises:
+            RFError: the disk is full; the old state is still there.
+        """
         tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
         tensors |= {f"average.{n}": t for n, t in self.average.state_dict().items()}
         tensors |= {f"teacher.{n}": t for n, t in self.teacher.state_dict().items()}
@@ -209,27 +219,32 @@ class Trainer:
         for parameter, state in self.optimiser.state.items():
             tensors |= {f"adam.{names[parameter]}.{key}": value.clone() for key, value in state.items()}
         progress = {"step": str(self.step), "cpu_seconds": str(self.cpu_seconds)}
-        temporary = self.folder / "state.safetensors.partial"
-        save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=progress)
-        temporary.rename(self.folder / "state.safetensors")
+        file, temporary = self.folder / "state.safetensors", self.folder / "state.safetensors.partial"
+        try:
+            save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=progress)
+        except (SafetensorError, OSError) as error:
+            temporary.unlink(missing_ok=True)
+            raise RFError(f"{file} was not written ({error}); make room, then continue with --resume") from error
+        temporary.rename(file)
 
     def load(self) -> None:
         """Resume from the folder's state; raises RFError if it does not fit this recipe."""
         file = self.folder / "state.safetensors"
         try:
             with safe_open(file, framework="pt") as state:
-                metadata = state.metadata()
+                metadata = state.metadata() or {}
                 tensors = {name: state.get_tensor(name) for name in state.keys()}  # noqa: SIM118 - not a dict
             for prefix, module in (("model.", self.model), ("average.", self.average), ("teacher.", self.teacher)):
                 module.load_state_dict({n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)})
+            self.step, self.cpu_before = int(metadata["step"]), float(metadata["cpu_seconds"]) - time.process_time()
         except Exception as error:
-            raise RFError(f"cannot resume from {file} ({error}); start a new run in another folder") from error
+            reason = textwrap.shorten(str(error), 300)  # torch lists every name, on a line each
+            raise RFError(f"cannot resume from {file} ({reason}); start a new run in another folder") from error
         for name, parameter in self.model.named_parameters():
             found = {key: tensors.get(f"adam.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
             state_of = {key: value for key, value in found.items() if value is not None}
             if state_of:
                 self.optimiser.state[parameter] = state_of
-        self.step, self.cpu_before = int(metadata["step"]), float(metadata["cpu_seconds"]) - time.process_time()
 
     def recipe(self) -> dict[str, object]:
         """Everything needed to repeat the run, for `run.json`."""

@@ -1,0 +1,185 @@
+"""A checkpoint comes back as it was saved, or a message says what is wrong with it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from rf_export import checkpoint as checkpoints
+from rf_export.checkpoint import INDEX_NAME, checkpoint_sha256, load_checkpoint, save_checkpoint, split_shards
+from rf_export.config import preset
+from rf_export.model import RFModel
+from runtime.errors import RFError
+from runtime.tokenizer import PromptTokenizer
+
+SHARD_LIMIT = 20_000  # bytes; the largest tensor of the tiny model is larger
+
+
+@pytest.fixture(scope="module")
+def model() -> RFModel:
+    torch.manual_seed(0)
+    return RFModel(preset("tiny")).eval()
+
+
+@pytest.fixture
+def folder(model: RFModel, tmp_path: Path) -> Path:
+    save_checkpoint(model, "{}", tmp_path, torch.float32)
+    return tmp_path
+
+
+@pytest.fixture
+def shards(model: RFModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(checkpoints, "split_shards", lambda tensors: split_shards(tensors, SHARD_LIMIT))
+    save_checkpoint(model, "{}", tmp_path, torch.float32)
+    return tmp_path
+
+
+def assert_equal_weights(loaded: RFModel, model: RFModel) -> None:
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_a_checkpoint_comes_back_as_it_was(model: RFModel, folder: Path) -> None:
+    loaded = load_checkpoint(folder)
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert_equal_weights(loaded, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once_and_loaded_in_fp32(model: RFModel, tmp_path: Path, dtype: torch.dtype) -> None:
+    save_checkpoint(model, "{}", tmp_path, dtype)
+    for name, tensor in load_checkpoint(tmp_path).state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, model.state_dict()[name].to(dtype).float()), name
+
+
+def test_shards_come_back_as_they_were(model: RFModel, shards: Path) -> None:
+    files = sorted(shards.glob("model-*.safetensors"))
+    assert len(files) > 2
+    for file in files:
+        tensors = load_file(file)
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= SHARD_LIMIT
+    assert not (shards / "model.safetensors").exists()
+    assert_equal_weights(load_checkpoint(shards), model)
+
+
+def test_a_missing_shard_is_named(shards: Path) -> None:
+    (shards / "model-00002-of-{:05}.safetensors".format(len(list(shards.glob("model-*"))))).unlink()
+    with pytest.raises(RFError, match=r"lacks model-00002-of-.*expected safetensors weights"):
+        load_checkpoint(shards)
+
+
+def test_every_kind_of_wrong_tensor_is_named(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["text_head.weight"]
+    tensors["lora.weight"] = torch.zeros(2)
+    tensors["pixel_out.bias"] = torch.zeros(3)
+    tensors["pixel_in.bias"] = tensors["pixel_in.bias"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(RFError, match="do not fit its config") as caught:
+        load_checkpoint(folder)
+    for part in (
+        "1 missing (text_head.weight)", "1 unexpected (lora.weight)",
+        "1 misshapen (pixel_out.bias [3] instead of [48])", "1 of a wrong dtype (pixel_in.bias torch.int8)",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -1])
+def test_a_truncated_file_is_refused(folder: Path, size: int) -> None:
+    file = folder / "model.safetensors"
+    os.truncate(file, size if size >= 0 else file.stat().st_size + size)
+    with pytest.raises(RFError, match=r"model\.safetensors cannot be read as safetensors .*copy it again"):
+        load_checkpoint(folder)
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RFError, match=r"has no config\.json; expected a folder written by rf-export train"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/model.safetensors", 7, None])
+def test_an_index_cannot_point_outside_the_folder(folder: Path, tmp_path: Path, name: object) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")  # whole, so that only its place is wrong
+    (inside / INDEX_NAME).write_text(json.dumps({"weight_map": {"text_embedding": name}}))
+    with pytest.raises(RFError, match=r"lacks \.\./outside|lacks /etc|lacks sub/model|lacks 7|lacks None"):
+        load_checkpoint(inside)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": ["b"]}}']
+)
+def test_a_damaged_index_is_refused(folder: Path, text: str) -> None:
+    (folder / INDEX_NAME).write_text(text)
+    with pytest.raises(RFError):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_experts": 4}, "unknown num_experts"),
+        ({"sampling": {"steps": 4}}, "unknown sampling.steps"),
+        ({"encoder": {"hidden_size": 24}}, "missing encoder.ffn_size"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": 32.5}, "hidden_size"),
+        ({"num_layers": None}, "num_layers"),
+        ({"ffn_sizes": 48}, "ffn_sizes"),
+        ({"ffn_sizes": {"understanding": 48, "representation": "64", "pixel": 80}}, "ffn_sizes"),
+        ({"encoder": 5}, "encoder"),
+        ({"num_kv_heads": 0}, "num_kv_heads"),
+        ({"sampling": {"num_steps": "25"}}, "num_steps"),
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_sense_is_refused(folder: Path, changes: dict[str, object], words: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(RFError, match=f"does not describe an RF model: .*{words}"):
+        load_checkpoint(folder)
+
+
+def test_a_pickle_beside_the_weights_is_never_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cposix\nsystem\n.")
+    load_checkpoint(folder)
+    before = checkpoint_sha256(folder)
+    (folder / "pytorch_model.bin").unlink()
+    assert checkpoint_sha256(folder) == before
+
+
+def test_the_hash_covers_config_weights_and_tokenizer(folder: Path) -> None:
+    hashes = {checkpoint_sha256(folder)}
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+        hashes.add(checkpoint_sha256(folder))
+    assert len(hashes) == 4
+
+
+def test_a_byte_level_bpe_tokenizer_encodes_any_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(["a red car and a blue car", "two red cars"] * 4, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    prompts = PromptTokenizer(tmp_path / "tokenizer.json", tokenizer.get_vocab_size())
+    for text in ("a red car", "Zebra, ünï \N{TIGER FACE}"):
+        ids = prompts.encode(text, 100)
+        assert tokenizer.decode(ids) == text
+    assert len(prompts.encode("a red car", 100)) < len("a red car")  # merges are used
