@@ -22,11 +22,9 @@ HEAVY = ["torch", "onnx", "onnxruntime", "tokenizers", "PIL", "tensorrt"]
 
 
 def test_importing_the_runtime_is_quick():
-    times = [
-        float(python("import time; t = time.perf_counter(); import runtime; print(time.perf_counter() - t)"))
-        for _ in range(3)
-    ]
-    assert min(times) < 0.15
+    """CPU time, bounded loosely, since test machines are busy; an idle one takes a few milliseconds."""
+    code = "import time; t = time.process_time(); import runtime; print(time.process_time() - t)"
+    assert min(float(python(code)) for _ in range(3)) < 0.15
 
 
 @pytest.mark.parametrize("module", ["runtime", *(name for name in MODULES if "backends.ort" not in name)])
