@@ -129,8 +129,10 @@ def test_the_command_says_what_it_needs_and_that_nothing_verified_the_engine(tin
     assert "no dimension 'cells'" in wrong.output
 
 
+# A shell that starts tests in the background has them ignore SIGINT, and the child would inherit that.
 INTERRUPTED = textwrap.dedent("""
-    import sys
+    import signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from engines import EngineConfig, TensorRTConfig, build
     def report(what, done, total):
         if "timing" in what:

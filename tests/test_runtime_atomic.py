@@ -110,8 +110,10 @@ def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path):
     assert (tmp_path / "out" / "sub" / "data").read_text() == "theirs"
 
 
+# A shell that starts tests in the background has them ignore SIGINT, and the child would inherit that.
 WRITER = textwrap.dedent("""
-    import sys, time
+    import signal, sys, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from pathlib import Path
     from runtime.atomic import write_folder
     with write_folder(Path(sys.argv[1]), replaceable=bool, force=True, what="bundle") as folder:
