@@ -24,6 +24,7 @@ EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript"
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "pycuda": "tensorrt"}  # fmt: skip
 FOLDER = click.Path(path_type=Path)
 PRECISION = click.Choice(["fp32", "fp16", "int8"])
+DIALECT = click.Choice(["classic", "modern"])
 
 
 class OneSentenceErrors(click.Group):
@@ -108,11 +109,15 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
 @click.option("-o", "--output", "bundle", type=FOLDER, required=True, help="The bundle to write.")
 @click.option("--precision", "precisions", type=click.Choice(["fp32", "fp16"]), multiple=True, default=("fp32", "fp16"),
               show_default=True)
+@click.option("--dialect", "dialects", type=click.Choice(["classic", "modern", "both"]), multiple=True,
+              default=("classic",), show_default=True,
+              help="Spelling of the graphs: classic runs everywhere, modern (opset 24) writes its cache in place.")
+@click.option("--cache-slots", type=click.IntRange(1), help="Fixed length of the cache of modern graphs, for TensorRT.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-verify", is_flag=True, help="Skip the parity check; the manifest tells that nobody verified it.")
 @click.option("--json", "as_json", is_flag=True)
-def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], force: bool, no_verify: bool,
-           as_json: bool) -> None:  # fmt: skip
+def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects: tuple[Any, ...],
+           cache_slots: int | None, force: bool, no_verify: bool, as_json: bool) -> None:  # fmt: skip
     """Trace CHECKPOINT into ONNX graphs, verify them against eager PyTorch, and write a bundle.
 
     \b
@@ -120,7 +125,9 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], force: b
     """
     from rf_export.export import ExportOptions, export
 
-    options = ExportOptions(precisions=tuple(dict.fromkeys(precisions)), force=force, verify=not no_verify)
+    dialects = tuple(d for d in DIALECT.choices if d in dialects or "both" in dialects)
+    options = ExportOptions(precisions=tuple(dict.fromkeys(precisions)), dialects=dialects, cache_slots=cache_slots,
+                            force=force, verify=not no_verify)  # fmt: skip
     with _progress("export") as report:
         manifest = export(checkpoint, bundle, options, report)
     if as_json:
@@ -176,6 +183,7 @@ def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_jso
 @click.option("--top-k", type=int)
 @click.option("--size", metavar="HxW", help="Height and width in pixels, such as 48x48.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True)
+@click.option("--dialect", type=DIALECT, default="classic", show_default=True)
 @click.option("--backend", default="ort", show_default=True)
 @click.option("--engine", default="auto", show_default=True, help="auto, none (plain ONNX), or an engine folder.")
 @click.option("--threads", type=click.IntRange(1))
@@ -200,11 +208,13 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int, as_json: bool, *
     for path in (options["output"], options["preview"]):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.BadParameter(f"{path.absolute().parent} is not a folder", param_hint="--output")
-    pipeline = Pipeline.load(bundle, options["precision"], options["backend"], options["threads"], engine)
+    pipeline = Pipeline.load(bundle, options["precision"], options["backend"], options["threads"], engine,
+                             dialect=options["dialect"])  # fmt: skip
     started = time.perf_counter()
     pictures, previews = _draw(pipeline.generate(prompts, seed=seed, options=chosen))
     seconds = time.perf_counter() - started
     common = {"bundle_id": pipeline.bundle.manifest.bundle_id, "precision": options["precision"],
+              "dialect": options["dialect"],
               **{name: value for name, value in vars(chosen).items() if value is not None}}  # fmt: skip
     files = _write_pictures(pictures, previews, common, options)
     if as_json:

@@ -20,7 +20,7 @@ from runtime.errors import RFError
 from runtime.events import Event, PictureEvent, to_picture
 from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
 from runtime.schedule import timesteps
-from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision, check_signature
+from runtime.signature import GRAPHS, Dialect, GraphName, Precision, check_signature
 from runtime.stages import denoise, draw_tokens, prefill
 from runtime.tokenizer import PromptTokenizer
 
@@ -35,14 +35,21 @@ class Pipeline:
     Attributes:
         bundle: The bundle.
         precision: The precision that runs.
+        dialect: The dialect of the graphs that run.
         engine: The engine in use, or None for the ONNX graphs.
     """
 
     def __init__(
-        self, bundle: Bundle, precision: Precision, engine: Engine | None, sessions: dict[GraphName, Session]
+        self,
+        bundle: Bundle,
+        precision: Precision,
+        engine: Engine | None,
+        sessions: dict[GraphName, Session],
+        dialect: Dialect = "classic",
     ) -> None:
         self.bundle = bundle
         self.precision: Precision = precision
+        self.dialect: Dialect = dialect
         self.engine = engine
         self._sessions = sessions
         manifest = bundle.manifest
@@ -57,6 +64,7 @@ class Pipeline:
         num_threads: int | None = None,
         engine: Literal["auto", "none"] | Path = "auto",
         verify: Verify = "auto",
+        dialect: Dialect = "classic",
     ) -> Self:
         """Load a bundle.
 
@@ -68,23 +76,27 @@ class Pipeline:
             engine: "auto" takes the bundle's engine where one fits and the ONNX graphs otherwise; "none"
                 takes the ONNX graphs; a path takes that engine or refuses.
             verify: How the files that are read are checked, as in `Bundle.verify`.
+            dialect: The graphs to run; engines are built from the classic ones.
 
         Raises:
             RFError: Says what is missing, damaged or does not fit.
         """
         bundle = open_bundle(path)
         runner = create_backend(backend)
+        if dialect != "classic" and engine == "auto":
+            engine = "none"
         chosen = _choose_engine(bundle, precision, runner, engine, verify)
-        entries = {name: bundle.graph(name, precision) for name in GRAPHS}
+        if chosen and dialect != "classic":
+            raise RFError(f"The engine {chosen.path} was built from classic graphs, and {dialect} was asked for.")
+        entries = {name: bundle.graph(name, precision, dialect) for name in GRAPHS}
         needed = [] if chosen else [file for entry in entries.values() for file in entry.files]
         bundle.verify([*needed, bundle.manifest.tokenizer], verify)
         sessions: dict[GraphName, Session] = {}
         for name, entry in entries.items():
             file = chosen.file(name) if chosen else bundle.file(entry.file)
             sessions[name] = runner.open(file, num_threads=num_threads, compiled=chosen is not None)
-            expected = GraphSignature.of(name, bundle.manifest.model, precision)
-            check_signature(expected, sessions[name].signature, str(file))
-        return cls(bundle, precision, chosen, sessions)
+            check_signature(entry.signature, sessions[name].signature, str(file))
+        return cls(bundle, precision, chosen, sessions, dialect)
 
     def generate(
         self,
@@ -117,9 +129,7 @@ class Pipeline:
         if not 0 <= seed <= noise.MAX_SEED - len(prompts) + 1:
             raise RFError(f"seed must be 0 to 2**64 - {len(prompts)} for {len(prompts)} prompts, got {seed}.")
         plan = plan_drawing(options or GenerationOptions(), self.bundle.manifest)
-        # Positions: the text, the start token, N tokens, and one that all pixel patches share.
-        max_tokens = self.bundle.manifest.model.max_positions - plan.num_rep_tokens - 2
-        ids = [self._tokenizer.encode(prompt, max_tokens) for prompt in prompts]
+        ids = [self._tokenizer.encode(prompt, self._max_prompt_tokens(plan)) for prompt in prompts]
         forced = None if rep_ids is None else self._check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens))
         return self._draw(tuple(prompts), ids, seed, plan, forced)
 
@@ -139,8 +149,8 @@ class Pipeline:
     ) -> Generator[Event, None, None]:
         model, sampling = self.bundle.manifest.model, self.bundle.manifest.sampling
         seeds = [seed + index for index in range(len(prompts))]
-        num_slots = max(map(len, ids)) + plan.num_rep_tokens + 1
-        cache = KVCache(model, self.precision, 2 * len(prompts), num_slots)
+        num_slots = self._fixed_slots or max(map(len, ids)) + plan.num_rep_tokens + 1
+        cache = KVCache(model, self.precision, 2 * len(prompts), num_slots, self.dialect)
         row_starts = prefill(self._sessions["text_decoder"], ids, cache)
 
         tokens = []
@@ -169,6 +179,23 @@ class Pipeline:
         for index, prompt in enumerate(prompts):
             picture = to_picture(pixels[index])
             yield PictureEvent(index, prompt, seeds[index], picture, pixels[index].copy(), rep_ids[index].copy())
+
+    @property
+    def _fixed_slots(self) -> int | None:
+        return self._sessions["rep_decoder"].signature.cache_slots
+
+    def _max_prompt_tokens(self, plan: DrawingPlan) -> int:
+        """Tokens that a prompt may have; raises RFError where the picture alone is too large for the cache."""
+        # Positions: the text, the start token, N tokens, and one that all pixel patches share.
+        positions = self.bundle.manifest.model.max_positions - plan.num_rep_tokens - 2
+        if self._fixed_slots is None:
+            return positions
+        if self._fixed_slots <= plan.num_rep_tokens:
+            raise RFError(
+                f"These graphs have {self._fixed_slots} cache slots, and a picture of {plan.height} x {plan.width} "
+                f"takes {plan.num_rep_tokens + 1}. Draw a smaller one, or export with more --cache-slots."
+            )
+        return min(positions, self._fixed_slots - plan.num_rep_tokens - 1)
 
     def _check_rep_ids(self, rep_ids: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
         values, limit = np.array(rep_ids), self.bundle.manifest.model.rep_vocab_size

@@ -1,8 +1,8 @@
 """The three stages of a drawing: read the prompts, draw representation tokens, denoise.
 
 Knows nothing of texts, seeds and files: token ids and noise in, token ids and pixels out. A stage binds its
-buffers once; a step writes a few numbers into them, runs the graph and, in the first two stages, writes the
-new cache rows.
+buffers once; a step writes a few numbers into them, runs the graph and, in the first two stages, finishes the
+write of the new cache rows.
 
 Legend: R requests, L layers, H key/value heads, S new tokens, D head size, K representation vocabulary.
 Rows 0..R-1 of the cache are conditional, rows R..2R-1 unconditional: these see no text in the
@@ -32,27 +32,25 @@ def prefill(
     """
     length = max(map(len, prompts))
     row_starts = np.array([length - len(ids) for ids in prompts], np.int64)
-    rows = np.flatnonzero(row_starts < length)
-    if not len(rows):
+    if not length:
         return row_starts
-    input_ids = np.zeros((len(rows), length), np.int64)
-    for line, row in enumerate(rows):
-        input_ids[line, row_starts[row] :] = prompts[int(row)]
-    new = cache.new_rows(len(rows), length)
+    input_ids = np.zeros((len(prompts), length), np.int64)
+    for row, ids in enumerate(prompts):
+        input_ids[row, row_starts[row] :] = ids
+    write = cache.write(len(prompts), length, is_empty=True)
     run = session.bind(
         {
             "input_ids": input_ids,
-            "row_starts": row_starts[rows],
+            "row_starts": row_starts,
             "past_length": np.zeros(1, np.int64),
-            **cache.named("past_key_values", cache.new_rows(len(rows), 1)),
+            **write.inputs,
         },
-        cache.named("present", new),
+        write.outputs,
     )
     run()
-    for line, row in enumerate(rows):
-        # What a graph computes for the padding stays out of the cache: hidden slots have to be finite.
-        cache.values[:, row, :, row_starts[row] : length] = new[:, line, :, row_starts[row] :]
-    cache.length = length
+    write.finish()
+    for row, start in enumerate(row_starts):
+        cache.hide(row, start)  # what a graph computes for the padding stays out of the cache
     return row_starts
 
 
@@ -86,7 +84,7 @@ def draw_tokens(
     positions = np.zeros((num_requests, 2), np.int64)
     past_length = np.zeros(1, np.int64)
     gumbel = np.zeros_like(logits)
-    new = cache.new_rows(2 * num_requests, 1)
+    write = cache.write(2 * num_requests, 1)
     run = session.bind(
         {
             "rep_ids": rep_ids,
@@ -97,9 +95,9 @@ def draw_tokens(
             "guidance_scale": np.full(num_requests, plan.rep_guidance_scale, np.float32),
             "temperature": np.full(num_requests, plan.temperature, np.float32),
             "top_k": np.full(num_requests, plan.top_k, np.int64),
-            **cache.named("past_key_values"),
+            **write.inputs,
         },
-        {"next_rep_ids": next_rep_ids, "logits": logits, **cache.named("present", new)},
+        {"next_rep_ids": next_rep_ids, "logits": logits, **write.outputs},
     )
     num_steps = plan.num_rep_tokens
     for step in range(num_steps + 1):
@@ -110,7 +108,7 @@ def draw_tokens(
         if step < num_steps and not plan.greedy:
             fill_noise(step, gumbel)
         run()
-        cache.append(new)
+        write.finish()
         if step < num_steps:  # the last run only fills the cache
             yield TokenEvent(step, num_steps, next_rep_ids.copy(), logits.copy())
 
