@@ -110,24 +110,30 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
 @click.option("--precision", "precisions", type=click.Choice(["fp32", "fp16"]), multiple=True, default=("fp32", "fp16"),
               show_default=True)
 @click.option("--dialect", "dialects", type=click.Choice(["classic", "modern", "both"]), multiple=True,
-              default=("classic",), show_default=True,
-              help="Spelling of the graphs: classic runs everywhere, modern (opset 24) writes its cache in place.")
-@click.option("--cache-slots", type=click.IntRange(1), help="Fixed length of the cache of modern graphs, for TensorRT.")
+              help="Spelling of the graphs: classic runs everywhere, modern (opset 24) writes its cache in place. "
+                   "[default: what the targets ask for, or classic]")
+@click.option("--target", "targets", multiple=True, metavar="NAME",
+              help="Who has to take the graphs, such as tensorrt-10.3; picks dialect and opset, and refuses what would "
+                   "not parse there.")
+@click.option("--opset", type=click.IntRange(17, 18), help="Of classic graphs: 17 for TensorRT 8.6.")
+@click.option("--cache-slots", type=click.IntRange(2), help="Fixed length of the cache of modern graphs, for TensorRT.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-verify", is_flag=True, help="Skip the parity check; the manifest tells that nobody verified it.")
 @click.option("--json", "as_json", is_flag=True)
 def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects: tuple[Any, ...],
-           cache_slots: int | None, force: bool, no_verify: bool, as_json: bool) -> None:  # fmt: skip
+           targets: tuple[str, ...], opset: int | None, cache_slots: int | None, force: bool, no_verify: bool,
+           as_json: bool) -> None:  # fmt: skip
     """Trace CHECKPOINT into ONNX graphs, verify them against eager PyTorch, and write a bundle.
 
     \b
     rf-export export examples/reference/checkpoint -o bundle
+    rf-export export examples/reference/checkpoint -o bundle --target tensorrt-8.6 --precision fp16
     """
     from rf_export.export import ExportOptions, export
 
-    dialects = tuple(d for d in DIALECT.choices if d in dialects or "both" in dialects)
-    options = ExportOptions(precisions=tuple(dict.fromkeys(precisions)), dialects=dialects, cache_slots=cache_slots,
-                            force=force, verify=not no_verify)  # fmt: skip
+    chosen: Any = tuple(name for name in DIALECT.choices if name in dialects or "both" in dialects)
+    options = ExportOptions(precisions=tuple(dict.fromkeys(precisions)), targets=targets, dialects=chosen or None,
+                            opset=opset, cache_slots=cache_slots, force=force, verify=not no_verify)  # fmt: skip
     with _progress("export") as report:
         manifest = export(checkpoint, bundle, options, report)
     if as_json:

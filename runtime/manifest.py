@@ -69,6 +69,7 @@ class GraphEntry:
     file: str
     weights: tuple[str, ...]  # the external-data files that it reads
     signature: GraphSignature
+    lint: tuple[str, ...] = ()  # the targets that would take the graph, as rf_export/lint.py told at the export
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -232,6 +233,9 @@ def _read_tokenizer(section: Section) -> str:
 
 def _read_graph(section: Section, model: ModelSpec) -> GraphEntry:
     weights = section.array("weights")
+    lint = section.array("lint")
+    if not all(isinstance(name, str) for name in lint):
+        raise RFError(f"{section.where}: 'lint' must be a list of targets.")
     if not all(isinstance(name, str) for name in weights):
         raise RFError(f"{section.where}: 'weights' must be a list of paths.")
     entry = GraphEntry(
@@ -241,6 +245,7 @@ def _read_graph(section: Section, model: ModelSpec) -> GraphEntry:
         opset=section.integer("opset", 1),
         file=section.string("file"),
         weights=tuple(weights),
+        lint=tuple(lint),
         signature=GraphSignature(
             inputs=tuple(_read_tensor(item) for item in section.sections("inputs")),
             outputs=tuple(_read_tensor(item) for item in section.sections("outputs")),
@@ -287,6 +292,7 @@ def _graph_to_dict(graph: GraphEntry) -> dict[str, Any]:
         "opset": graph.opset,
         "file": graph.file,
         "weights": list(graph.weights),
+        "lint": list(graph.lint),
         "inputs": [_tensor_to_dict(spec) for spec in graph.signature.inputs],
         "outputs": [_tensor_to_dict(spec) for spec in graph.signature.outputs],
     }
