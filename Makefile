@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-slow bench lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rf-export needs Python 3.11 or newer, and $(PYTHON) is older or missing; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e '.[export,ort,dev]'
+	$(PIP_INSTALL) -e '.[export,ort,tensorrt-rtx,dev]'
 	@touch $@
 
 setup: $(STAMP) ## Make the environment in .venv
@@ -33,6 +33,12 @@ lint: $(STAMP) ## ruff, mypy (strict on the torch-free packages), import rules
 
 test: lint ## Everything but the slow tests
 	$(PY) -m pytest
+
+test-slow: $(STAMP) ## The slow tests: bundles beyond 2 GB, more kills (16 GiB of memory, 12 GiB of disk, minutes)
+	$(PY) -m pytest -m slow
+
+bench: $(STAMP) ## Measure the reference checkpoint and a 100 M model against eager PyTorch and torch.compile (half an hour)
+	$(PY) benchmarks/cpu.py reference base-90m --threads 1 --threads 2
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

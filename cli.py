@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from runtime.events import Event, PictureEvent, StepEvent
 
 EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript": "export", "safetensors": "export",
-          "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "pycuda": "tensorrt"}  # fmt: skip
+          "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
+          "pycuda": "tensorrt"}  # fmt: skip
 FOLDER = click.Path(path_type=Path)
 PRECISION = click.Choice(["fp32", "fp16", "int8"])
 DIALECT = click.Choice(["classic", "modern"])
@@ -150,20 +151,40 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 
 @main.command("build-engine")
 @click.argument("bundle", type=FOLDER)
-@click.option("--backend", default="ort", show_default=True)
+@click.option("--backend", default="ort", show_default=True, help="ort, tensorrt or tensorrt-rtx.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True)
 @click.option("--force", is_flag=True, help="Build again where a fitting engine is there already.")
+@click.option("--dim", "dims", multiple=True, metavar="NAME=MIN:OPT:MAX",
+              help="TensorRT: sizes of batch (pictures at once), prompt (tokens), height, width; repeat it.")
+@click.option("--workspace-mib", type=click.IntRange(1), help="TensorRT: most device memory of one layer.")
+@click.option("--builder-optimization-level", type=click.IntRange(0, 5), help="TensorRT: 5 searches longest.")
+@click.option("--timing-cache", metavar="FILE", help="TensorRT: the default is one per GPU in the bundle.")
+@click.option("--profiling-verbosity", type=click.Choice(["layer_names_only", "detailed", "none"]),
+              default="layer_names_only", show_default=True)
+@click.option("--version-compatible", is_flag=True, help="TensorRT: runs with later minor versions too.")
+@click.option("--hardware-compatibility", type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
+              default="none", show_default=True)
+@click.option("--weight-streaming", is_flag=True, help="TensorRT: for models larger than the GPU's memory.")
+@click.option("--weights", type=click.Choice(["fixed", "refittable", "stripped"]), default="fixed", show_default=True,
+              help="TensorRT: refittable ones can be exchanged (refit-engine), stripped ones are left out until then.")
+@click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="8.6",
+              help="tensorrt-rtx: compile for these GPUs, on any machine; repeat it.")
 @click.option("--json", "as_json", is_flag=True)
-def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_json: bool) -> None:
-    """Compile the graphs of BUNDLE for this machine.
+def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_json: bool, dims: tuple[str, ...],
+                 **options: Any) -> None:  # fmt: skip
+    """Compile the graphs of BUNDLE for this machine, or ahead of time for RTX cards.
 
     \b
     rf-export build-engine bundle --backend ort --precision fp32
+    rf-export build-engine bundle --backend tensorrt --precision fp16 --dim batch=1:1:4 --dim prompt=1:32:256
+    rf-export build-engine bundle --backend tensorrt-rtx --precision fp16 --compute-capability 8.9
     """
-    from engines import EngineConfig, build, estimate
+    from engines import EngineConfig, TensorRTConfig, build, estimate, parse_dims
     from runtime.engine import open_engine
 
-    config = EngineConfig(backend=backend, precision=precision, force=force)
+    with _usage_errors():
+        tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)
+    config = EngineConfig(backend=backend, precision=precision, force=force, tensorrt=tensorrt)
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
     with _progress("build") as report:
@@ -173,6 +194,7 @@ def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_jso
         click.echo(json.dumps({"path": str(path), **record.to_dict()}, indent=1))
     else:
         click.echo(f"{path}  built in {record.build['seconds']} s, peak memory {record.build['peak_memory_mib']} MiB")
+        click.echo("  checked against the ONNX graphs" if record.verified else "  not verified: no such device is here")
 
 
 @main.command()
@@ -277,6 +299,55 @@ def _write_pictures(
         save_png(options["preview"], sheet, {"pictures": rows})
         files.append(str(options["preview"]))
     return files
+
+
+@main.command("eval")
+@click.argument("model", type=FOLDER)
+@click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
+@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to draw with.")
+@click.option("--without-rep", is_flag=True, help="A checkpoint of the ablation: draw without representation tokens.")
+@click.option("--sheet", type=FOLDER, help="Also write a PNG of the first 24 pictures; [x] marks wrong ones.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True)
+def evaluate(model: Path, as_json: bool, threads: int | None, **options: Any) -> None:
+    """Score MODEL, a checkpoint (eager PyTorch) or a bundle (compiled): does each picture show what its prompt demands?
+
+    \b
+    rf-export eval examples/reference/checkpoint --num-prompts 200
+    rf-export eval bundle --precision fp16 --sheet sheet.png
+    """
+    from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
+
+    if options["sheet"] is not None and not options["sheet"].absolute().parent.is_dir():
+        raise click.BadParameter(f"{options['sheet'].absolute().parent} is not a folder", param_hint="--sheet")
+    with _progress("drawing") as report:
+        result = evaluate_model(model, EvaluationOptions(num_threads=threads, **options), report)
+    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--checkpoint", type=FOLDER, required=True, help="The checkpoint that the bundle was exported from.")
+@click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
+@click.option("--rounds", "num_rounds", type=click.IntRange(1), default=12, show_default=True,
+              help="Turns of every contender per kind of step.")
+@click.option("--prompt-tokens", "num_prompt_tokens", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--compile/--no-compile", default=True, show_default=True, help="torch.compile too: minutes more.")
+@click.option("--json", "as_json", is_flag=True)
+def bench(bundle: Path, checkpoint: Path, as_json: bool, **options: Any) -> None:
+    """Measure BUNDLE against eager PyTorch and torch.compile, in turns in one run, and against the machine's limits.
+
+    \b
+    rf-export bench bundle --checkpoint examples/reference/checkpoint --threads 1 --threads 2
+    """
+    from rf_export.benchmark.bench import BenchOptions, run_bench
+    from rf_export.benchmark.tables import format_bench
+
+    with _progress("bench") as report:
+        result = run_bench(bundle, checkpoint, BenchOptions(**options), report)
+    click.echo(json.dumps(result, indent=1) if as_json else format_bench(result))
 
 
 @main.command()

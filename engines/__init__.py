@@ -7,10 +7,12 @@ and whether it may run, is the consumer's to say: runtime/engine.py.
     build("bundle", EngineConfig(backend="ort", precision="fp32"))
 
 Code map: config (what can be built) -> build (what all backends share) -> ort (ONNX Runtime) -> pool, external_data
-(its weights); probe (the check).
+(its weights); tensorrt (TensorRT and TensorRT-RTX) -> tensorrt_config, tensorrt_profiles (sizes), tensorrt_network (one
+graph), cancellable (Ctrl-C); probe (the check).
 """
 
 from engines.build import build, estimate
 from engines.config import BuildEstimate, EngineConfig
+from engines.tensorrt_config import DimRange, TensorRTConfig, parse_dims
 
-__all__ = ["BuildEstimate", "EngineConfig", "build", "estimate"]
+__all__ = ["BuildEstimate", "DimRange", "EngineConfig", "TensorRTConfig", "build", "estimate", "parse_dims"]

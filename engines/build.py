@@ -11,64 +11,73 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from engines.config import Builder, BuildEstimate, EngineConfig
+from engines.config import Builder, BuildEstimate, EngineConfig, Report
 from engines.probe import largest_error, probe_inputs
+from engines.tensorrt_config import require_defaults
 from runtime.atomic import write_folder
-from runtime.backends import Backend, Target, create_backend
+from runtime.backends import BACKENDS, Backend, Target, create_backend, naming_extra
 from runtime.backends.cpu import cpu_name
 from runtime.bundle import Bundle, describe_file, open_bundle
 from runtime.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, GraphName, Precision
 
-# The same kernels on the same weights, so only the order of sums may differ.
-MAX_RELATIVE_ERROR: Final = {"fp32": 1e-5, "fp16": 1e-2, "int8": 1e-2}
-
 Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, stages done, stages in all
 
 _log = logging.getLogger(__name__)
 
 
-def _create_ort() -> Builder:
+def _create_ort(config: EngineConfig) -> Builder:
     from engines.ort import OrtBuilder
 
+    require_defaults(config.tensorrt, config.backend)
     return OrtBuilder()
 
 
-_CREATORS: Final[Mapping[str, Callable[[], Builder]]] = {"ort": _create_ort}
+def _create_tensorrt(config: EngineConfig) -> Builder:
+    from engines.tensorrt import TensorRTBuilder
+
+    return TensorRTBuilder("tensorrt-rtx" if config.backend == "tensorrt-rtx" else "tensorrt", config.tensorrt)
+
+
+_CREATORS: Final[Mapping[str, Callable[[EngineConfig], Builder]]] = {
+    "ort": _create_ort,
+    "tensorrt": _create_tensorrt,
+    "tensorrt-rtx": _create_tensorrt,
+}
 
 
 def estimate(bundle: str | Path, config: EngineConfig) -> BuildEstimate:
     """Predict what a build needs, to be told before it starts; raises RFError as `build` does."""
-    _, builder = _open_backend(config.backend)
-    return builder.estimate(open_bundle(bundle), config.precision)
+    return create_builder(config).estimate(open_bundle(bundle), config.precision)
 
 
 def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None = None) -> Path:
-    """Build the engine of a bundle for this machine, or return the one that is there and fits.
+    """Build the engine of a bundle, or return the one that is there, with the same options.
 
     Args:
         bundle: The bundle; the engine goes into its folder `engines`.
         config: What to build.
-        on_progress: Told before every stage.
+        on_progress: Told before every stage, and within one as often as there is something new.
 
     Returns:
-        The folder of the engine.
+        The folder of the engine. Where no device of this machine runs it, nothing has verified it, and its record says
+        so.
 
     Raises:
         RFError: The bundle is damaged or has no such graphs, a library is missing, the disk is full, or the engine does
             not agree with the graphs.
     """
     opened = open_bundle(bundle)
-    backend, builder = _open_backend(config.backend)
-    target = backend.target()
+    builder = create_builder(config)
+    target = builder.target()
     out = opened.path / "engines" / engine_label(target, config.precision)
-    if not config.force and _is_up_to_date(out, opened, config.precision, target):
+    if not config.force and _is_up_to_date(out, opened, config.precision, target, builder.options()):
         _log.info("%s is up to date", out)
         return out
     opened.verify([file for name in GRAPHS for file in opened.graph(name, config.precision).files], "hash")
@@ -76,10 +85,7 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
     started = time.monotonic()
     with write_folder(out, replaceable=_is_engine, force=True, what="engine") as folder:
         files = builder.compile(opened, config, folder, report)
-        errors = {}
-        for name in GRAPHS:
-            report(f"checking {name}")
-            errors[name] = _check(opened, config, backend, name, folder / files[name])
+        verified = _verify(opened, config, builder, {name: folder / files[name] for name in GRAPHS}, report)
         report("writing")
         details = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -87,14 +93,12 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
             "peak_memory_mib": peak_memory_mib(),
             "cpu": cpu_name(),
             "system": platform.platform(),
-            "config": asdict(config),
+            "predicted_memory_mib": builder.estimate(opened, config.precision).memory_mib,
+            "num_threads": config.num_threads,
             "options": builder.options(),
+            **builder.details(),
         }
-        record = replace(
-            _describe(opened, config, target, folder, files),
-            build=details,
-            verified={"largest_relative_error": errors},
-        )
+        record = replace(_describe(opened, config, target, folder, files), build=details, verified=verified)
         text = json.dumps(record.to_dict(), indent=1) + "\n"
         (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
     return out
@@ -116,44 +120,77 @@ def peak_memory_mib() -> int | None:
     return int(peak >> 20 if sys.platform == "darwin" else peak >> 10)
 
 
-def _open_backend(name: str) -> tuple[Backend, Builder]:
-    backend = create_backend(name)  # says what is missing
-    return backend, _CREATORS[name]()
+def create_builder(config: EngineConfig) -> Builder:
+    """Import a builder with its library.
+
+    Raises:
+        RFError: There is none of that name, its library is not installed, or the options are of another one.
+    """
+    if config.backend not in _CREATORS:
+        if config.backend in BACKENDS:
+            raise RFError(f"The backend {config.backend} runs the ONNX graphs as they are: there is nothing to build.")
+        raise RFError(f"There is no backend {config.backend!r}. Choose one of: {', '.join(_CREATORS)}.")
+    with naming_extra(config.backend):
+        return _CREATORS[config.backend](config)
 
 
-def _counted(on_progress: Progress | None) -> Callable[[str], None]:
+def _counted(on_progress: Progress | None) -> Report:
     """Counts the stages: a graph is compiled and checked, and the end is written."""
     total = 2 * len(GRAPHS) + 1
-    steps = iter(range(total))
+    done = -1
 
-    def report(what: str) -> None:
-        done = next(steps)
+    def report(what: str, *, detail: bool = False) -> None:
+        nonlocal done
+        done += not detail
         if on_progress is not None:
             on_progress(what, done, total)
 
     return report
 
 
-def _is_up_to_date(out: Path, bundle: Bundle, precision: Precision, target: Target) -> bool:
+def _is_up_to_date(
+    out: Path, bundle: Bundle, precision: Precision, target: Target, options: Mapping[str, Any]
+) -> bool:
     try:
-        use_engine(open_engine(out), bundle, precision, target, "hash")
+        engine = open_engine(out)
+        use_engine(engine, bundle, precision, target, "hash")
     except RFError:
         return False
-    return True
+    return engine.record.target == target and engine.record.build.get("options") == options
 
 
 def _is_engine(folder: Path) -> bool:
     return (folder / ENGINE_NAME).is_file()
 
 
-def _check(bundle: Bundle, config: EngineConfig, backend: Backend, name: GraphName, compiled: Path) -> float:
+def _verify(
+    bundle: Bundle, config: EngineConfig, builder: Builder, compiled: Mapping[GraphName, Path], report: Report
+) -> dict[str, Any]:
+    """Compare every compiled graph with its ONNX graph; nothing where no device of this machine runs it."""
+    backend = builder.backend()
+    if backend is None:
+        _log.warning("Nothing verified this engine: it was built for a device that is not here.")
+        return {}
+    errors = {}
+    for name, path in compiled.items():
+        report(f"checking {name}")
+        errors[name] = _check(bundle, config, builder, backend, name, path)
+    return {"largest_relative_error": errors}
+
+
+def _check(
+    bundle: Bundle, config: EngineConfig, builder: Builder, backend: Backend, name: GraphName, compiled: Path
+) -> float:
     """Run a compiled graph and its ONNX graph on the same inputs; the largest relative error."""
-    inputs = probe_inputs(name, bundle.manifest.model, config.precision)
     source = bundle.file(bundle.graph(name, config.precision).file)
-    expected = backend.open(source, num_threads=config.num_threads, compiled=False).run(inputs)
-    actual = backend.open(compiled, num_threads=config.num_threads, compiled=True).run(inputs)
-    error = largest_error(expected, actual)
-    limit = MAX_RELATIVE_ERROR[config.precision]
+    # ONNX Runtime on the CPU is the reference of every backend.
+    reference = create_backend("ort").open(source, num_threads=config.num_threads, compiled=False)
+    session = backend.open(compiled, num_threads=config.num_threads, compiled=True)
+    error = 0.0
+    for sizes in builder.probes(bundle, name, config.precision):
+        inputs = probe_inputs(name, bundle.manifest.model, config.precision, sizes)
+        error = max(error, largest_error(reference.run(inputs), session.run(inputs)))
+    limit = builder.max_relative_error(config.precision)
     if not error <= limit:
         raise RFError(
             f"The compiled {name} differs from the ONNX graph: relative error {error:.2g}, expected at most {limit}. "

@@ -1,10 +1,12 @@
 """What can be built, and what a builder has to do. Knows nothing of any library and of files."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from engines.tensorrt_config import TensorRTConfig
+from runtime.backends import Backend, Target
 from runtime.bundle import Bundle
 from runtime.signature import GraphName, Precision
 
@@ -18,12 +20,14 @@ class EngineConfig:
         precision: Which graphs of the bundle.
         num_threads: Threads of the build and of its check; None leaves it to the backend.
         force: Build also where an engine is there that fits.
+        tensorrt: Options of the backends tensorrt and tensorrt-rtx.
     """
 
     backend: str = "ort"
     precision: Precision = "fp32"
     num_threads: int | None = None
     force: bool = False
+    tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
 
 
 @dataclass(frozen=True)
@@ -34,15 +38,32 @@ class BuildEstimate:
     disk_mib: int
 
 
+class Report(Protocol):
+    """Hears what a builder does."""
+
+    def __call__(self, what: str, *, detail: bool = False) -> None:
+        """Told before every graph, and with `detail` what is done for it, as often as there is something new."""
+
+
 class Builder(Protocol):
     """Compiles graphs for one backend."""
+
+    def target(self) -> Target:
+        """What the engine is going to be built for."""
+
+    def backend(self) -> Backend | None:
+        """What runs the engine on this machine, to check it; None for an engine of another machine."""
+
+    def max_relative_error(self, precision: Precision) -> float:
+        """The largest error against the ONNX graph with which an engine is written."""
+
+    def probes(self, bundle: Bundle, name: GraphName, precision: Precision) -> list[Mapping[str, int]]:
+        """Sizes of free dimensions on which a graph is checked; what is not named has a usual size."""
 
     def estimate(self, bundle: Bundle, precision: Precision) -> BuildEstimate:
         """Predict what a build needs."""
 
-    def compile(
-        self, bundle: Bundle, config: EngineConfig, folder: Path, report: Callable[[str], None]
-    ) -> dict[GraphName, str]:
+    def compile(self, bundle: Bundle, config: EngineConfig, folder: Path, report: Report) -> dict[GraphName, str]:
         """Compile the graphs of a bundle.
 
         Args:
@@ -56,4 +77,7 @@ class Builder(Protocol):
         """
 
     def options(self) -> dict[str, Any]:
-        """What the builder was set to, for the record."""
+        """What the builder was set to, for the record: an engine of other options is built again."""
+
+    def details(self) -> dict[str, Any]:
+        """What came of the options for a bundle and a machine, after `compile`, for the record."""

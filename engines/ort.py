@@ -6,18 +6,21 @@ weights are mapped instead of copied, and all sessions share one copy of the att
 one version, so the target names it exactly.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from engines.config import BuildEstimate, EngineConfig
+from engines.config import BuildEstimate, EngineConfig, Report
 from engines.external_data import external_sizes
 from engines.pool import WeightPool
+from runtime.backends import Backend, Target, create_backend
 from runtime.backends.ort import open_session, session_options
 from runtime.bundle import Bundle
 from runtime.signature import GRAPHS, GraphName, Precision
 
 _POOL: Final = "weights.bin"
+# The same kernels on the same weights, so only the order of sums may differ.
+MAX_RELATIVE_ERROR: Final[dict[Precision, float]] = {"fp32": 1e-5, "fp16": 1e-2, "int8": 1e-2}
 _BASE_MEMORY_MIB: Final = 250  # the interpreter, the libraries, and what a check takes
 _COPIES: Final[dict[Precision, int]] = {"fp32": 2, "fp16": 4, "int8": 4}  # in units of the bundle's weights
 _OPTIONS: Final = {
@@ -28,11 +31,34 @@ _OPTIONS: Final = {
 
 
 class OrtBuilder:
-    """See `engines.build.Builder`."""
+    """See `engines.config.Builder`."""
+
+    def __init__(self) -> None:
+        self._backend = create_backend("ort")
+
+    def target(self) -> Target:
+        """This version on this CPU."""
+        return self._backend.target()
+
+    def backend(self) -> Backend:
+        """What runs the engine."""
+        return self._backend
+
+    def max_relative_error(self, precision: Precision) -> float:
+        """The largest error against the ONNX graph with which an engine is written."""
+        return MAX_RELATIVE_ERROR[precision]
+
+    def probes(self, bundle: Bundle, name: GraphName, precision: Precision) -> list[Mapping[str, int]]:
+        """One check; these engines take every size."""
+        return [{}]
 
     def options(self) -> dict[str, Any]:
         """What the builder was set to, for the record."""
         return dict(_OPTIONS)
+
+    def details(self) -> dict[str, Any]:
+        """Nothing comes of the bundle."""
+        return {}
 
     def estimate(self, bundle: Bundle, precision: Precision) -> BuildEstimate:
         """One graph at a time: its weights as they are and packed; in fp16 both in fp32, since the CPU computes so.
@@ -50,9 +76,7 @@ class OrtBuilder:
         disk = copies * (sum(blobs.values()) + largest)
         return BuildEstimate(_BASE_MEMORY_MIB + (memory >> 20), 1 + (disk >> 20))
 
-    def compile(
-        self, bundle: Bundle, config: EngineConfig, folder: Path, report: Callable[[str], None]
-    ) -> dict[GraphName, str]:
+    def compile(self, bundle: Bundle, config: EngineConfig, folder: Path, report: Report) -> dict[GraphName, str]:
         """Compile the graphs one after another; each one's own weights are pooled before the next starts."""
         files: dict[GraphName, str] = {}
         with WeightPool(folder / _POOL) as pool:

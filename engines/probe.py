@@ -13,15 +13,18 @@ import numpy.typing as npt
 from runtime.signature import GraphName, GraphSignature, ModelSpec, Precision, TensorSpec
 
 _SIZES: Final = {"batch": 2, "request": 2, "2*request": 4, "sequence": 5, "cache": 9}
-_PAST_LENGTH: Final = 6
+_PAST_LENGTH: Final = 6  # at most; a smaller cache is in use as a whole
 _SEED: Final = 20240
 
 
-def probe_inputs(graph: GraphName, model: ModelSpec, precision: Precision) -> dict[str, npt.NDArray[Any]]:
-    """Inputs of a graph that every model takes."""
+def probe_inputs(
+    graph: GraphName, model: ModelSpec, precision: Precision, sizes: Mapping[str, int] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Inputs of a graph that every model takes; `sizes` of free dimensions replace the usual ones."""
     rng = np.random.default_rng(_SEED)
     cells = min(2, model.max_grid)
-    sizes = {**_SIZES, "height": model.cell * cells, "width": model.cell * min(3, model.max_grid)}
+    picture = {"height": model.cell * cells, "width": model.cell * min(3, model.max_grid)}
+    sizes = {**_SIZES, **picture, **(sizes or {})}
     signature = GraphSignature.of(graph, model, precision)
     return {spec.name: _probe(spec, sizes, model, rng) for spec in signature.inputs}
 
@@ -39,12 +42,13 @@ def largest_error(expected: Mapping[str, npt.NDArray[Any]], actual: Mapping[str,
 
 def _probe(spec: TensorSpec, sizes: Mapping[str, int], model: ModelSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
+    past_length = min(_PAST_LENGTH, sizes["cache"])
     constants = {
         "guidance_scale": 2.5,
         "temperature": 1.0,
         "t": 0.25,
         "t_next": 0.5,
-        "past_length": _PAST_LENGTH,
+        "past_length": past_length,
     }
     if spec.name in constants:
         return np.full(shape, constants[spec.name], spec.dtype)
@@ -54,7 +58,7 @@ def _probe(spec: TensorSpec, sizes: Mapping[str, int], model: ModelSpec, rng: np
             "input_ids": model.vocab_size,
             "rep_ids": model.rep_vocab_size,
             "grid_positions": model.max_grid,
-            "row_starts": _PAST_LENGTH + 1,
+            "row_starts": past_length + 1,
         }
         if spec.name == "top_k":
             return np.full(shape, min(10, model.max_top_k), np.int64)

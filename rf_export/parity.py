@@ -123,7 +123,7 @@ def compare(
     prompts = _prompts(model)
     eager = [_draw_eager(model, plan, manifest, ids, SEED + i) for i, ids in enumerate(prompts)]
     num_slots = _num_slots(sessions["rep_decoder"], max(map(len, prompts)) + plan.num_rep_tokens + 1)
-    cache = KVCache(manifest.model, precision, 2 * len(prompts), num_slots, dialect)
+    cache = KVCache(manifest.model, precision, 2 * len(prompts), num_slots, dialect=dialect)
     drawn = _draw_graphs(sessions, plan, manifest, cache, prompts, [result.rep_ids.tolist() for result in eager])
     return _measure(_text_logits(model, prompts), eager, drawn, plan, TOLERANCES[precision])
 

@@ -1,14 +1,17 @@
-"""The key/value cache of one request: static buffers, written in place.
+"""The key/value caches: static buffers, written in place, and what a request has in one.
 
 Knows nothing of graphs but who writes: in the classic dialect they return new rows, which are written here; in
 the modern dialect they write into the cache themselves. One allocation holds every layer, so that the new rows
 of all layers are written by one strided copy, and the text stage, the representation stage and the denoiser
 read the same memory.
 
-Legend: L layers, H key/value heads, D head size, S new tokens.
+Where requests come and go, what each has is copied out as a `Prefix`, and the prefixes of those who are to be
+together are laid out anew, so that all end at the same slot (`lay_out`).
+
+Legend: L layers, R requests, H key/value heads, D head size, S new tokens, P slots in use.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +28,7 @@ class CacheWrite:
     Attributes:
         inputs: The tensors past_key_values.*, to be bound.
         outputs: The tensors present.*, to be bound; in the modern dialect the same memory.
-        finish: What is left to do after a run: call it once.
+        finish: What is left to do after each run.
     """
 
     inputs: dict[str, npt.NDArray[Any]]
@@ -33,11 +36,49 @@ class CacheWrite:
     finish: Callable[[], None]
 
 
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The keys and values of one request, a copy of its own."""
+
+    values: npt.NDArray[Any]  # [2 L, 2, H, P, D], its conditional and its unconditional row
+    text_length: int  # so many slots at the start belong to the text, which the unconditional row does not see
+
+    @property
+    def length(self) -> int:
+        """Slots P in use."""
+        return int(self.values.shape[3])
+
+
+class CacheMemory:
+    """Memory that caches are cut from, again and again: as much as `num_rows` rows of `num_slots` slots take."""
+
+    def __init__(self, model: ModelSpec, precision: Precision, num_rows: int, num_slots: int) -> None:
+        self.model = model
+        self.precision: Precision = precision
+        # Never touched pages are not resident, so that this costs what is used of it.
+        self._values = np.empty(np.prod(_shape(model, num_rows, num_slots)), _dtype(precision))
+        self._used = 0
+
+    def clear(self) -> None:
+        """Take all memory back; caches that were cut from it must not be used any more."""
+        self._used = 0
+
+    def cut(self, num_rows: int, num_slots: int) -> npt.NDArray[Any]:
+        """Memory of a cache: [2 L, rows, H, slots, D], zero."""
+        shape = _shape(self.model, num_rows, num_slots)
+        end = self._used + int(np.prod(shape))
+        assert end <= len(self._values)
+        piece = self._values[self._used : end].reshape(shape)
+        piece.fill(0)
+        self._used = end
+        return piece
+
+
 class KVCache:
     """Keys and values of `num_rows` rows in `num_slots` slots.
 
-    The memory is new and zero for every request: graphs multiply hidden slots by 0, so that what an earlier
-    request left there could never show, but its NaN or infinity would.
+    The memory is zero at first for every request, whether it is new or used again: graphs multiply hidden
+    slots by 0, so that what an earlier request left there could never show, but its NaN or infinity would.
 
     Attributes:
         values: [2 L, rows, H, slots, D]; key and value of layer 0, key and value of layer 1, ...
@@ -45,10 +86,19 @@ class KVCache:
     """
 
     def __init__(
-        self, model: ModelSpec, precision: Precision, num_rows: int, num_slots: int, dialect: Dialect = "classic"
+        self,
+        model: ModelSpec,
+        precision: Precision,
+        num_rows: int,
+        num_slots: int,
+        memory: CacheMemory | None = None,
+        dialect: Dialect = "classic",
     ) -> None:
-        shape = (2 * model.num_layers, num_rows, model.num_kv_heads, num_slots, model.head_dim)
-        self.values: npt.NDArray[Any] = np.zeros(shape, np.float16 if precision == "fp16" else np.float32)
+        self.values: npt.NDArray[Any] = (
+            np.zeros(_shape(model, num_rows, num_slots), _dtype(precision))
+            if memory is None
+            else memory.cut(num_rows, num_slots)
+        )
         self.length = 0
         self._num_layers = model.num_layers
         self._written_by_graphs = dialect == "modern"
@@ -80,9 +130,7 @@ class KVCache:
             )
         past = self.new_rows(num_rows, 1) if is_empty else values
         new = self.new_rows(num_rows, num_tokens)
-        return CacheWrite(
-            self.named("past_key_values", past), self.named("present", new), lambda: self.append(new)
-        )
+        return CacheWrite(self.named("past_key_values", past), self.named("present", new), lambda: self.append(new))
 
     def hide(self, row: int, num_slots: int) -> None:
         """Forget the first slots of a row, which no token sees: hidden slots have to be finite."""
@@ -96,3 +144,48 @@ class KVCache:
 
     def _advance(self, num_tokens: int) -> None:
         self.length += num_tokens
+
+    def prefix(self, request: int, start: int, text_length: int) -> Prefix:
+        """Copy out what a request has in rows `request` and R + `request`.
+
+        Args:
+            request: Which one.
+            start: Its first slot.
+            text_length: Slots of its text.
+        """
+        num_requests = self.values.shape[1] // 2
+        return Prefix(self.values[:, request::num_requests, :, start : self.length].copy(), text_length)
+
+
+def lay_out(
+    memory: CacheMemory,
+    prefixes: Sequence[Prefix],
+    num_free_slots: int,
+) -> tuple[KVCache, npt.NDArray[np.int64]]:
+    """Put requests together in a cache that is cut from `memory`: all of them end at the same slot.
+
+    Args:
+        memory: Where to.
+        prefixes: What each request has: [R].
+        num_free_slots: Slots for the tokens to come.
+
+    Returns:
+        The cache of 2R rows, first the conditional ones; and the first slot of each request, [R].
+    """
+    length, num_requests = max(prefix.length for prefix in prefixes), len(prefixes)
+    cache = KVCache(memory.model, memory.precision, 2 * num_requests, length + num_free_slots, memory)
+    cache.length = length
+    starts = np.array([length - prefix.length for prefix in prefixes], np.int64)
+    for row, prefix in enumerate(prefixes):
+        text_end = starts[row] + prefix.text_length
+        cache.values[:, row, :, starts[row] : length] = prefix.values[:, 0]
+        cache.values[:, num_requests + row, :, text_end:length] = prefix.values[:, 1, :, prefix.text_length :]
+    return cache, starts
+
+
+def _shape(model: ModelSpec, num_rows: int, num_slots: int) -> tuple[int, ...]:
+    return (2 * model.num_layers, num_rows, model.num_kv_heads, num_slots, model.head_dim)
+
+
+def _dtype(precision: Precision) -> type[np.floating[Any]]:
+    return np.float16 if precision == "fp16" else np.float32

@@ -16,6 +16,7 @@ from typing import Any, Final, Self, cast
 from runtime.atomic import is_temporary
 from runtime.backends import Target
 from runtime.bundle import Bundle, Verify, check_files
+from runtime.compatibility import device_fits, version_fits
 from runtime.errors import RFError
 from runtime.manifest import FileEntry, read_files
 from runtime.sections import Section, read_json
@@ -94,7 +95,7 @@ def open_engine(path: Path) -> Engine:
 
 
 def use_engine(engine: Engine, bundle: Bundle, precision: Precision, target: Target, verify: Verify) -> None:
-    """Make sure that an engine may run.
+    """Make sure that an engine may run: see runtime/compatibility.py.
 
     Args:
         engine: The engine.
@@ -155,9 +156,9 @@ def _mismatch(record: EngineRecord, precision: Precision, target: Target) -> str
         return f"is of the backend {record.target.backend}, and {target.backend} was asked for"
     if record.precision != precision:
         return f"is in {record.precision}, and {precision} was asked for"
-    if record.target.version != target.version:
+    if not version_fits(record.target, target):
         return f"was built with {target.backend} {record.target.version}, and {target.version} is installed"
-    if record.target.device != target.device:
+    if not device_fits(record.target, target):
         return f"was built on another device ({_difference(record.target.device, target.device)})"
     return ""
 
@@ -172,7 +173,7 @@ def _foreign(record: EngineRecord, bundle: Bundle) -> str:
 
 
 def _difference(built: str, here: str) -> str:
-    features, others = set(built.split()), set(here.split())
+    features, others = set(built.split()) - {"|"}, set(here.split())
     parts = [f"has {' '.join(sorted(features - others))}"] if features - others else []
     parts += [f"lacks {' '.join(sorted(others - features))}"] if others - features else []
     return ", ".join(parts)

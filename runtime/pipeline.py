@@ -4,22 +4,21 @@ Knows nothing of libraries that run graphs, and nothing of how graphs are made.
 """
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime import noise
 from runtime.backends import Backend, Session, create_backend
 from runtime.bundle import Bundle, Verify, open_bundle
 from runtime.cache import KVCache
 from runtime.engine import Engine, find_engine, open_engine, use_engine
 from runtime.errors import RFError
-from runtime.events import Event, PictureEvent, to_picture
-from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
-from runtime.schedule import timesteps
+from runtime.events import Event, PictureEvent
+from runtime.options import GenerationOptions
+from runtime.request import Request, check_requests
 from runtime.signature import GRAPHS, Dialect, GraphName, Precision, check_signature
 from runtime.stages import denoise, draw_tokens, prefill
 from runtime.tokenizer import PromptTokenizer
@@ -87,7 +86,10 @@ class Pipeline:
             engine = "none"
         chosen = _choose_engine(bundle, precision, runner, engine, verify)
         if chosen and dialect != "classic":
-            raise RFError(f"The engine {chosen.path} was built from classic graphs, and {dialect} was asked for.")
+            raise RFError(
+                f"The engine {chosen.path} was built from classic graphs, and {dialect} was asked for. "
+                "Use the dialect classic, or no engine."
+            )
         entries = {name: bundle.graph(name, precision, dialect) for name in GRAPHS}
         needed = [] if chosen else [file for entry in entries.values() for file in entry.files]
         bundle.verify([*needed, bundle.manifest.tokenizer], verify)
@@ -124,14 +126,28 @@ class Pipeline:
             RFError: A prompt or an option that the model cannot take. The generator raises it too, where
                 the numbers overflow.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise RFError('Give the prompts as a list of at least one text: generate(["a red car"]).')
-        if not 0 <= seed <= noise.MAX_SEED - len(prompts) + 1:
-            raise RFError(f"seed must be 0 to 2**64 - {len(prompts)} for {len(prompts)} prompts, got {seed}.")
-        plan = plan_drawing(options or GenerationOptions(), self.bundle.manifest)
-        ids = [self._tokenizer.encode(prompt, self._max_prompt_tokens(plan)) for prompt in prompts]
-        forced = None if rep_ids is None else self._check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens))
-        return self._draw(tuple(prompts), ids, seed, plan, forced)
+        return self._draw(self.check(prompts, seed=seed, options=options, rep_ids=rep_ids))
+
+    def check(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        options: GenerationOptions | None = None,
+        rep_ids: npt.ArrayLike | None = None,
+    ) -> list[Request]:
+        """Only check what `generate` takes; raises RFError."""
+        manifest, slots = self.bundle.manifest, self._fixed_slots
+        return check_requests(prompts, seed, options, rep_ids, manifest, self._tokenizer, slots)
+
+    @property
+    def _fixed_slots(self) -> int | None:
+        return self._sessions["rep_decoder"].signature.cache_slots
+
+    @property
+    def sessions(self) -> Mapping[GraphName, Session]:
+        """The loaded graphs."""
+        return self._sessions
 
     def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""
@@ -139,76 +155,32 @@ class Pipeline:
         assert isinstance(last, PictureEvent)
         return last.picture
 
-    def _draw(
-        self,
-        prompts: tuple[str, ...],
-        ids: list[list[int]],
-        seed: int,
-        plan: DrawingPlan,
-        forced: npt.NDArray[np.int64] | None,
-    ) -> Generator[Event, None, None]:
-        model, sampling = self.bundle.manifest.model, self.bundle.manifest.sampling
-        seeds = [seed + index for index in range(len(prompts))]
-        num_slots = self._fixed_slots or max(map(len, ids)) + plan.num_rep_tokens + 1
-        cache = KVCache(model, self.precision, 2 * len(prompts), num_slots, self.dialect)
-        row_starts = prefill(self._sessions["text_decoder"], ids, cache)
+    def _draw(self, requests: list[Request]) -> Generator[Event, None, None]:
+        model, plan, times = self.bundle.manifest.model, requests[0].plan, requests[0].times
+        num_slots = self._fixed_slots or max(len(request.ids) for request in requests) + plan.num_rep_tokens + 1
+        cache = KVCache(model, self.precision, 2 * len(requests), num_slots, dialect=self.dialect)
+        row_starts = prefill(self._sessions["text_decoder"], [request.ids for request in requests], cache)
 
         tokens = []
-        fill = functools.partial(_fill_gumbel, seeds)
+        fill = functools.partial(_fill_gumbel, requests)
+        given = [request.forced for request in requests if request.forced is not None]
+        forced = np.stack(given) if given else None
         decoder = self._sessions["rep_decoder"]
         for event in draw_tokens(decoder, plan, cache, row_starts, model.rep_start_id, fill, forced):
             tokens.append(event.rep_ids)
             yield event
 
-        num_patches = 4 * plan.num_rep_tokens
-        times = timesteps(
-            plan.num_steps,
-            num_patches,
-            shift=sampling.shift,
-            shift_base_patches=sampling.shift_base_patches,
-        )
-        pixels = np.stack([noise.normal(each, (3, plan.height, plan.width)) for each in seeds])
+        pixels = np.stack([request.first_pixels() for request in requests])
         yield from denoise(self._sessions["denoiser"], plan, cache, row_starts, times, pixels)
 
-        if not np.isfinite(pixels).all():
-            raise RFError(
-                f"The numbers overflowed in {self.precision}: the picture is not finite. "
-                "Use precision fp32, or a smaller guidance scale."
-            )
         rep_ids = np.stack(tokens, axis=1) if forced is None else forced  # [R, N]
-        for index, prompt in enumerate(prompts):
-            picture = to_picture(pixels[index])
-            yield PictureEvent(index, prompt, seeds[index], picture, pixels[index].copy(), rep_ids[index].copy())
-
-    @property
-    def _fixed_slots(self) -> int | None:
-        return self._sessions["rep_decoder"].signature.cache_slots
-
-    def _max_prompt_tokens(self, plan: DrawingPlan) -> int:
-        """Tokens that a prompt may have; raises RFError where the picture alone is too large for the cache."""
-        # Positions: the text, the start token, N tokens, and one that all pixel patches share.
-        positions = self.bundle.manifest.model.max_positions - plan.num_rep_tokens - 2
-        if self._fixed_slots is None:
-            return positions
-        if self._fixed_slots <= plan.num_rep_tokens:
-            raise RFError(
-                f"These graphs have {self._fixed_slots} cache slots, and a picture of {plan.height} x {plan.width} "
-                f"takes {plan.num_rep_tokens + 1}. Draw a smaller one, or export with more --cache-slots."
-            )
-        return min(positions, self._fixed_slots - plan.num_rep_tokens - 1)
-
-    def _check_rep_ids(self, rep_ids: npt.ArrayLike, shape: tuple[int, int]) -> npt.NDArray[np.int64]:
-        values, limit = np.array(rep_ids), self.bundle.manifest.model.rep_vocab_size
-        if values.shape != shape or values.dtype.kind not in "iu":
-            raise RFError(f"rep_ids must be whole numbers of shape {shape}, got {values.dtype} {values.shape}.")
-        if values.min() < 0 or values.max() >= limit:
-            raise RFError(f"rep_ids must be 0 to {limit - 1}, got {values.min()} to {values.max()}.")
-        return values.astype(np.int64)
+        rows = zip(requests, pixels, rep_ids, strict=True)
+        yield from [request.finish(drawn, ids, self.precision) for request, drawn, ids in rows]
 
 
-def _fill_gumbel(seeds: list[int], step: int, out: npt.NDArray[np.float32]) -> None:
-    for row, seed in enumerate(seeds):
-        out[row] = noise.gumbel(seed, step, out.shape[1])
+def _fill_gumbel(requests: list[Request], step: int, out: npt.NDArray[np.float32]) -> None:
+    for request, row in zip(requests, out, strict=True):
+        request.fill_gumbel(step, row)
 
 
 def _choose_engine(

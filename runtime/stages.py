@@ -54,6 +54,57 @@ def prefill(
     return row_starts
 
 
+class TokenStep:
+    """One step of the representation stage of R requests, as often as it is called; each has its own plan.
+
+    Attributes:
+        gumbel: [R, K] noise of the step, zero at first.
+        next_rep_ids: [R] the tokens that a call drew.
+        logits: [R, K] guided, before temperature.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        plans: Sequence[DrawingPlan],
+        cache: KVCache,
+        row_starts: npt.NDArray[np.int64],  # [2R]
+    ) -> None:
+        self._plans, self._cache = plans, cache
+        self.gumbel = np.zeros((len(plans), _vocabulary(session)), np.float32)
+        self.next_rep_ids = np.zeros(len(plans), np.int64)
+        self.logits = np.zeros_like(self.gumbel)
+        self._rep_ids = np.zeros(len(plans), np.int64)
+        self._positions = np.zeros((len(plans), 2), np.int64)
+        self._past_length = np.zeros(1, np.int64)
+        self._write = cache.write(2 * len(plans), 1)
+        self._run = session.bind(
+            {
+                "rep_ids": self._rep_ids,
+                "grid_positions": self._positions,
+                "row_starts": row_starts,
+                "past_length": self._past_length,
+                "gumbel": self.gumbel,
+                "guidance_scale": np.array([plan.rep_guidance_scale for plan in plans], np.float32),
+                "temperature": np.array([plan.temperature for plan in plans], np.float32),
+                "top_k": np.array([plan.top_k for plan in plans], np.int64),
+                **self._write.inputs,
+            },
+            {"next_rep_ids": self.next_rep_ids, "logits": self.logits, **self._write.outputs},
+        )
+
+    def feed(self, request: int, step: int, rep_id: int) -> None:
+        """Set the token that a request goes on from: in step 0 the start token, then token step - 1."""
+        self._rep_ids[request] = rep_id
+        self._positions[request] = divmod(max(step - 1, 0), self._plans[request].grid[1])
+
+    def __call__(self) -> None:
+        """Run the graph once; the token is in the cache then."""
+        self._past_length[0] = self._cache.length
+        self._run()
+        self._write.finish()
+
+
 def draw_tokens(
     session: Session,
     plan: DrawingPlan,
@@ -77,40 +128,61 @@ def draw_tokens(
     Yields:
         One event per token.
     """
-    num_requests = len(row_starts)
-    rep_ids = np.full(num_requests, rep_start_id, np.int64)
-    next_rep_ids = np.zeros(num_requests, np.int64)
-    logits = np.zeros((num_requests, _vocabulary(session)), np.float32)
-    positions = np.zeros((num_requests, 2), np.int64)
-    past_length = np.zeros(1, np.int64)
-    gumbel = np.zeros_like(logits)
-    write = cache.write(2 * num_requests, 1)
-    run = session.bind(
-        {
-            "rep_ids": rep_ids,
-            "grid_positions": positions,
-            "row_starts": np.concatenate([row_starts, np.full_like(row_starts, cache.length)]),
-            "past_length": past_length,
-            "gumbel": gumbel,
-            "guidance_scale": np.full(num_requests, plan.rep_guidance_scale, np.float32),
-            "temperature": np.full(num_requests, plan.temperature, np.float32),
-            "top_k": np.full(num_requests, plan.top_k, np.int64),
-            **write.inputs,
-        },
-        {"next_rep_ids": next_rep_ids, "logits": logits, **write.outputs},
-    )
-    num_steps = plan.num_rep_tokens
+    num_requests, num_steps = len(row_starts), plan.num_rep_tokens
+    starts = np.concatenate([row_starts, np.full_like(row_starts, cache.length)])
+    run = TokenStep(session, [plan] * num_requests, cache, starts)
+    last = np.full(num_requests, rep_start_id, np.int64)
     for step in range(num_steps + 1):
-        if step:
-            rep_ids[:] = next_rep_ids if forced is None else forced[:, step - 1]
-            positions[:] = divmod(step - 1, plan.grid[1])
-        past_length[0] = cache.length
+        for request, rep_id in enumerate(last):
+            run.feed(request, step, int(rep_id))
         if step < num_steps and not plan.greedy:
-            fill_noise(step, gumbel)
+            fill_noise(step, run.gumbel)
         run()
-        write.finish()
         if step < num_steps:  # the last run only fills the cache
-            yield TokenEvent(step, num_steps, next_rep_ids.copy(), logits.copy())
+            last = run.next_rep_ids.copy() if forced is None else forced[:, step]
+            yield TokenEvent(step, num_steps, run.next_rep_ids.copy(), run.logits.copy())
+
+
+class PixelStep:
+    """One Euler step of R requests, as often as it is called.
+
+    Attributes:
+        x_t: [R, 3, height, width] what the step starts from; a call overwrites it by its result.
+        t: [R] the time of each request.
+        t_next: [R] the time that it steps to.
+        x_pred: [R, 3, height, width] the estimate of the finished picture.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        plans: Sequence[DrawingPlan],
+        cache: KVCache,
+        row_starts: npt.NDArray[np.int64],  # [R] of the conditional rows
+        x_t: npt.NDArray[np.float32],
+    ) -> None:
+        self.x_t = x_t
+        self.t = np.zeros(len(plans), np.float32)
+        self.t_next = np.zeros(len(plans), np.float32)
+        self.x_pred = np.empty_like(x_t)
+        self._x_next = np.empty_like(x_t)
+        self._run = session.bind(
+            {
+                "x_t": x_t,
+                "t": self.t,
+                "t_next": self.t_next,
+                "guidance_scale": np.array([plan.pix_guidance_scale for plan in plans], np.float32),
+                "row_starts": np.concatenate([row_starts, np.full_like(row_starts, cache.length)]),
+                "past_length": np.array([cache.length], np.int64),
+                **cache.named("past_key_values"),
+            },
+            {"x_next": self._x_next, "x_pred": self.x_pred},
+        )
+
+    def __call__(self) -> None:
+        """Run the graph once."""
+        self._run()
+        self.x_t[:] = self._x_next
 
 
 def denoise(
@@ -134,28 +206,13 @@ def denoise(
     Yields:
         One event per step.
     """
-    num_requests = len(row_starts)
-    t = np.zeros(num_requests, np.float32)
-    t_next = np.zeros(num_requests, np.float32)
-    x_next, x_pred = np.empty_like(x_t), np.empty_like(x_t)
-    run = session.bind(
-        {
-            "x_t": x_t,
-            "t": t,
-            "t_next": t_next,
-            "guidance_scale": np.full(num_requests, plan.pix_guidance_scale, np.float32),
-            "row_starts": np.concatenate([row_starts, np.full_like(row_starts, cache.length)]),
-            "past_length": np.array([cache.length], np.int64),
-            **cache.named("past_key_values"),
-        },
-        {"x_next": x_next, "x_pred": x_pred},
-    )
+    run = PixelStep(session, [plan] * len(row_starts), cache, row_starts, x_t)
     num_steps = len(times) - 1
     for step in range(num_steps):
-        t[:], t_next[:] = times[step], times[step + 1]
+        run.t[:], run.t_next[:] = times[step], times[step + 1]
         run()
-        x_t[:] = x_next
-        yield StepEvent(step, num_steps, float(times[step]), float(times[step + 1]), x_next.copy(), x_pred.copy())
+        t, t_next = float(times[step]), float(times[step + 1])
+        yield StepEvent(step, num_steps, t, t_next, x_t.copy(), run.x_pred.copy())
 
 
 def _vocabulary(session: Session) -> int:

@@ -42,8 +42,15 @@ def modern_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 def fixed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The modern graphs in fp32 as TensorRT wants them: with a cache of 20 slots."""
     folder = tmp_path_factory.mktemp("fixed") / "bundle"
-    options = ExportOptions(
-        targets=("tensorrt-rtx",), dialects=("modern",), precisions=("fp32",), cache_slots=20
-    )
+    options = ExportOptions(targets=("tensorrt-rtx",), dialects=("modern",), precisions=("fp32",), cache_slots=20)
     export(tiny_checkpoint, folder, options)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed checkpoint in fp16, not verified; tests that change its files take a copy."""
+    folder = tmp_path_factory.mktemp("reference") / "bundle"
+    checkpoint = Path(__file__).parent.parent / "examples/reference/checkpoint"
+    export(checkpoint, folder, ExportOptions(precisions=("fp16",), verify=False))
     return folder

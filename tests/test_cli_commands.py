@@ -112,3 +112,13 @@ def test_inspect_shows_graphs_sizes_and_what_verified_it(tiny_bundle: Path) -> N
     described = json.loads(run("inspect", tiny_bundle, "--json"))
     assert described["verified"]["fp32"]["passed"] is True
     assert {graph["precision"] for graph in described["graphs"]} == {"fp32", "fp16"}
+
+
+def test_eval_scores_the_reference_checkpoint_and_writes_a_sheet(tmp_path: Path) -> None:
+    checkpoint = ROOT / "examples" / "reference" / "checkpoint"
+    text = run("eval", checkpoint, "--num-prompts", "4", "--sheet", tmp_path / "sheet.png", "--json")
+    result = json.loads(text)
+    assert result["score"]["overall"]["n"] == 4
+    assert result["score"]["overall"]["value"] >= 0.5  # 81% of 200: at least 2 of these 4, from fixed seeds
+    assert result["score"]["checker"]["accepted"]["overall"]["value"] > 0.99
+    assert read_parameters(tmp_path / "sheet.png")["prompts"]

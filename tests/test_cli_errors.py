@@ -186,3 +186,19 @@ def test_missing_library_names_the_extra(tiny_checkpoint: Path, tmp_path: Path) 
     assert done.returncode == 1
     assert "pip install 'rf-export[export]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_eval_refuses_a_model_of_other_pictures(tiny_checkpoint: Path) -> None:
+    refused(run("eval", tiny_checkpoint, "--num-prompts", "1"), "cannot be scored", "48")
+
+
+def test_eval_refuses_more_prompts_than_there_are(tiny_checkpoint: Path) -> None:
+    refused(run("eval", tiny_checkpoint, "--num-prompts", "999999"), "different captions", "--num-prompts")
+
+
+def test_eval_refuses_a_folder_that_is_neither(tmp_path: Path) -> None:
+    refused(run("eval", tmp_path, "--num-prompts", "1"), "config.json")
+
+
+def test_bench_refuses_a_missing_checkpoint(tiny_bundle: Path, tmp_path: Path) -> None:
+    refused(run("bench", tiny_bundle, "--checkpoint", tmp_path / "none"), "is not a folder")

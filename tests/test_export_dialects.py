@@ -13,7 +13,10 @@ from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, TokenEve
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle
 from runtime.cache import KVCache
+from runtime.engine import Engine
+from runtime.scheduler import Scheduler
 from runtime.signature import GRAPHS, GraphSignature
+from runtime.stages import prefill
 
 FEW = GenerationOptions(num_steps=4)
 PROMPTS = ["a red car left of a blue fish", "two cats", ""]
@@ -98,7 +101,7 @@ def rep_step(bundle, cache, write):
 
 def test_one_buffer_for_past_and_present_is_written_in_one_slot(modern_bundle):
     model = open_bundle(modern_bundle).manifest.model
-    cache = KVCache(model, "fp32", 2, 9, "modern")
+    cache = KVCache(model, "fp32", 2, 9, dialect="modern")
     cache.values[:] = np.random.default_rng(0).standard_normal(cache.values.shape)
     cache.length = 6
     before = cache.values.copy()
@@ -171,6 +174,15 @@ def test_a_dialect_that_is_not_there_is_refused(tiny_bundle, modern_bundle):
         load(modern_bundle, dialect="classic")
 
 
+def test_engines_and_the_scheduler_are_for_classic_graphs(modern_bundle, monkeypatch, tmp_path):
+    with pytest.raises(RFError, match="The scheduler runs classic graphs, and this pipeline is modern"):
+        Scheduler(load(modern_bundle))
+    engine = Engine(tmp_path, record=None)
+    monkeypatch.setattr("runtime.pipeline._choose_engine", lambda *_: engine)
+    with pytest.raises(RFError, match="was built from classic graphs, and modern was asked for"):
+        Pipeline.load(modern_bundle, dialect="modern", engine=tmp_path)
+
+
 class _WrongSlot:
     """rep_decoder that writes one slot too early, as a mistaken index would."""
 
@@ -227,3 +239,19 @@ def test_tensor_scatter_writes_the_rows_that_onnx_says(data):
         expected[row, :, start : start + tokens] = update[row]
     found = tensor_scatter(torch.from_numpy(past), torch.from_numpy(update), torch.tensor(starts))
     assert (found.numpy() == expected).all()
+
+
+@pytest.mark.parametrize("dialect", ["classic", "modern"])
+def test_nothing_of_the_padding_stays_in_the_cache(dialect, tiny_bundle, modern_bundle):
+    bundle = tiny_bundle if dialect == "classic" else modern_bundle
+    pipeline = load(bundle, dialect=dialect)
+    model = pipeline.bundle.manifest.model
+    cache = KVCache(model, "fp32", 6, 9, dialect=dialect)
+    starts = prefill(pipeline.sessions["text_decoder"], [[1, 2, 3], [], [4]], cache)
+    assert starts.tolist() == [0, 3, 2]
+    assert cache.length == 3
+    for row, start in enumerate(starts):
+        assert (cache.values[:, row, :, :start] == 0).all()
+        assert (cache.values[:, row, :, start:3] != 0).any() == (start < 3)
+    assert (cache.values[:, 3:] == 0).all()
+    assert (cache.values[:, :, :, 3:] == 0).all()

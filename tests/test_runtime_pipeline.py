@@ -321,7 +321,7 @@ class Overflowing:
 
 
 def test_numbers_that_overflow_are_no_picture(pipeline):
-    sessions = {**pipeline._sessions, "denoiser": Overflowing(pipeline._sessions["denoiser"])}
+    sessions = {**pipeline.sessions, "denoiser": Overflowing(pipeline.sessions["denoiser"])}
     overflowing = Pipeline(pipeline.bundle, "fp32", None, sessions)
     with pytest.raises(RFError, match=r"The numbers overflowed in fp32.*Use precision fp32, or"):
         overflowing.draw("")

@@ -36,6 +36,7 @@ class EvaluationOptions:
     precision: Precision = "fp32"
     sheet: Path | None = None
     without_rep: bool = False
+    num_threads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ def _draw_bundle(path: Path, demands: list[Demand], options: EvaluationOptions) 
     from runtime.pipeline import Pipeline
 
     open_bundle(path)
-    pipeline = Pipeline.load(path, options.precision)
+    pipeline = Pipeline.load(path, options.precision, num_threads=options.num_threads)
     for start in range(0, len(demands), BATCH):
         prompts = [demand.caption for demand in demands[start : start + BATCH]]
         for event in pipeline.generate(prompts, seed=options.seed + start):
@@ -108,11 +109,14 @@ def _draw_bundle(path: Path, demands: list[Demand], options: EvaluationOptions) 
 
 
 def _draw_eager(path: Path, demands: list[Demand], options: EvaluationOptions) -> Iterator[Picture]:
+    import torch
     from tokenizers import Tokenizer
 
     from rf_export.checkpoint import load_checkpoint
     from rf_export.training.samples import draw_eager
 
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
     model = load_checkpoint(path)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     for i, demand in enumerate(demands):

@@ -3,7 +3,8 @@
 Knows nothing of any library: a backend is imported, with its library, when it is asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -73,7 +74,8 @@ def _create_ort() -> Backend:
 
 
 _CREATORS: Final[dict[str, Callable[[], Backend]]] = {"ort": _create_ort}
-_EXTRAS: Final = {"ort": "ort"}  # backend -> extra of the package that brings its library
+# Backend -> extra of the package that brings its library.
+_EXTRAS: Final = {"ort": "ort", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 
 BACKENDS: Final = tuple(_CREATORS)
 
@@ -86,10 +88,17 @@ def create_backend(name: str) -> Backend:
     """
     if name not in _CREATORS:
         raise RFError(f"There is no backend {name!r}. Choose one of: {', '.join(BACKENDS)}.")
-    try:
+    with naming_extra(name):
         return _CREATORS[name]()
+
+
+@contextmanager
+def naming_extra(backend: str) -> Iterator[None]:
+    """Turns a missing package into an RFError with the command that installs it."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise RFError(
-            f"The backend {name!r} needs the package {error.name!r}, which is not installed. "
-            f"Install it with: pip install 'rf-export[{_EXTRAS[name]}]'"
+            f"The backend {backend!r} needs the package {error.name!r}, which is not installed. "
+            f"Install it with: pip install 'rf-export[{_EXTRAS[backend]}]'"
         ) from error

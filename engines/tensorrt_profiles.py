@@ -1,0 +1,98 @@
+"""Which sizes the tensors of every graph may have, from four dimensions that users know. Knows nothing of TensorRT.
+
+`batch`, `prompt`, `height` and `width` become ranges of the free dimensions of the graphs (runtime/signature.py), one
+dict per optimisation profile. text_decoder has two profiles: prefill reads whole prompts into an empty cache, decode
+one token at a time after a long past; kernels that are good at one are bad at the other. The cache of a drawing holds
+the prompt and the representation tokens, so its range follows from the others.
+"""
+
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+from engines.tensorrt_config import DimRange
+from runtime.device_layout import cache_slots, padded_prompt
+from runtime.errors import RFError
+from runtime.signature import GraphName, ModelSpec, Precision
+
+Profile: TypeAlias = dict[str, DimRange]  # free dimension of a graph -> its sizes
+
+_DEFAULT_BATCH: Final = DimRange(1, 1, 4)
+_DEFAULT_PROMPT: Final = (1, 32, 256)
+_PROBE: Final = {"batch": 2, "sequence": 5, "cache": 9, "request": 2}
+
+
+def resolve_dims(model: ModelSpec, given: Mapping[str, DimRange]) -> dict[str, DimRange]:
+    """Fill in what was not given, and check against the model.
+
+    Not given: 1 to 4 pictures at once, best for one; prompts up to 256 tokens, best for 32; the default size of
+    pictures.
+
+    Raises:
+        RFError: The model cannot do this.
+    """
+    size = {"height": model.default_height, "width": model.default_width}
+    dims = {name: given.get(name, DimRange(pixels, pixels, pixels)) for name, pixels in size.items()}
+    try:
+        tokens = [_num_tokens(model, dims["height"], dims["width"], end) for end in ("min", "opt", "max")]
+    except ValueError as error:
+        raise RFError(f"This model cannot draw such pictures: {error}. Change --dim height or --dim width.") from error
+    longest = model.max_positions - tokens[2] - 2  # the start token, and one position for all pixel patches
+    if longest < 1:
+        raise RFError(
+            f"Pictures of {tokens[2]} tokens leave no room for a prompt: the model has {model.max_positions} "
+            "positions. Choose smaller pictures with --dim height and --dim width."
+        )
+    prompt = given.get("prompt", DimRange(*(min(each, longest) for each in _DEFAULT_PROMPT)))
+    if prompt.max > longest:
+        raise RFError(
+            f"Prompts of up to {prompt.max} tokens do not fit: with {tokens[2]} representation tokens the model takes "
+            f"{longest}. Choose a smaller --dim prompt, or smaller pictures."
+        )
+    return {"batch": given.get("batch", _DEFAULT_BATCH), "prompt": prompt, **dims}
+
+
+def profiles(graph: GraphName, model: ModelSpec, precision: Precision, dims: Mapping[str, DimRange]) -> list[Profile]:
+    """The optimisation profiles of a graph; the runtime takes the first one that fits.
+
+    Args:
+        graph: The graph.
+        model: The model.
+        precision: Of the graph; a half-precision cache is rounded to other sizes.
+        dims: From `resolve_dims`.
+    """
+    batch, prompt = dims["batch"], dims["prompt"]
+    cache = _cache_range(model, precision, dims)
+    if graph == "text_decoder":
+        rows = DimRange(1, batch.opt, batch.max)  # empty prompts are not read
+        one = DimRange(1, 1, 1)
+        return [
+            {"batch": rows, "sequence": prompt, "cache": one},
+            {"batch": rows, "sequence": one, "cache": DimRange(1, cache.opt, cache.max)},
+        ]
+    common = {"request": batch, "2*request": DimRange(2 * batch.min, 2 * batch.opt, 2 * batch.max), "cache": cache}
+    if graph == "rep_decoder":
+        return [common]
+    return [{**common, "height": dims["height"], "width": dims["width"]}]
+
+
+def probe_sizes(profile: Profile) -> dict[str, int]:
+    """Small sizes inside a profile, on which an engine is compared with its graph."""
+    sizes = {name: range_.clamp(_PROBE.get(name, range_.opt)) for name, range_ in profile.items()}
+    if "request" in sizes:
+        sizes["2*request"] = 2 * sizes["request"]
+    return sizes
+
+
+def _num_tokens(model: ModelSpec, height: DimRange, width: DimRange, end: str) -> int:
+    rows, columns = model.rep_grid(getattr(height, end), getattr(width, end))
+    return rows * columns
+
+
+def _cache_range(model: ModelSpec, precision: Precision, dims: Mapping[str, DimRange]) -> DimRange:
+    prompt = dims["prompt"]
+    slots = []
+    for end in ("min", "opt", "max"):
+        tokens = _num_tokens(model, dims["height"], dims["width"], end)
+        length = padded_prompt(getattr(prompt, end), prompt.min, prompt.max)
+        slots.append(cache_slots(model, precision, prompt.min if end == "min" else length, tokens))
+    return DimRange(*slots)

@@ -1,0 +1,26 @@
+"""What a measurement ran on: CPU, memory, versions. Knows nothing of what is measured."""
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+from runtime.backends.cpu import cpu_features, cpu_name
+
+PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
+MATRIX_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimddp", "i8mm", "bf16")
+
+
+def describe_machine() -> dict[str, Any]:
+    """For JSON."""
+    features = cpu_features().split()
+    return {
+        "cpu": cpu_name(),
+        "features": [name for name in MATRIX_FEATURES if name in features],
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_average": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,114 @@
+"""The physical floor: what a step has to read and compute, and what this machine can read and compute per second.
+
+No program can be faster than `bytes / bandwidth` and `FLOPs / matrix rate`. Both rates are measured here, with the
+threads that the contenders get, as the best of several kernels. Knows nothing of how a step is run.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rf_export.config import EXPERTS, Expert, ModelConfig
+
+GUIDANCE_ROWS = 2
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """Work of one step of one request, both guidance rows."""
+
+    weight_bytes: int
+    cache_bytes: int
+    flops: int  # of the matrix products; a multiply-add counts as two
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that have to be read at least once."""
+        return self.weight_bytes + self.cache_bytes
+
+
+def layer_parameters(config: ModelConfig, expert: Expert) -> int:
+    """Weights of one layer's matrices that a token of this type meets."""
+    assert expert in EXPERTS
+    width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    attention = config.hidden_size * (width + 2 * kv_width) + width * config.hidden_size
+    return attention + 3 * config.hidden_size * config.ffn_sizes[expert]
+
+
+def rep_step_cost(config: ModelConfig, num_slots: int) -> StepCost:
+    """A representation token: all weights of its expert once, and the cache of both rows once."""
+    parameters = config.num_layers * layer_parameters(config, "representation")
+    parameters += config.hidden_size * config.rep_vocab_size
+    slots = config.num_layers * num_slots * config.head_dim
+    attention = 2 * 2 * slots * config.num_heads  # scores, then values
+    return StepCost(
+        weight_bytes=FP32_BYTES * parameters,
+        cache_bytes=FP32_BYTES * GUIDANCE_ROWS * 2 * slots * config.num_kv_heads,
+        flops=GUIDANCE_ROWS * (2 * parameters + attention),
+    )
+
+
+def denoise_step_cost(config: ModelConfig, num_slots: int, num_patches: int) -> StepCost:
+    """M patches through the pixel expert; each sees the prefix and every patch."""
+    per_patch = config.num_layers * layer_parameters(config, "pixel") + 2 * config.hidden_size * config.patch_dim
+    slots = config.num_layers * config.head_dim * num_slots
+    seen = config.num_layers * config.head_dim * (num_slots + num_patches)
+    return StepCost(
+        weight_bytes=FP32_BYTES * per_patch,
+        cache_bytes=FP32_BYTES * GUIDANCE_ROWS * 2 * slots * config.num_kv_heads,
+        flops=GUIDANCE_ROWS * num_patches * (2 * per_patch + 4 * seen * config.num_heads),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What this machine does per second with the given threads, in fp32."""
+
+    bandwidth: float  # bytes per second, reading a working set of the size in question
+    matrix: float  # FLOP per second of a large matrix product
+
+    def floor_seconds(self, cost: StepCost) -> float:
+        """The larger of the two bounds."""
+        return max(cost.num_bytes / self.bandwidth, cost.flops / self.matrix)
+
+
+def measure_rates(num_bytes: int, *, repeats: int = 12) -> Rates:
+    """Measure both rates with torch's current number of threads.
+
+    Args:
+        num_bytes: working set of the bandwidth test: weights that fit into a cache are read faster.
+        repeats: the best of so many runs counts.
+    """
+    return Rates(bandwidth=_bandwidth(num_bytes, repeats), matrix=_matrix_rate(repeats))
+
+
+def _bandwidth(num_bytes: int, repeats: int) -> float:
+    columns = 1024
+    matrix = torch.rand(max(num_bytes // (FP32_BYTES * columns), 64), columns)
+    vector = torch.rand(columns)
+    size = matrix.numel() * FP32_BYTES
+    loops = max(1, 20_000_000 // size)  # a run of a few milliseconds at least
+    kernels: tuple[Callable[[], object], ...] = (lambda: torch.mv(matrix, vector), matrix.sum, matrix.amax)
+    return max(size * loops / _best_seconds(kernel, loops, repeats) for kernel in kernels)
+
+
+def _matrix_rate(repeats: int) -> float:
+    rates = []
+    for side in (512, 1024, 2048):
+        a, b = torch.rand(side, side), torch.rand(side, side)
+        out = torch.empty(side, side)
+        rates.append(2 * side**3 / _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 1, repeats))
+    return max(rates)
+
+
+def _best_seconds(run: Callable[[], object], loops: int, repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        for _ in range(loops):
+            run()
+        best = min(best, time.perf_counter() - started)
+    return best

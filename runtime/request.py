@@ -1,0 +1,128 @@
+"""One picture that is asked for: the checked request, its random numbers, and the event at its end.
+
+Knows nothing of graphs and caches, and nothing of which requests are drawn together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime import noise
+from runtime.errors import RFError
+from runtime.events import PictureEvent, to_picture
+from runtime.manifest import Manifest
+from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
+from runtime.schedule import timesteps
+from runtime.signature import Precision
+from runtime.tokenizer import PromptTokenizer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """A picture to draw; every value is fit for the model."""
+
+    index: int  # of the prompt among those that were given together
+    prompt: str
+    ids: list[int]
+    seed: int
+    plan: DrawingPlan
+    times: npt.NDArray[np.float32]  # [num_steps + 1] from 0 to 1
+    forced: npt.NDArray[np.int64] | None  # [N] tokens to use instead of those that are drawn
+
+    def fill_gumbel(self, step: int, out: npt.NDArray[np.float32]) -> None:
+        """Write the noise of a representation token into [K]."""
+        out[:] = noise.gumbel(self.seed, step, len(out))
+
+    def first_pixels(self) -> npt.NDArray[np.float32]:
+        """The noise that denoising starts from: [3, height, width]."""
+        return noise.normal(self.seed, (3, self.plan.height, self.plan.width))
+
+    def finish(
+        self,
+        pixels: npt.NDArray[np.float32],  # [3, height, width]
+        rep_ids: npt.NDArray[np.int64],  # [N]
+        precision: Precision,
+    ) -> PictureEvent:
+        """The picture.
+
+        Raises:
+            RFError: It is not finite.
+        """
+        if not np.isfinite(pixels).all():
+            raise RFError(
+                f"The numbers overflowed in {precision}: the picture is not finite. "
+                "Use precision fp32, or a smaller guidance scale."
+            )
+        return PictureEvent(self.index, self.prompt, self.seed, to_picture(pixels), pixels.copy(), rep_ids.copy())
+
+
+def check_requests(
+    prompts: Sequence[str],
+    seed: int,
+    options: GenerationOptions | None,
+    rep_ids: npt.ArrayLike | None,  # [R, N]
+    manifest: Manifest,
+    tokenizer: PromptTokenizer,
+    cache_slots: int | None = None,
+) -> list[Request]:
+    """Check what a caller asks for.
+
+    Args:
+        prompts: One text per picture.
+        seed: Prompt i uses seed + i.
+        options: How to draw all of them; None stands for the bundle's defaults.
+        rep_ids: Representation tokens to use instead of drawing them.
+        manifest: What the model can do.
+        tokenizer: Turns the prompts into ids.
+        cache_slots: Length of the cache, where the graphs have a fixed one.
+
+    Raises:
+        RFError: A prompt or an option that the model cannot take.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise RFError('Give the prompts as a list of at least one text: generate(["a red car"]).')
+    if not 0 <= seed <= noise.MAX_SEED - len(prompts) + 1:
+        raise RFError(f"seed must be 0 to 2**64 - {len(prompts)} for {len(prompts)} prompts, got {seed}.")
+    plan = plan_drawing(options or GenerationOptions(), manifest)
+    max_tokens = _max_prompt_tokens(plan, manifest.model.max_positions, cache_slots)
+    ids = [tokenizer.encode(prompt, max_tokens) for prompt in prompts]
+    forced = None if rep_ids is None else _check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens), manifest)
+    shift, base = manifest.sampling.shift, manifest.sampling.shift_base_patches
+    times = timesteps(plan.num_steps, 4 * plan.num_rep_tokens, shift=shift, shift_base_patches=base)
+    return [
+        Request(
+            index=index,
+            prompt=prompt,
+            ids=ids[index],
+            seed=seed + index,
+            plan=plan,
+            times=times,
+            forced=None if forced is None else forced[index],
+        )
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _max_prompt_tokens(plan: DrawingPlan, max_positions: int, cache_slots: int | None) -> int:
+    """Tokens that a prompt may have; raises RFError where the picture alone is too large for the cache."""
+    # Positions: the text, the start token, N tokens, and one that all pixel patches share.
+    positions = max_positions - plan.num_rep_tokens - 2
+    if cache_slots is None:
+        return positions
+    if cache_slots <= plan.num_rep_tokens:
+        raise RFError(
+            f"These graphs have {cache_slots} cache slots, and a picture of {plan.height} x {plan.width} takes "
+            f"{plan.num_rep_tokens + 1}. Draw a smaller one, or export with more --cache-slots."
+        )
+    return min(positions, cache_slots - plan.num_rep_tokens - 1)
+
+
+def _check_rep_ids(rep_ids: npt.ArrayLike, shape: tuple[int, int], manifest: Manifest) -> npt.NDArray[np.int64]:
+    values, limit = np.array(rep_ids), manifest.model.rep_vocab_size
+    if values.shape != shape or values.dtype.kind not in "iu":
+        raise RFError(f"rep_ids must be whole numbers of shape {shape}, got {values.dtype} {values.shape}.")
+    if values.min() < 0 or values.max() >= limit:
+        raise RFError(f"rep_ids must be 0 to {limit - 1}, got {values.min()} to {values.max()}.")
+    return values.astype(np.int64)

@@ -1,0 +1,197 @@
+"""Our graphs parse, type-check and compile in NVIDIA's own compiler, on a machine without a GPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import cli
+from engines import DimRange, EngineConfig, TensorRTConfig, build, estimate
+from engines.build import peak_memory_mib
+from runtime import RFError
+from runtime.backends.cuda_driver import Gpu, probe_gpu
+from runtime.engine import open_engine
+from runtime.signature import GRAPHS
+
+pytest.importorskip("tensorrt_rtx", reason="pip install 'rf-export[tensorrt-rtx]'")
+
+ROOT = Path(__file__).parent.parent
+TARGETS = ("8.6", "8.9", "12.0")
+
+
+def config(*capabilities, precision="fp16", force=False, **options):
+    tensorrt = TensorRTConfig(compute_capabilities=capabilities or TARGETS, **options)
+    return EngineConfig(backend="tensorrt-rtx", precision=precision, force=force, tensorrt=tensorrt)
+
+
+def no_gpu():
+    return not isinstance(probe_gpu(), Gpu)
+
+
+def test_the_reference_checkpoint_compiles_for_three_rtx_generations(reference_bundle):
+    need = estimate(reference_bundle, config())
+    path = build(reference_bundle, config())
+    record = open_engine(path).record
+    assert {record.graphs[name].file for name in GRAPHS} == {f"{name}.fp16.engine" for name in GRAPHS}
+    assert [device.split()[1] for device in record.target.device.split(" | ")] == ["sm_86", "sm_89", "sm_120"]
+    assert record.build["profiles"]["text_decoder"][0]["sequence"] == "1:32:256"
+    used = sum(entry.size for entry in record.files.values())
+    assert used <= need.disk_mib << 20
+    assert all(entry.size > 1_000_000 for entry in record.files.values()), "the weights are in the plans"
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+def test_an_engine_is_compiled_for_one_generation(tiny_bundle, capability):
+    record = open_engine(build(tiny_bundle, config(capability))).record
+    assert record.target.device.endswith(f"sm_{capability.replace('.', '')}")
+    assert record.build["options"]["compute_capabilities"] == [capability]
+    if no_gpu():
+        assert record.verified == {}
+
+
+def test_fp32_compiles_too(tiny_bundle):
+    assert open_engine(build(tiny_bundle, config("8.9", precision="fp32"))).record.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workspace_mib": 64, "builder_optimization_level": 0, "profiling_verbosity": "detailed"},
+        {"weight_streaming": True},
+        {"dims": {"batch": DimRange(1, 1, 1), "prompt": DimRange(1, 8, 16), "height": DimRange(8, 16, 32)}},
+    ],
+)
+def test_options_reach_the_compiler(tiny_bundle, options):
+    record = open_engine(build(tiny_bundle, config("8.9", **options))).record
+    assert {name: record.build["options"][name] for name in options if name != "dims"} == {
+        name: value for name, value in options.items() if name != "dims"
+    }
+
+
+def test_an_engine_of_other_options_is_built_again(tiny_bundle):
+    path = build(tiny_bundle, config("8.6"))
+    first = (path / "engine.json").stat().st_mtime_ns
+    assert build(tiny_bundle, config("8.6")) == path
+    assert (path / "engine.json").stat().st_mtime_ns == first
+    build(tiny_bundle, config("8.6", workspace_mib=128))
+    assert (path / "engine.json").stat().st_mtime_ns > first
+
+
+def test_progress_names_the_layer_that_is_compiled(tiny_bundle):
+    told = []
+    build(tiny_bundle, config("8.9", force=True), lambda *stage: told.append(stage))
+    assert any("compiling denoiser: timing {ForeignNode" in what for what, _, _ in told)
+    assert any("compiling rep_decoder: building engine" in what for what, _, _ in told)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+
+
+@pytest.mark.parametrize(
+    ("capability", "message"), [("8.7", r"cannot compile for compute capability 8\.7; it can for 7\.5, 8\.0, 8\.6")]
+)
+def test_a_gpu_that_the_compiler_lacks_is_refused(tiny_bundle, capability, message):
+    with pytest.raises(RFError, match=message):
+        build(tiny_bundle, config(capability))
+
+
+@pytest.mark.skipif(not no_gpu(), reason="there is a GPU")
+@pytest.mark.parametrize("weights", ["refittable", "stripped"])
+def test_weights_that_can_be_exchanged_are_refused_without_a_gpu(tiny_bundle, weights):
+    with pytest.raises(RFError, match=f"with {weights} weights on a machine with a GPU only"):
+        build(tiny_bundle, config("8.9", weights=weights))
+
+
+@pytest.mark.skipif(not no_gpu(), reason="there is a GPU")
+def test_without_a_gpu_and_without_a_target_the_message_tells_both_ways_out(tiny_bundle):
+    nothing = EngineConfig(backend="tensorrt-rtx", precision="fp16")
+    with pytest.raises(RFError, match=r"No GPU can be used: .*--compute-capability 8\.9.*--backend ort"):
+        build(tiny_bundle, nothing)
+
+
+def test_the_command_says_what_it_needs_and_that_nothing_verified_the_engine(tiny_bundle):
+    arguments = ["build-engine", tiny_bundle, "--backend", "tensorrt-rtx", "--precision", "fp16",
+                 "--compute-capability", "8.6", "--dim", "batch=1:1:2", "--dim", "prompt=1:8:16"]  # fmt: skip
+    result = CliRunner().invoke(cli.main, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "needs at most" in result.stderr
+    if no_gpu():
+        assert "not verified: no such device is here" in result.stdout
+    shown = CliRunner().invoke(cli.main, [*map(str, arguments), "--json"], catch_exceptions=False)
+    record = json.loads(shown.stdout)
+    assert record["build"]["dims"]["batch"] == "1:1:2"
+    wrong = CliRunner().invoke(cli.main, [*map(str, arguments), "--dim", "cells=3"])
+    assert wrong.exit_code == 2
+    assert "no dimension 'cells'" in wrong.output
+
+
+INTERRUPTED = textwrap.dedent("""
+    import sys
+    from engines import EngineConfig, TensorRTConfig, build
+    def report(what, done, total):
+        if "timing" in what:
+            print("timing", flush=True)
+    tensorrt = TensorRTConfig(compute_capabilities=("8.6",), dims={})
+    build(sys.argv[1], EngineConfig(backend="tensorrt-rtx", precision="fp16", force=True, tensorrt=tensorrt), report)
+""")
+
+
+def test_ctrl_c_stops_the_compiler_and_leaves_nothing_half_written(reference_bundle):
+    engines = reference_bundle / "engines"
+    before = sorted(path.name for path in engines.iterdir()) if engines.exists() else []
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(reference_bundle)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "timing\n"
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert "Aborted" not in errors
+    assert "Segmentation" not in errors
+    assert time.monotonic() - started < 30
+    assert sorted(path.name for path in engines.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_a_model_of_twelve_layers_compiles_within_the_predicted_memory(tmp_path):
+    """d = 768, 16,384 representation tokens. In a process of its own, whose memory is its own."""
+    code = textwrap.dedent("""
+        import sys, torch
+        from pathlib import Path
+        from rf_export.checkpoint import save_checkpoint
+        from rf_export.config import EXPERTS, EncoderConfig, ModelConfig
+        from rf_export.export import ExportOptions, export
+        from rf_export.model import RFModel
+        from rf_export.training.scenes import SceneConfig
+        from rf_export.training.tokens import build_tokenizer
+        torch.manual_seed(0)
+        config = ModelConfig(
+            hidden_size=768, num_layers=12, num_heads=12, num_kv_heads=4, head_dim=64,
+            ffn_sizes=dict.fromkeys(EXPERTS, 2048), vocab_size=8192, rep_vocab_size=16_384, patch_size=16, max_grid=32,
+            default_height=256, default_width=256,
+            encoder=EncoderConfig(hidden_size=64, num_layers=1, num_heads=2, ffn_size=64),
+        )
+        out = Path(sys.argv[1])
+        save_checkpoint(RFModel(config), build_tokenizer(SceneConfig()).to_str(), out / "checkpoint", torch.float16)
+        export(out / "checkpoint", out / "bundle", ExportOptions(precisions=("fp16",), verify=False))
+    """)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=env)
+    command = [sys.executable, str(ROOT / "cli.py"), "build-engine", str(tmp_path / "bundle"),
+               "--backend", "tensorrt-rtx", "--precision", "fp16", "--compute-capability", "8.6", "--json"]  # fmt: skip
+    done = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
+    record = json.loads(done.stdout)["build"]
+    assert record["peak_memory_mib"] <= record["predicted_memory_mib"]
+
+
+def test_the_peak_of_this_process_can_be_read():
+    assert (peak_memory_mib() or 0) > 10
