@@ -25,6 +25,7 @@ EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript"
           "pycuda": "cuda"}  # fmt: skip
 FOLDER = click.Path(path_type=Path)
 PRECISION = click.Choice(["fp32", "fp16", "int8"])
+DIALECT = click.Choice(["classic", "modern"])
 
 
 class OneSentenceErrors(click.Group):
@@ -109,19 +110,31 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
 @click.option("-o", "--output", "bundle", type=FOLDER, required=True, help="The bundle to write.")
 @click.option("--precision", "precisions", type=click.Choice(["fp32", "fp16"]), multiple=True, default=("fp32", "fp16"),
               show_default=True)
+@click.option("--dialect", "dialects", type=click.Choice(["classic", "modern", "both"]), multiple=True,
+              help="Spelling of the graphs: classic runs everywhere, modern (opset 24) writes its cache in place. "
+                   "[default: what the targets ask for, or classic]")
+@click.option("--target", "targets", multiple=True, metavar="NAME",
+              help="Who has to take the graphs, such as tensorrt-10.3; picks dialect and opset, and refuses what would "
+                   "not parse there.")
+@click.option("--opset", type=click.IntRange(17, 18), help="Of classic graphs: 17 for TensorRT 8.6.")
+@click.option("--cache-slots", type=click.IntRange(2), help="Fixed length of the cache of modern graphs, for TensorRT.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--no-verify", is_flag=True, help="Skip the parity check; the manifest tells that nobody verified it.")
 @click.option("--json", "as_json", is_flag=True)
-def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], force: bool, no_verify: bool,
+def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects: tuple[Any, ...],
+           targets: tuple[str, ...], opset: int | None, cache_slots: int | None, force: bool, no_verify: bool,
            as_json: bool) -> None:  # fmt: skip
     """Trace CHECKPOINT into ONNX graphs, verify them against eager PyTorch, and write a bundle.
 
     \b
     rf-export export examples/reference/checkpoint -o bundle
+    rf-export export examples/reference/checkpoint -o bundle --target tensorrt-8.6 --precision fp16
     """
     from rf_export.export import ExportOptions, export
 
-    options = ExportOptions(precisions=tuple(dict.fromkeys(precisions)), force=force, verify=not no_verify)
+    chosen: Any = tuple(name for name in DIALECT.choices if name in dialects or "both" in dialects)
+    options = ExportOptions(precisions=tuple(dict.fromkeys(precisions)), targets=targets, dialects=chosen or None,
+                            opset=opset, cache_slots=cache_slots, force=force, verify=not no_verify)  # fmt: skip
     with _progress("export") as report:
         manifest = export(checkpoint, bundle, options, report)
     if as_json:
@@ -214,6 +227,7 @@ def refit_engine(engine: Path, bundle: Path) -> None:
 @click.option("--top-k", type=int)
 @click.option("--size", metavar="HxW", help="Height and width in pixels, such as 48x48.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True)
+@click.option("--dialect", type=DIALECT, default="classic", show_default=True)
 @click.option("--backend", default="ort", show_default=True)
 @click.option("--engine", default="auto", show_default=True, help="auto, none (plain ONNX), or an engine folder.")
 @click.option("--threads", type=click.IntRange(1))
@@ -238,11 +252,13 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int, as_json: bool, *
     for path in (options["output"], options["preview"]):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.BadParameter(f"{path.absolute().parent} is not a folder", param_hint="--output")
-    pipeline = Pipeline.load(bundle, options["precision"], options["backend"], options["threads"], engine)
+    pipeline = Pipeline.load(bundle, options["precision"], options["backend"], options["threads"], engine,
+                             dialect=options["dialect"])  # fmt: skip
     started = time.perf_counter()
     pictures, previews = _draw(pipeline.generate(prompts, seed=seed, options=chosen))
     seconds = time.perf_counter() - started
     common = {"bundle_id": pipeline.bundle.manifest.bundle_id, "precision": options["precision"],
+              "dialect": options["dialect"],
               **{name: value for name, value in vars(chosen).items() if value is not None}}  # fmt: skip
     files = _write_pictures(pictures, previews, common, options)
     if as_json:

@@ -1,40 +1,41 @@
 """Export: a trained checkpoint becomes a bundle of ONNX graphs that has been verified against eager PyTorch.
 
-    checkpoint -> RFModel -> (trace -> shared weights) per graph and precision -> manifest -> parity -> bundle
+    checkpoint -> RFModel -> (trace -> shared weights -> lint) per graph, dialect and precision -> manifest -> parity
+      -> bundle
 
-The bundle appears under its name only when everything, parity included, has passed.
+The bundle appears under its name only when everything, lint and parity included, has passed.
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 import torch
 
-from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpoint
+from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpoint, load_config
+from rf_export.export_plan import ExportOptions, ExportPlan
+from rf_export.lint import lint
+from rf_export.lint_targets import KNOWN_TARGETS
 from rf_export.model import RFModel
+from rf_export.opset17 import OPSET as OLD_OPSET
+from rf_export.opset17 import to_opset_17
 from rf_export.parity import check_parity
 from rf_export.shared_weights import SharedWeights
-from rf_export.trace import CLASSIC_OPSET, model_spec, trace
+from rf_export.trace import model_spec, trace
 from runtime.bundle import describe_file, open_bundle, write_atomically, write_manifest
 from runtime.errors import RFError
-from runtime.manifest import GraphEntry, Manifest, SamplingDefaults
-from runtime.signature import GRAPHS, GraphSignature, ModelSpec, Precision
+from runtime.manifest import GraphEntry, Manifest, SamplingDefaults, verified_key
+from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision
 from runtime.tokenizer import PromptTokenizer
+
+__all__ = ["ExportOptions", "export", "reverify"]
 
 VERSION = "0.1.0"
 Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What to export. Without `verify` the manifest says so: for huge models on small hosts, and for tests."""
-
-    precisions: tuple[Precision, ...] = ("fp32", "fp16")
-    force: bool = False
-    verify: bool = True
 
 
 def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Progress | None = None) -> Manifest:
@@ -43,14 +44,17 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
     Args:
         checkpoint: `config.json`, `model.safetensors` (or shards), `tokenizer.json`.
         out: the bundle to be.
-        options: precisions, overwriting, verification.
+        options: precisions, targets, dialects, overwriting, verification.
         on_progress: told before every stage.
 
     Raises:
-        RFError: a checkpoint that cannot be used, a target that may not be replaced, a full disk, failed parity.
+        RFError: a checkpoint that cannot be used, a folder that may not be replaced, a full disk, a graph that a target
+            would not take, failed parity.
     """
     report = on_progress or (lambda what, done, total: None)
-    total = 1 + len(options.precisions) * (len(GRAPHS) + int(options.verify))
+    plan = ExportPlan.of(options, load_config(checkpoint))
+    variants = list(itertools.product(plan.precisions, plan.dialects))
+    total = 1 + len(variants) * (len(GRAPHS) + int(options.verify))
     report("loading the checkpoint", 0, total)
     model = load_checkpoint(checkpoint)
     with write_atomically(out, force=options.force) as folder:
@@ -61,16 +65,16 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
         done = 1
         for precision in options.precisions:
             entries += _export_precision(
-                model, spec, precision, folder, lambda what, i, base=done: report(what, base + i, total)
+                model, spec, precision, plan, folder, lambda what, i, base=done: report(what, base + i, total)
             )
-            done += len(GRAPHS)
+            done = 1 + len(entries)
         manifest = _manifest(model, spec, entries, folder, checkpoint)
         write_manifest(folder, manifest)
         if options.verify:
             verified = {}
-            for precision in options.precisions:
-                report(f"verifying {precision} against eager PyTorch", done, total)
-                verified[precision] = check_parity(model, folder, precision)
+            for precision, dialect in variants:
+                report(f"verifying {precision} {dialect} against eager PyTorch", done, total)
+                verified[verified_key(precision, dialect)] = check_parity(model, folder, precision, dialect)
                 done += 1
             manifest = replace(manifest, verified=verified)
             write_manifest(folder, manifest)
@@ -79,24 +83,52 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
 
 
 def _export_precision(
-    model: RFModel, spec: ModelSpec, precision: Precision, folder: Path, report: Callable[[str, int], None]
+    model: RFModel,
+    spec: ModelSpec,
+    precision: Precision,
+    plan: ExportPlan,
+    folder: Path,
+    report: Callable[[str, int], None],
 ) -> list[GraphEntry]:
-    """Trace and write the three graphs and the shared weights of one precision."""
+    """Trace and write the graphs of one precision in all dialects, and the weights that they share."""
     source = model if precision == "fp32" else copy.deepcopy(model).half()
     _refuse_non_finite(source, precision)
     location = f"weights/{precision}.bin"
-    entries = []
+    entries: list[GraphEntry] = []
     with SharedWeights(folder / "graphs", location) as weights:
-        for i, name in enumerate(GRAPHS):
-            report(f"tracing {name} in {precision}", i)
-            file_name = f"{name}.{precision}.classic.onnx"
-            weights.save(trace(source, name, precision, spec), file_name)
+        for dialect, name in itertools.product(plan.dialects, GRAPHS):
+            report(f"tracing {name} in {precision} {dialect}", len(entries))
+            file_name = f"{name}.{precision}.{dialect}.onnx"
+            cache_slots = plan.cache_slots if dialect == "modern" else None
+            graph = trace(source, name, precision, spec, dialect, cache_slots)
+            if plan.opsets[dialect] == OLD_OPSET:
+                to_opset_17(graph)
+            weights.save(graph, file_name)
             entry = GraphEntry(
-                name=name, precision=precision, dialect="classic", opset=CLASSIC_OPSET, file=f"graphs/{file_name}",
-                weights=(f"graphs/{location}",), signature=GraphSignature.of(name, spec, precision),
+                name=name, precision=precision, dialect=dialect, opset=graph.opset_imports[""],
+                file=f"graphs/{file_name}", weights=(f"graphs/{location}",),
+                signature=GraphSignature.of(name, spec, precision, dialect, cache_slots),
+                lint=_passed(graph, file_name, dialect, plan),
             )  # fmt: skip
             entries.append(entry)
     return entries
+
+
+def _passed(graph: ir.Model, file_name: str, dialect: Dialect, plan: ExportPlan) -> tuple[str, ...]:
+    """The targets that would take a graph.
+
+    Raises:
+        RFError: one that has to would not; names node, rule and remedy.
+    """
+    passed = []
+    for target in sorted({*KNOWN_TARGETS, *plan.demands}):
+        findings = lint(graph, target)
+        if findings and dialect in plan.demands.get(target, ()):
+            more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+            raise RFError(f"{target} would not take {file_name}: {findings[0]}{more}. No bundle was written")
+        if not findings:
+            passed.append(str(target))
+    return tuple(passed)
 
 
 def _refuse_non_finite(model: RFModel, precision: str) -> None:
@@ -124,7 +156,9 @@ def _manifest(
     )
 
 
-def reverify(checkpoint: Path, bundle: Path, precision: Precision) -> dict[str, object]:
+def reverify(
+    checkpoint: Path, bundle: Path, precision: Precision, dialect: Dialect = "classic"
+) -> dict[str, object]:
     """Run the parity check again on an existing bundle, for example with another ONNX Runtime.
 
     Raises:
@@ -133,4 +167,4 @@ def reverify(checkpoint: Path, bundle: Path, precision: Precision) -> dict[str, 
     manifest = open_bundle(bundle, verify="hash").manifest
     if manifest.checkpoint["sha256"] != checkpoint_sha256(checkpoint):
         raise RFError(f"{bundle} was exported from another checkpoint than {checkpoint}; name the right one")
-    return check_parity(load_checkpoint(checkpoint), bundle, precision)
+    return check_parity(load_checkpoint(checkpoint), bundle, precision, dialect)

@@ -1,15 +1,17 @@
-"""The three exported graphs as PyTorch modules, `classic` dialect: plain operators, caches read only.
+"""The three exported graphs as PyTorch modules: what goes in and comes out, embeddings, guidance, sampling, Euler step.
+
+How the decoder and its cache are spelt is the dialect's: `graphs_classic.py`, `graphs_modern.py`.
 
 | graph | input | shape, dtype | output | shape, dtype |
 |---|---|---|---|---|
 | text_decoder | input_ids | [batch, sequence] int64 | logits | [batch, V] float32 |
-| | row_starts | [batch] int64 | present.{i}.key, .value | [batch, H, sequence, D] kv |
-| | past_length | [1] int64 | | |
+| | row_starts | [batch] int64 | present.{i}.key, .value, classic | [batch, H, sequence, D] kv |
+| | past_length | [1] int64 | present.{i}.key, .value, modern | [batch, H, cache, D] kv |
 | | past_key_values.{i}.key, .value | [batch, H, cache, D] kv | | |
 | rep_decoder | rep_ids | [request] int64 | next_rep_ids | [request] int64 |
 | | grid_positions | [request, 2] int64 | logits | [request, K] float32 |
-| | row_starts | [2*request] int64 | present.{i}.key, .value | [2*request, H, 1, D] kv |
-| | past_length | [1] int64 | | |
+| | row_starts | [2*request] int64 | present.{i}.key, .value, classic | [2*request, H, 1, D] kv |
+| | past_length | [1] int64 | present.{i}.key, .value, modern | [2*request, H, cache, D] kv |
 | | gumbel | [request, K] float32 | | |
 | | guidance_scale, temperature | [request] float32 | | |
 | | top_k | [request] int64 | | |
@@ -20,100 +22,106 @@
 | | past_length | [1] int64 | | |
 | | past_key_values.{i}.key, .value | [2*request, H, cache, D] kv | | |
 
-Slot s of row b is visible if `row_starts[b] <= s < past_length`; new tokens take the slots from `past_length` on. Rows
-are left-padded, so a token's rotary position is its slot minus `row_starts[b]`. Guidance rows: first the conditional
-rows of all requests, then the unconditional ones. Knows nothing of files or of ONNX.
+Slot s of row b is visible if `row_starts[b] <= s < past_length`; new tokens take the slots from `past_length` on. In
+`classic` only their rows come out; in `modern` the cache comes out with these rows in it, and may be the same memory.
+Rows are left-padded, so a token's rotary position is its slot minus `row_starts[b]`. Guidance rows: first the
+conditional rows of all requests, then the unconditional ones. Knows nothing of files or of ONNX.
 """
+
+from typing import Final, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rf_export.config import Expert
-from rf_export.layers import rotary_tables, unpatchify
+from rf_export.graphs_classic import ClassicDecoder
+from rf_export.graphs_modern import ModernDecoder
+from rf_export.layers import RMSNorm, unpatchify
 from rf_export.model import RFModel
-
-MASKED = -1e4  # added to hidden scores: exp() is 0 in fp32 and fp16, and a row with nothing visible stays finite
-MAX_TOP_K = 1024
+from runtime.signature import MAX_TOP_K, Dialect, GraphName
 
 
-class CachedDecoder(nn.Module):
-    """What the three graphs share: the decoder over new tokens of one type and a static cache."""
+class Decoder(Protocol):
+    """The decoder over new tokens of one type and a static cache `past`, which is `key, value` of every layer.
 
-    def __init__(self, model: RFModel) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
+    Axes: B rows, S new tokens (M patches in the denoiser), P slots of the cache, d hidden size. A bias is added to the
+    scores of attention; its shape is the dialect's own business.
+    """
 
-    def decode(
-        self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Run all layers.
+    def norm(self, module: RMSNorm, x: Tensor) -> Tensor:
+        """Apply a norm of the model."""
+
+    def prompt_bias(self, row_starts: Tensor, slots: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """The bias of a run of tokens in `slots [S]` that see the cache and those before them."""
+
+    def token_bias(self, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """The bias of one token that sees the cache and itself."""
+
+    def patch_bias(self, hidden: Tensor, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """The bias of patches that see the cache and one another."""
+
+    def extend(
+        self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past_length: Tensor,
+        past: tuple[Tensor, ...],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
+        """Run all layers over new tokens that go into the cache.
 
         Args:
             expert: Token type of the new tokens.
             hidden: `[B, S, d]`.
-            positions: Rotary positions `[B, S]`, or `[B, 1]` where all tokens share one.
-            bias: Added to the scores, `[B, 1, S or 1, P + S]`.
-            past: `key, value` of every layer, `[B, H, P, D]`.
+            positions: Rotary positions `[B, S]`.
+            bias: From `prompt_bias` or `token_bias`.
+            past_length: Slots in use, `[1]`.
+            past: `[B, H, P, D]` each.
 
         Returns:
-            Hidden states before the final norm, and the new `key, value` rows of every layer, `[B, H, S, D]`.
+            Hidden states before the final norm, and `present`, as the table of the module says.
         """
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
-        present: list[Tensor] = []
-        for i, layer in enumerate(self.model.decoder_layers):
-            q, k, v = layer.project(expert, hidden, cos, sin)
-            k, v = k.transpose(1, 2), v.transpose(1, 2)
-            present += [k, v]
-            mixed = self.attend(q, torch.cat([past[2 * i], k], 2), torch.cat([past[2 * i + 1], v], 2), bias)
-            hidden = layer.finish(expert, hidden, mixed)
-        return hidden, tuple(present)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Grouped-query attention without repeating K and V: query heads of a group are extra rows.
-
-        `[B, S, Hq, D]`, two of `[B, H, P + S, D] -> [B, S, Hq*D]`.
-        """
-        batch, tokens = q.shape[:2]
-        heads, size = self.config.num_kv_heads, self.config.head_dim
-        groups = self.config.num_heads // heads
-        rows = (q * size**-0.5).reshape(batch, tokens, heads, groups, size).permute(0, 2, 3, 1, 4)
-        scores = rows.reshape(batch, heads, groups * tokens, size) @ k.transpose(2, 3)
-        mixed = torch.softmax(scores + bias, dim=-1) @ v
-        mixed = mixed.reshape(batch, heads, groups, tokens, size).permute(0, 3, 1, 2, 4)
-        return mixed.reshape(batch, tokens, heads * groups * size)
-
-    def cache_bias(self, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """0 on visible cache slots, MASKED elsewhere: `[B, 1, 1, P]`."""
-        slots = torch.arange(past[0].shape[2])
-        visible = (slots >= row_starts[:, None]) & (slots < past_length)
-        return torch.where(visible, 0.0, MASKED).to(past[0].dtype)[:, None, None]
+    def read(
+        self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Run all layers over patches that leave the cache as it is and share one position `[B, 1]`."""
 
 
-class TextDecoder(CachedDecoder):
+DECODERS: Final[dict[Dialect, type[Decoder]]] = {"classic": ClassicDecoder, "modern": ModernDecoder}
+
+
+class CachedGraph(nn.Module):
+    """What the three graphs share: the model, whose parameters become initialisers, and the decoder's dialect."""
+
+    def __init__(self, model: RFModel, dialect: Dialect) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.decoder: Decoder = DECODERS[dialect](model)  # type: ignore[call-arg]
+
+    def final_norm(self, expert: Expert, hidden: Tensor) -> Tensor:
+        """The last norm of a token type."""
+        module = self.model.final_norms[expert]
+        assert isinstance(module, RMSNorm)
+        return self.decoder.norm(module, hidden)
+
+
+class TextDecoder(CachedGraph):
     """Prefill of prompts and text decoding with the understanding expert."""
 
     def forward(
         self, input_ids: Tensor, row_starts: Tensor, past_length: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
         """See the table of the module."""
-        tokens = input_ids.shape[1]
         hidden = F.embedding(input_ids, self.model.text_embedding)
-        new = torch.arange(tokens)
-        slots = past_length + new  # [S]
-        positions = (slots - row_starts[:, None]).clamp(min=0)
-        causal = (new <= new[:, None]) & (slots >= row_starts[:, None, None])  # [B, S, S]
-        new_bias = torch.where(causal, 0.0, MASKED).to(hidden.dtype)[:, None]
-        old_bias = self.cache_bias(row_starts, past_length, past).expand(-1, -1, tokens, -1)
-        groups = self.config.num_heads // self.config.num_kv_heads
-        bias = torch.cat([old_bias, new_bias], -1).repeat(1, 1, groups, 1)
-        hidden, present = self.decode("understanding", hidden, positions, bias, past)
-        last = self.model.final_norms["understanding"](hidden[:, -1])
+        slots = past_length + torch.arange(input_ids.shape[1])  # [S]
+        # Max, not Clip: TensorRT lists no whole numbers for Clip.
+        positions = torch.maximum(slots - row_starts[:, None], torch.zeros((), dtype=torch.int64))
+        bias = self.decoder.prompt_bias(row_starts, slots, past_length, past)
+        hidden, present = self.decoder.extend("understanding", hidden, positions, bias, past_length, past)
+        last = self.final_norm("understanding", hidden[:, -1])
         return self.model.text_head(last).float(), *present
 
 
-class RepDecoder(CachedDecoder):
+class RepDecoder(CachedGraph):
     """One step of the representation stage: decode, guide, sample."""
 
     def forward(
@@ -132,10 +140,9 @@ class RepDecoder(CachedDecoder):
         one = self.model.embed_rep(rep_ids[:, None], grid_positions[:, None])  # [R, 1, d]
         hidden = torch.cat([one, one])
         positions = (past_length - row_starts)[:, None]
-        own = torch.zeros_like(row_starts, dtype=hidden.dtype)[:, None, None, None]
-        bias = torch.cat([self.cache_bias(row_starts, past_length, past), own], -1)
-        hidden, present = self.decode("representation", hidden, positions, bias, past)
-        rows = self.model.rep_head(self.model.final_norms["representation"](hidden[:, 0])).float()
+        bias = self.decoder.token_bias(row_starts, past_length, past)
+        hidden, present = self.decoder.extend("representation", hidden, positions, bias, past_length, past)
+        rows = self.model.rep_head(self.final_norm("representation", hidden[:, 0])).float()
         with_text, without_text = rows.reshape(2, -1, self.config.rep_vocab_size).unbind(0)
         logits = without_text + guidance_scale[:, None] * (with_text - without_text)
         return sample(logits, gumbel, temperature, top_k), logits, *present
@@ -153,7 +160,7 @@ def sample(logits: Tensor, gumbel: Tensor, temperature: Tensor, top_k: Tensor) -
     return torch.argmax(torch.where(scaled >= threshold, scaled + gumbel, -1e30), dim=1)
 
 
-class Denoiser(CachedDecoder):
+class Denoiser(CachedGraph):
     """One Euler step of the pixel stage, with guidance; the cache holds text and representation tokens."""
 
     def forward(
@@ -170,10 +177,9 @@ class Denoiser(CachedDecoder):
         one = self.model.embed_pixels(x_t, t)  # [R, M, d]
         hidden = torch.cat([one, one])
         positions = (past_length - row_starts)[:, None]
-        patches = torch.zeros_like(hidden[:, :, 0])[:, None, None]  # [B, 1, 1, M]: every patch sees every patch
-        bias = torch.cat([self.cache_bias(row_starts, past_length, past), patches], -1)
-        hidden, _ = self.decode("pixel", hidden, positions, bias, past)
-        rows = self.model.pixel_out(self.model.final_norms["pixel"](hidden))
+        bias = self.decoder.patch_bias(hidden, row_starts, past_length, past)
+        hidden = self.decoder.read("pixel", hidden, positions, bias, past)
+        rows = self.model.pixel_out(self.final_norm("pixel", hidden))
         height, width = x_t.shape[2:]
         pixels = unpatchify(rows, self.config.patch_size, height, width).float()
         with_prefix, without_prefix = pixels.reshape(2, -1, 3, height, width).unbind(0)
@@ -182,7 +188,7 @@ class Denoiser(CachedDecoder):
         return x_t + step * (x_pred - x_t), x_pred
 
 
-GRAPHS: dict[str, type[CachedDecoder]] = {
+GRAPHS: Final[dict[GraphName, type[CachedGraph]]] = {
     "text_decoder": TextDecoder,
     "rep_decoder": RepDecoder,
     "denoiser": Denoiser,

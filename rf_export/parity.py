@@ -28,7 +28,7 @@ from runtime.errors import RFError
 from runtime.manifest import Manifest
 from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
 from runtime.schedule import timesteps
-from runtime.signature import GRAPHS, GraphName, Precision
+from runtime.signature import GRAPHS, Dialect, GraphName, Precision
 from runtime.stages import denoise, draw_tokens, prefill
 
 SEED = 20260529
@@ -80,7 +80,9 @@ class _Drawn:
     pixels: NDArray[np.float32]  # [R, 3, H, W]
 
 
-def check_parity(model: RFModel, bundle: Path, precision: Precision) -> dict[str, Any]:
+def check_parity(
+    model: RFModel, bundle: Path, precision: Precision, dialect: Dialect = "classic"
+) -> dict[str, Any]:
     """Compare the graphs of a bundle, on ONNX Runtime, with `model` in eager fp32.
 
     Returns:
@@ -93,15 +95,14 @@ def check_parity(model: RFModel, bundle: Path, precision: Precision) -> dict[str
     backend = create_backend("ort")
     sessions = {
         entry.name: backend.open(bundle / entry.file, num_threads=None, compiled=False)
-        for entry in manifest.graphs
-        if entry.precision == precision and entry.dialect == "classic"
+        for entry in manifest.graphs_of(precision, dialect)
     }
-    report = compare(model, sessions, manifest, precision)
+    report = compare(model, sessions, manifest, precision, dialect)
     figures = {**dataclasses.asdict(report), "runtime": f"onnxruntime {backend.target().version}"}
     if not report.passed:
         tolerance = TOLERANCES[precision]
         raise RFError(
-            f"the exported {precision} graphs do not agree with eager PyTorch: {report}; "
+            f"the exported {precision} {dialect} graphs do not agree with eager PyTorch: {report}; "
             f"expected cosines >= {tolerance.cosine}, PSNR >= {tolerance.psnr_db} dB and no unexplained token. "
             "No bundle was written; export in another precision, and report this"
         )
@@ -109,7 +110,11 @@ def check_parity(model: RFModel, bundle: Path, precision: Precision) -> dict[str
 
 
 def compare(
-    model: RFModel, sessions: Mapping[GraphName, Session], manifest: Manifest, precision: Precision
+    model: RFModel,
+    sessions: Mapping[GraphName, Session],
+    manifest: Manifest,
+    precision: Precision,
+    dialect: Dialect = "classic",
 ) -> ParityReport:
     """Draw both prompts both ways and measure; see `check_parity`."""
     missing = [name for name in GRAPHS if name not in sessions]
@@ -119,7 +124,9 @@ def compare(
     plan = plan_drawing(options, manifest)
     prompts = _prompts(model)
     eager = [_draw_eager(model, options, ids, SEED + i) for i, ids in enumerate(prompts)]
-    drawn = _draw_graphs(sessions, plan, manifest, precision, prompts, [result.rep_ids.tolist() for result in eager])
+    num_slots = _num_slots(sessions["rep_decoder"], max(map(len, prompts)) + plan.num_rep_tokens + 1)
+    cache = KVCache(manifest.model, precision, 2 * len(prompts), num_slots, dialect=dialect)
+    drawn = _draw_graphs(sessions, plan, manifest, cache, prompts, [result.rep_ids.tolist() for result in eager])
     return _measure(_text_logits(model, prompts), eager, drawn, plan, TOLERANCES[precision])
 
 
@@ -128,6 +135,17 @@ def _options(model: RFModel) -> GenerationOptions:
     if num_parameters <= LARGE_MODEL:
         return GenerationOptions()
     return GenerationOptions(height=2 * model.config.cell, width=3 * model.config.cell, num_steps=4)
+
+
+def _num_slots(session: Session, needed: int) -> int:
+    """Slots of the cache; raises RFError where the graphs have a fixed number that is too small."""
+    fixed = session.signature.cache_slots
+    if fixed is not None and fixed < needed:
+        raise RFError(
+            f"the graphs have a cache of {fixed} slots, and the pictures of the parity check take {needed}; "
+            f"export with at least --cache-slots {needed}"
+        )
+    return fixed or needed
 
 
 def _prompts(model: RFModel) -> list[list[int]]:
@@ -177,13 +195,12 @@ def _draw_graphs(
     sessions: Mapping[GraphName, Session],
     plan: DrawingPlan,
     manifest: Manifest,
-    precision: Precision,
+    cache: KVCache,
     prompts: list[list[int]],
     forced: list[list[int]],  # [R][N]
 ) -> _Drawn:
     """Both prompts together through the runtime's stages, the representation tokens forced to eager's."""
     seeds = [SEED + i for i in range(len(prompts))]
-    cache = KVCache(manifest.model, precision, 2 * len(prompts), max(map(len, prompts)) + plan.num_rep_tokens + 1)
     text = _TapLogits(sessions["text_decoder"])
     row_starts = prefill(text, prompts, cache)
     forcing = _ForceTokens(sessions["rep_decoder"], np.array(forced))

@@ -9,6 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Final
 
 import onnx_ir as ir
 import torch
@@ -17,10 +18,12 @@ from torch.export import Dim
 
 from rf_export.config import ModelConfig
 from rf_export.graphs import GRAPHS
+from rf_export.graphs_modern import TRANSLATIONS
 from rf_export.model import RFModel
-from runtime.signature import GraphName, GraphSignature, ModelSpec, Precision, TensorSpec, check_signature
+from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, Precision, TensorSpec, check_signature
 
-CLASSIC_OPSET = 18  # what torch's exporter writes natively; TensorRT from 10 and ONNX Runtime take it as it is
+# 18 is what torch's exporter writes natively: TensorRT from 10 on and ONNX Runtime take it as it is.
+OPSETS: Final[dict[Dialect, int]] = {"classic": 18, "modern": 24}
 _EXAMPLE_SIZES = {"batch": 2, "sequence": 3, "cache": 5, "request": 2, "2*request": 4}  # 0 and 1 would specialise
 
 
@@ -33,8 +36,23 @@ def model_spec(model: RFModel) -> ModelSpec:
     return ModelSpec(**{name: getattr(config, name) for name in names}, num_parameters=num_parameters)
 
 
-def trace(model: RFModel, graph: GraphName, precision: Precision, spec: ModelSpec) -> ir.Model:
+def trace(
+    model: RFModel,
+    graph: GraphName,
+    precision: Precision,
+    spec: ModelSpec,
+    dialect: Dialect = "classic",
+    cache_slots: int | None = None,
+) -> ir.Model:
     """Trace a graph of `model`, whose weights already have the dtype of `precision`.
+
+    Args:
+        model: the model.
+        graph: which graph of it.
+        precision: dtype of the cache and of the weights.
+        spec: from `model_spec`.
+        dialect: how the decoder is spelt.
+        cache_slots: fixed length of the cache, `modern` only.
 
     Returns:
         The ONNX model; initialisers that start with `model.` are the parameters, in their own memory.
@@ -42,18 +60,19 @@ def trace(model: RFModel, graph: GraphName, precision: Precision, spec: ModelSpe
     Raises:
         RuntimeError: the traced graph does not have the signature that it was asked to have.
     """
-    signature = GraphSignature.of(graph, spec, precision)
+    signature = GraphSignature.of(graph, spec, precision, dialect, cache_slots)
     inputs, free = _example_inputs(signature, model.config)
     num_plain = sum(not spec.name.startswith("past_key_values.") for spec in signature.inputs)
     with _quiet_exporter():
         program = torch.onnx.export(
-            GRAPHS[graph](model).eval(),
+            GRAPHS[graph](model, dialect).eval(),
             tuple(inputs),
             dynamo=True,
             dynamic_shapes=(*free[:num_plain], tuple(free[num_plain:])),
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
-            opset_version=CLASSIC_OPSET,
+            opset_version=OPSETS[dialect],
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
     assert program is not None

@@ -1,7 +1,9 @@
 """The key/value caches: static buffers, written in place, and what a request has in one.
 
-Knows nothing of graphs. One allocation holds every layer, so that the new rows of all layers are written by
-one strided copy, and the text stage, the representation stage and the denoiser read the same memory.
+Knows nothing of graphs but who writes: in the classic dialect they return new rows, which are written here; in
+the modern dialect they write into the cache themselves. One allocation holds every layer, so that the new rows
+of all layers are written by one strided copy, and the text stage, the representation stage and the denoiser
+read the same memory.
 
 Where requests come and go, what each has is copied out as a `Prefix`, and the prefixes of those who are to be
 together are laid out anew, so that all end at the same slot (`lay_out`).
@@ -9,14 +11,29 @@ together are laid out anew, so that all end at the same slot (`lay_out`).
 Legend: L layers, R requests, H key/value heads, D head size, S new tokens, P slots in use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.signature import ModelSpec, Precision, kv_names
+from runtime.signature import Dialect, ModelSpec, Precision, kv_names
+
+
+@dataclass(frozen=True)
+class CacheWrite:
+    """How a graph adds tokens to a cache.
+
+    Attributes:
+        inputs: The tensors past_key_values.*, to be bound.
+        outputs: The tensors present.*, to be bound; in the modern dialect the same memory.
+        finish: What is left to do after each run.
+    """
+
+    inputs: dict[str, npt.NDArray[Any]]
+    outputs: dict[str, npt.NDArray[Any]]
+    finish: Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +92,7 @@ class KVCache:
         num_rows: int,
         num_slots: int,
         memory: CacheMemory | None = None,
+        dialect: Dialect = "classic",
     ) -> None:
         self.values: npt.NDArray[Any] = (
             np.zeros(_shape(model, num_rows, num_slots), _dtype(precision))
@@ -83,6 +101,7 @@ class KVCache:
         )
         self.length = 0
         self._num_layers = model.num_layers
+        self._written_by_graphs = dialect == "modern"
 
     def new_rows(self, num_rows: int, num_tokens: int) -> npt.NDArray[Any]:
         """A buffer for what a graph returns, or an empty past: zeros [2 L, rows, H, S, D]."""
@@ -95,11 +114,36 @@ class KVCache:
         """The tensors of a graph: views of `values`, or of this cache, each contiguous."""
         return dict(zip(kv_names(prefix, self._num_layers), self.values if values is None else values, strict=True))
 
+    def write(self, num_rows: int, num_tokens: int, *, is_empty: bool = False) -> CacheWrite:
+        """Prepare runs that add `num_tokens` tokens each to the first `num_rows` rows.
+
+        Args:
+            num_rows: Rows of the graph.
+            num_tokens: New tokens of a run.
+            is_empty: For one run on an empty cache: where the graph only reads it, one hidden slot stands for
+                all of it.
+        """
+        values = self.values[:, :num_rows]
+        if self._written_by_graphs:
+            return CacheWrite(
+                self.named("past_key_values", values), self.named("present", values), lambda: self._advance(num_tokens)
+            )
+        past = self.new_rows(num_rows, 1) if is_empty else values
+        new = self.new_rows(num_rows, num_tokens)
+        return CacheWrite(self.named("past_key_values", past), self.named("present", new), lambda: self.append(new))
+
+    def hide(self, row: int, num_slots: int) -> None:
+        """Forget the first slots of a row, which no token sees: hidden slots have to be finite."""
+        self.values[:, row, :, :num_slots] = 0
+
     def append(self, new: npt.NDArray[Any]) -> None:
-        """Write the new tokens of all rows into the next slots: [2 L, rows, H, S, D]."""
-        end = self.length + new.shape[3]
-        self.values[:, :, :, self.length : end] = new
-        self.length = end
+        """Write the new tokens of the first rows into the next slots: [2 L, rows, H, S, D]."""
+        num_rows, num_tokens = new.shape[1], new.shape[3]
+        self.values[:, :num_rows, :, self.length : self.length + num_tokens] = new
+        self._advance(num_tokens)
+
+    def _advance(self, num_tokens: int) -> None:
+        self.length += num_tokens
 
     def prefix(self, request: int, start: int, text_length: int) -> Prefix:
         """Copy out what a request has in rows `request` and R + `request`.

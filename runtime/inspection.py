@@ -67,6 +67,7 @@ def _describe_graph(bundle: Bundle, graph: GraphEntry) -> dict[str, Any]:
         "file": graph.file,
         "bytes": files[graph.file].size,
         "weights": {name: files[name].size for name in graph.weights},
+        "lint": list(graph.lint),
         "inputs": list(map(str, graph.signature.inputs)),
         "outputs": list(map(str, graph.signature.outputs)),
     }
@@ -101,6 +102,7 @@ def format_description(description: dict[str, Any]) -> str:
         lines.append(f"\n{graph['name']} {graph['precision']} {graph['dialect']} (opset {graph['opset']})")
         lines += [f"  in   {text}" for text in _folded(graph["inputs"])]
         lines += [f"  out  {text}" for text in _folded(graph["outputs"])]
+        lines.append("  lint passed for " + (", ".join(graph["lint"]) or "no target"))
     lines.append("\nfiles")
     lines += [f"  {size / _MIB:10.2f} MiB  {name}" for name, size in sorted(description["files"].items())]
     lines.append("\nmemory of a default picture, beside the weights")

@@ -69,6 +69,7 @@ class GraphEntry:
     file: str
     weights: tuple[str, ...]  # the external-data files that it reads
     signature: GraphSignature
+    lint: tuple[str, ...] = ()  # the targets that would take the graph, as rf_export/lint.py told at the export
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -78,7 +79,7 @@ class GraphEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of `manifest.json`. `verified` is the report of the export, one object per precision."""
+    """The content of `manifest.json`. `verified` is the report of the export, see `verified_key`."""
 
     created_by: dict[str, str]
     checkpoint: dict[str, str]
@@ -98,6 +99,10 @@ class Manifest:
         for key in keys:
             if keys.count(key) > 1:
                 raise ValueError(f"graph {' '.join(key)} is there twice")
+        for precision, dialect in sorted({key[1:] for key in keys}):
+            lengths = {graph.signature.cache_slots for graph in self.graphs_of(precision, dialect)}
+            if len(lengths) > 1:
+                raise ValueError(f"the {precision} {dialect} graphs have caches of different lengths")
         if self.sampling.top_k > self.model.max_top_k:
             raise ValueError(f"top_k must be at most {self.model.max_top_k}, got {self.sampling.top_k}")
 
@@ -108,12 +113,16 @@ class Manifest:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """The precisions of which every graph is there."""
+        """The precisions of which every graph is there, in some dialect."""
         return tuple(
             precision
             for precision in PRECISIONS
-            if {graph.name for graph in self.graphs if graph.precision == precision} == set(GRAPHS)
+            if any({graph.name for graph in self.graphs_of(precision, dialect)} == set(GRAPHS) for dialect in DIALECTS)
         )
+
+    def graphs_of(self, precision: Precision, dialect: Dialect) -> list[GraphEntry]:
+        """The graphs of a precision in a dialect."""
+        return [graph for graph in self.graphs if (graph.precision, graph.dialect) == (precision, dialect)]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object; `from_dict` reads it back."""
@@ -163,6 +172,11 @@ class Manifest:
         if bundle_id != manifest.bundle_id:
             raise RFError(f"{where}: bundle_id {bundle_id} does not fit the table of files: it was changed.")
         return manifest
+
+
+def verified_key(precision: Precision, dialect: Dialect) -> str:
+    """Where `verified` has the figures of some graphs: `fp32` for the classic ones, else `fp32.modern`."""
+    return precision if dialect == "classic" else f"{precision}.{dialect}"
 
 
 def compute_bundle_id(files: dict[str, FileEntry]) -> str:
@@ -219,6 +233,9 @@ def _read_tokenizer(section: Section) -> str:
 
 def _read_graph(section: Section, model: ModelSpec) -> GraphEntry:
     weights = section.array("weights")
+    lint = section.array("lint")
+    if not all(isinstance(name, str) for name in lint):
+        raise RFError(f"{section.where}: 'lint' must be a list of targets.")
     if not all(isinstance(name, str) for name in weights):
         raise RFError(f"{section.where}: 'weights' must be a list of paths.")
     entry = GraphEntry(
@@ -228,14 +245,16 @@ def _read_graph(section: Section, model: ModelSpec) -> GraphEntry:
         opset=section.integer("opset", 1),
         file=section.string("file"),
         weights=tuple(weights),
+        lint=tuple(lint),
         signature=GraphSignature(
             inputs=tuple(_read_tensor(item) for item in section.sections("inputs")),
             outputs=tuple(_read_tensor(item) for item in section.sections("outputs")),
         ),
     )
     section.done()
-    if entry.dialect == "classic":
-        check_signature(GraphSignature.of(entry.name, model, entry.precision), entry.signature, section.where)
+    cache_slots = entry.signature.cache_slots if entry.dialect == "modern" else None
+    expected = GraphSignature.of(entry.name, model, entry.precision, entry.dialect, cache_slots)
+    check_signature(expected, entry.signature, section.where)
     return entry
 
 
@@ -273,6 +292,7 @@ def _graph_to_dict(graph: GraphEntry) -> dict[str, Any]:
         "opset": graph.opset,
         "file": graph.file,
         "weights": list(graph.weights),
+        "lint": list(graph.lint),
         "inputs": [_tensor_to_dict(spec) for spec in graph.signature.inputs],
         "outputs": [_tensor_to_dict(spec) for spec in graph.signature.outputs],
     }

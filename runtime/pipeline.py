@@ -15,10 +15,11 @@ import numpy.typing as npt
 from runtime.backends import Backend, Session, create_backend
 from runtime.bundle import Bundle, Verify, open_bundle
 from runtime.engine import Engine, find_engine, open_engine, require_weights, use_engine
+from runtime.errors import RFError
 from runtime.events import Event, PictureEvent
 from runtime.options import GenerationOptions
 from runtime.request import Request, check_requests
-from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision, check_signature
+from runtime.signature import GRAPHS, Dialect, GraphName, Precision, check_signature
 from runtime.stage_runner import Drawing, HostStages, StageRunner
 from runtime.tokenizer import PromptTokenizer
 
@@ -33,6 +34,7 @@ class Pipeline:
     Attributes:
         bundle: The bundle.
         precision: The precision that runs.
+        dialect: The dialect of the graphs that run.
         engine: The engine in use, or None for the ONNX graphs.
         num_threads: Threads per run; None leaves it to the backend.
     """
@@ -45,10 +47,12 @@ class Pipeline:
         sessions: dict[GraphName, Session],
         num_threads: int | None = None,
         stages: Callable[[Mapping[GraphName, Session], Drawing], StageRunner] = HostStages,
+        dialect: Dialect = "classic",
     ) -> None:
         self._stages = stages
         self.bundle = bundle
         self.precision: Precision = precision
+        self.dialect: Dialect = dialect
         self.engine = engine
         self.num_threads = num_threads
         self._sessions = sessions
@@ -64,6 +68,7 @@ class Pipeline:
         num_threads: int | None = None,
         engine: Literal["auto", "none"] | Path = "auto",
         verify: Verify = "auto",
+        dialect: Dialect = "classic",
     ) -> Self:
         """Load a bundle.
 
@@ -75,23 +80,32 @@ class Pipeline:
             engine: "auto" takes the bundle's engine where one fits and the ONNX graphs otherwise; "none"
                 takes the ONNX graphs; a path takes that engine or refuses.
             verify: How the files that are read are checked, as in `Bundle.verify`.
+            dialect: The graphs to run; engines are built from the classic ones.
 
         Raises:
             RFError: Says what is missing, damaged or does not fit.
         """
         bundle = open_bundle(path)
         runner = create_backend(backend)
+        if dialect != "classic":
+            if backend != "ort":
+                raise RFError(f"The backend {backend} runs classic graphs, and {dialect} was asked for. Use classic.")
+            engine = "none" if engine == "auto" else engine
         chosen = _choose_engine(bundle, precision, runner, engine, verify)
-        entries = {name: bundle.graph(name, precision) for name in GRAPHS}
+        if chosen and dialect != "classic":
+            raise RFError(
+                f"The engine {chosen.path} was built from classic graphs, and {dialect} was asked for. "
+                "Use the dialect classic, or no engine."
+            )
+        entries = {name: bundle.graph(name, precision, dialect) for name in GRAPHS}
         needed = [] if chosen else [file for entry in entries.values() for file in entry.files]
         bundle.verify([*needed, bundle.manifest.tokenizer], verify)
         sessions: dict[GraphName, Session] = {}
         for name, entry in entries.items():
             file = chosen.file(name) if chosen else bundle.file(entry.file)
             sessions[name] = runner.open(file, num_threads=num_threads, compiled=chosen is not None)
-            expected = GraphSignature.of(name, bundle.manifest.model, precision)
-            check_signature(expected, sessions[name].signature, str(file))
-        return cls(bundle, precision, chosen, sessions, num_threads, runner.stages)
+            check_signature(entry.signature, sessions[name].signature, str(file))
+        return cls(bundle, precision, chosen, sessions, num_threads, runner.stages, dialect)
 
     def generate(
         self,
@@ -133,7 +147,12 @@ class Pipeline:
         rep_ids: npt.ArrayLike | None = None,
     ) -> list[Request]:
         """Only check what `generate` takes; raises RFError."""
-        return check_requests(prompts, seed, options, rep_ids, self.bundle.manifest, self._tokenizer)
+        manifest, slots = self.bundle.manifest, self._fixed_slots
+        return check_requests(prompts, seed, options, rep_ids, manifest, self._tokenizer, slots)
+
+    @property
+    def _fixed_slots(self) -> int | None:
+        return self._sessions["rep_decoder"].signature.cache_slots
 
     @property
     def sessions(self) -> Mapping[GraphName, Session]:
@@ -148,12 +167,15 @@ class Pipeline:
 
     def _draw(self, requests: list[Request], previews: bool) -> Generator[Event, None, None]:
         plan, times = requests[0].plan, requests[0].times
+        prompt_length = max(len(request.ids) for request in requests)
         drawing = Drawing(
             model=self.bundle.manifest.model,
             precision=self.precision,
+            dialect=self.dialect,
             num_requests=len(requests),
-            prompt_length=max(len(request.ids) for request in requests),
+            prompt_length=prompt_length,
             num_rep_tokens=plan.num_rep_tokens,
+            num_slots=self._fixed_slots or prompt_length + plan.num_rep_tokens + 1,
             previews=previews,
         )
         given = [request.forced for request in requests if request.forced is not None]

@@ -65,6 +65,7 @@ def check_requests(
     rep_ids: npt.ArrayLike | None,  # [R, N]
     manifest: Manifest,
     tokenizer: PromptTokenizer,
+    cache_slots: int | None = None,
 ) -> list[Request]:
     """Check what a caller asks for.
 
@@ -75,6 +76,7 @@ def check_requests(
         rep_ids: Representation tokens to use instead of drawing them.
         manifest: What the model can do.
         tokenizer: Turns the prompts into ids.
+        cache_slots: Length of the cache, where the graphs have a fixed one.
 
     Raises:
         RFError: A prompt or an option that the model cannot take.
@@ -84,8 +86,7 @@ def check_requests(
     if not 0 <= seed <= noise.MAX_SEED - len(prompts) + 1:
         raise RFError(f"seed must be 0 to 2**64 - {len(prompts)} for {len(prompts)} prompts, got {seed}.")
     plan = plan_drawing(options or GenerationOptions(), manifest)
-    # Positions: the text, the start token, N tokens, and one that all pixel patches share.
-    max_tokens = manifest.model.max_positions - plan.num_rep_tokens - 2
+    max_tokens = _max_prompt_tokens(plan, manifest.model.max_positions, cache_slots)
     ids = [tokenizer.encode(prompt, max_tokens) for prompt in prompts]
     forced = None if rep_ids is None else _check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens), manifest)
     shift, base = manifest.sampling.shift, manifest.sampling.shift_base_patches
@@ -102,6 +103,20 @@ def check_requests(
         )
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _max_prompt_tokens(plan: DrawingPlan, max_positions: int, cache_slots: int | None) -> int:
+    """Tokens that a prompt may have; raises RFError where the picture alone is too large for the cache."""
+    # Positions: the text, the start token, N tokens, and one that all pixel patches share.
+    positions = max_positions - plan.num_rep_tokens - 2
+    if cache_slots is None:
+        return positions
+    if cache_slots <= plan.num_rep_tokens:
+        raise RFError(
+            f"These graphs have {cache_slots} cache slots, and a picture of {plan.height} x {plan.width} takes "
+            f"{plan.num_rep_tokens + 1}. Draw a smaller one, or export with more --cache-slots."
+        )
+    return min(positions, cache_slots - plan.num_rep_tokens - 1)
 
 
 def _check_rep_ids(rep_ids: npt.ArrayLike, shape: tuple[int, int], manifest: Manifest) -> npt.NDArray[np.int64]:

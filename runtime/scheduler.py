@@ -48,7 +48,8 @@ class Scheduler:
             worker. Where one run fills the device, as on a GPU, one is better.
 
     Raises:
-        RFError: A number below 1.
+        RFError: A number below 1, or a pipeline in the modern dialect: requests come and go by laying their
+            caches out anew, and those graphs may have a cache of one length.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class Scheduler:
         }.items():
             if value < 1:
                 raise RFError(f"{name} must be >= 1, got {value}.")
+        if pipeline.dialect != "classic":
+            raise RFError(
+                f"The scheduler runs classic graphs, and this pipeline is {pipeline.dialect}. "
+                'Load it with dialect="classic".'
+            )
         self._pipeline = pipeline
         num_pixel_batches = min(num_pixel_batches, max_batch)
         share = -(-max_batch // num_pixel_batches)

@@ -10,24 +10,27 @@ K representation vocabulary.
 text_decoder
     in   input_ids int64 [B, S] · row_starts int64 [B] · past_length int64 [1]
          past_key_values.{i}.key and .value kv [B, H, P, D]
-    out  logits float32 [B, V], of the last position · present.{i}.key and .value kv [B, H, S, D]
+    out  logits float32 [B, V], of the last position
+         present.{i}.key and .value kv: classic [B, H, S, D], modern [B, H, P, D]
 rep_decoder
     in   rep_ids int64 [R] · grid_positions int64 [R, 2] · row_starts int64 [2R] · past_length int64 [1]
          gumbel float32 [R, K] · guidance_scale float32 [R] · temperature float32 [R] · top_k int64 [R]
          past_key_values.* kv [2R, H, P, D]
     out  next_rep_ids int64 [R] · logits float32 [R, K], guided, before temperature
-         present.* kv [2R, H, 1, D]
+         present.* kv: classic [2R, H, 1, D], modern [2R, H, P, D]
 denoiser
     in   x_t float32 [R, 3, height, width] · t float32 [R] · t_next float32 [R] · guidance_scale float32 [R]
          row_starts int64 [2R] · past_length int64 [1] · past_key_values.* kv [2R, H, P, D]
     out  x_next float32 [R, 3, height, width] · x_pred the same: the guided estimate of the picture
 
 kv is float16 in precision fp16 and float32 in the others. Slot s of row b is seen where
-row_starts[b] <= s < past_length; the new tokens take the slots from past_length on. Only their keys and
-values come out: the caller owns the cache and writes them.
+row_starts[b] <= s < past_length; the new tokens take the slots from past_length on. In the classic dialect
+only their keys and values come out: the caller owns the cache and writes them. In the modern dialect the
+graph writes them: present is past with the new rows in it, and both may be bound to the same memory. There P
+may be one fixed number in all three graphs, since TensorRT writes in place only into a cache of fixed length.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Self, TypeAlias, get_args
 
 from runtime.errors import RFError
@@ -113,15 +116,45 @@ class GraphSignature:
         """The output of that name; raises KeyError."""
         return {spec.name: spec for spec in self.outputs}[name]
 
+    @property
+    def cache_slots(self) -> int | None:
+        """Slots of the cache where their number is fixed."""
+        for spec in self.inputs:
+            if spec.name == "past_key_values.0.key" and len(spec.shape) > 2 and isinstance(spec.shape[2], int):
+                return spec.shape[2]
+        return None
+
     @classmethod
-    def of(cls, graph: GraphName, model: ModelSpec, precision: Precision) -> Self:
-        """The signature that a graph of this model must have, in the classic dialect."""
+    def of(
+        cls,
+        graph: GraphName,
+        model: ModelSpec,
+        precision: Precision,
+        dialect: Dialect = "classic",
+        cache_slots: int | None = None,
+    ) -> Self:
+        """The signature that a graph of this model must have.
+
+        Args:
+            graph: Which one.
+            model: Its model.
+            precision: Decides the dtype of the cache.
+            dialect: Decides who writes the cache.
+            cache_slots: Fixed length of the cache, in the modern dialect; None leaves it free.
+        """
         kv = "float16" if precision == "fp16" else "float32"
+        in_place = dialect == "modern"
+        if cache_slots is not None and not (in_place and cache_slots > 0):
+            raise ValueError(f"cache_slots must be > 0 and are fixed in the modern dialect only, got {cache_slots}")
         if graph == "text_decoder":
-            return cls(_text_inputs(model, kv), _text_outputs(model, kv))
-        if graph == "rep_decoder":
-            return cls(_rep_inputs(model, kv), _rep_outputs(model, kv))
-        return cls(_denoiser_inputs(model, kv), _denoiser_outputs())
+            free = cls(_text_inputs(model, kv), _text_outputs(model, kv, "cache" if in_place else "sequence"))
+        elif graph == "rep_decoder":
+            free = cls(_rep_inputs(model, kv), _rep_outputs(model, kv, "cache" if in_place else 1))
+        else:
+            free = cls(_denoiser_inputs(model, kv), _denoiser_outputs())
+        if cache_slots is None:
+            return free
+        return cls(_fix_cache(free.inputs, cache_slots), _fix_cache(free.outputs, cache_slots))
 
 
 def kv_names(prefix: Literal["past_key_values", "present"], num_layers: int) -> list[str]:
@@ -169,6 +202,12 @@ def _kv(prefix: Literal["past_key_values", "present"], model: ModelSpec, kv: str
     return tuple(TensorSpec(name, kv, shape) for name in kv_names(prefix, model.num_layers))
 
 
+def _fix_cache(specs: tuple[TensorSpec, ...], slots: int) -> tuple[TensorSpec, ...]:
+    return tuple(
+        replace(spec, shape=tuple(slots if dim == "cache" else dim for dim in spec.shape)) for spec in specs
+    )
+
+
 def _text_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec("input_ids", "int64", ("batch", "sequence")),
@@ -178,9 +217,9 @@ def _text_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
     )
 
 
-def _text_outputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
+def _text_outputs(model: ModelSpec, kv: str, slots: Dim) -> tuple[TensorSpec, ...]:
     logits = TensorSpec("logits", "float32", ("batch", model.vocab_size))
-    return (logits, *_kv("present", model, kv, "batch", "sequence"))
+    return (logits, *_kv("present", model, kv, "batch", slots))
 
 
 def _rep_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
@@ -197,11 +236,11 @@ def _rep_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
     )
 
 
-def _rep_outputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
+def _rep_outputs(model: ModelSpec, kv: str, slots: Dim) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec("next_rep_ids", "int64", ("request",)),
         TensorSpec("logits", "float32", ("request", model.rep_vocab_size)),
-        *_kv("present", model, kv, "2*request", 1),
+        *_kv("present", model, kv, "2*request", slots),
     )
 
 

@@ -15,7 +15,7 @@ from runtime.backends import Session
 from runtime.cache import KVCache
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
-from runtime.signature import GraphName, ModelSpec, Precision
+from runtime.signature import Dialect, GraphName, ModelSpec, Precision
 from runtime.stages import denoise, draw_tokens, prefill
 
 FillNoise: TypeAlias = Callable[[int, npt.NDArray[np.float32]], None]  # step, [R, K] to be written
@@ -28,17 +28,21 @@ class Drawing:
     Attributes:
         model: The model.
         precision: Of its graphs.
+        dialect: Of its graphs.
         num_requests: Pictures R that are drawn together.
         prompt_length: Tokens of the longest prompt.
         num_rep_tokens: Representation tokens N of a picture.
+        num_slots: Slots of the cache: what the drawing takes, or what modern graphs are fixed to.
         previews: Report every token and step. Without, a backend may run a stage in one go.
     """
 
     model: ModelSpec
     precision: Precision
+    dialect: Dialect = "classic"
     num_requests: int
     prompt_length: int
     num_rep_tokens: int
+    num_slots: int
     previews: bool
 
 
@@ -78,8 +82,9 @@ class HostStages:
 
     def __init__(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> None:
         self._sessions, self._drawing = sessions, drawing
-        num_slots = drawing.prompt_length + drawing.num_rep_tokens + 1
-        self._cache = KVCache(drawing.model, drawing.precision, 2 * drawing.num_requests, num_slots)
+        self._cache = KVCache(
+            drawing.model, drawing.precision, 2 * drawing.num_requests, drawing.num_slots, dialect=drawing.dialect
+        )
         self._row_starts = np.zeros(drawing.num_requests, np.int64)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:

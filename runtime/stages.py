@@ -1,8 +1,8 @@
 """The three stages of a drawing: read the prompts, draw representation tokens, denoise.
 
 Knows nothing of texts, seeds and files: token ids and noise in, token ids and pixels out. A stage binds its
-buffers once; a step writes a few numbers into them, runs the graph and, in the first two stages, writes the
-new cache rows.
+buffers once; a step writes a few numbers into them, runs the graph and, in the first two stages, finishes the
+write of the new cache rows.
 
 Legend: R requests, L layers, H key/value heads, S new tokens, D head size, K representation vocabulary.
 Rows 0..R-1 of the cache are conditional, rows R..2R-1 unconditional: these see no text in the
@@ -32,27 +32,25 @@ def prefill(
     """
     length = max(map(len, prompts))
     row_starts = np.array([length - len(ids) for ids in prompts], np.int64)
-    rows = np.flatnonzero(row_starts < length)
-    if not len(rows):
+    if not length:
         return row_starts
-    input_ids = np.zeros((len(rows), length), np.int64)
-    for line, row in enumerate(rows):
-        input_ids[line, row_starts[row] :] = prompts[int(row)]
-    new = cache.new_rows(len(rows), length)
+    input_ids = np.zeros((len(prompts), length), np.int64)
+    for row, ids in enumerate(prompts):
+        input_ids[row, row_starts[row] :] = ids
+    write = cache.write(len(prompts), length, is_empty=True)
     run = session.bind(
         {
             "input_ids": input_ids,
-            "row_starts": row_starts[rows],
+            "row_starts": row_starts,
             "past_length": np.zeros(1, np.int64),
-            **cache.named("past_key_values", cache.new_rows(len(rows), 1)),
+            **write.inputs,
         },
-        cache.named("present", new),
+        write.outputs,
     )
     run()
-    for line, row in enumerate(rows):
-        # What a graph computes for the padding stays out of the cache: hidden slots have to be finite.
-        cache.values[:, row, :, row_starts[row] : length] = new[:, line, :, row_starts[row] :]
-    cache.length = length
+    write.finish()
+    for row, start in enumerate(row_starts):
+        cache.hide(row, start)  # what a graph computes for the padding stays out of the cache
     return row_starts
 
 
@@ -79,7 +77,7 @@ class TokenStep:
         self._rep_ids = np.zeros(len(plans), np.int64)
         self._positions = np.zeros((len(plans), 2), np.int64)
         self._past_length = np.zeros(1, np.int64)
-        self._new = cache.new_rows(2 * len(plans), 1)
+        self._write = cache.write(2 * len(plans), 1)
         self._run = session.bind(
             {
                 "rep_ids": self._rep_ids,
@@ -90,9 +88,9 @@ class TokenStep:
                 "guidance_scale": np.array([plan.rep_guidance_scale for plan in plans], np.float32),
                 "temperature": np.array([plan.temperature for plan in plans], np.float32),
                 "top_k": np.array([plan.top_k for plan in plans], np.int64),
-                **cache.named("past_key_values"),
+                **self._write.inputs,
             },
-            {"next_rep_ids": self.next_rep_ids, "logits": self.logits, **cache.named("present", self._new)},
+            {"next_rep_ids": self.next_rep_ids, "logits": self.logits, **self._write.outputs},
         )
 
     def feed(self, request: int, step: int, rep_id: int) -> None:
@@ -101,10 +99,10 @@ class TokenStep:
         self._positions[request] = divmod(max(step - 1, 0), self._plans[request].grid[1])
 
     def __call__(self) -> None:
-        """Run the graph once, and write what it returns into the cache."""
+        """Run the graph once; the token is in the cache then."""
         self._past_length[0] = self._cache.length
         self._run()
-        self._cache.append(self._new)
+        self._write.finish()
 
 
 def draw_tokens(

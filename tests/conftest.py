@@ -35,6 +35,23 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def modern_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in the modern dialect only, with a cache of free length."""
+    folder = tmp_path_factory.mktemp("modern") / "bundle"
+    export(tiny_checkpoint, folder, ExportOptions(dialects=("modern",)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fixed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The modern graphs in fp32 as TensorRT wants them: with a cache of 20 slots."""
+    folder = tmp_path_factory.mktemp("fixed") / "bundle"
+    options = ExportOptions(targets=("tensorrt-rtx",), dialects=("modern",), precisions=("fp32",), cache_slots=20)
+    export(tiny_checkpoint, folder, options)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed checkpoint in fp16, not verified; tests that change its files take a copy."""
     folder = tmp_path_factory.mktemp("reference") / "bundle"
