@@ -5,6 +5,7 @@ memory. Every call is checked against the signatures in the dump.
 """
 
 import enum
+import functools
 import json
 import types
 import weakref
@@ -20,6 +21,7 @@ _DTYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)":
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32}
 
 
+@functools.cache
 def _session(path):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
