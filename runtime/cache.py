@@ -114,32 +114,44 @@ class KVCache:
         """The tensors of a graph: views of `values`, or of this cache, each contiguous."""
         return dict(zip(kv_names(prefix, self._num_layers), self.values if values is None else values, strict=True))
 
-    def write(self, num_rows: int, num_tokens: int, *, is_empty: bool = False) -> CacheWrite:
-        """Prepare runs that add `num_tokens` tokens each to the first `num_rows` rows.
+    def write(
+        self, num_rows: int, num_tokens: int, *, rows: npt.NDArray[np.intp] | None = None, is_empty: bool = False
+    ) -> CacheWrite:
+        """Prepare runs that add `num_tokens` tokens to each of `num_rows` rows.
 
         Args:
             num_rows: Rows of the graph.
             num_tokens: New tokens of a run.
+            rows: Which rows these are, where not the first ones: only if `takes_any_rows`.
             is_empty: For one run on an empty cache: where the graph only reads it, one hidden slot stands for
                 all of it.
         """
-        values = self.values[:, :num_rows]
         if self._written_by_graphs:
+            assert rows is None
+            values = self.values[:, :num_rows]
             return CacheWrite(
                 self.named("past_key_values", values), self.named("present", values), lambda: self._advance(num_tokens)
             )
-        past = self.new_rows(num_rows, 1) if is_empty else values
+        past = self.new_rows(num_rows, 1) if is_empty else self.values[:, :num_rows]
         new = self.new_rows(num_rows, num_tokens)
-        return CacheWrite(self.named("past_key_values", past), self.named("present", new), lambda: self.append(new))
+        return CacheWrite(
+            self.named("past_key_values", past), self.named("present", new), lambda: self.append(new, rows)
+        )
+
+    @property
+    def takes_any_rows(self) -> bool:
+        """Whether a run may add tokens to some rows only; graphs that write by themselves take the first ones."""
+        return not self._written_by_graphs
 
     def hide(self, row: int, num_slots: int) -> None:
         """Forget the first slots of a row, which no token sees: hidden slots have to be finite."""
         self.values[:, row, :, :num_slots] = 0
 
-    def append(self, new: npt.NDArray[Any]) -> None:
-        """Write the new tokens of the first rows into the next slots: [2 L, rows, H, S, D]."""
-        num_rows, num_tokens = new.shape[1], new.shape[3]
-        self.values[:, :num_rows, :, self.length : self.length + num_tokens] = new
+    def append(self, new: npt.NDArray[Any], rows: npt.NDArray[np.intp] | None = None) -> None:
+        """Write the new tokens of these rows, or the first ones, into the next slots: [2 L, rows, H, S, D]."""
+        num_tokens = new.shape[3]
+        which = slice(new.shape[1]) if rows is None else rows
+        self.values[:, which, :, self.length : self.length + num_tokens] = new
         self._advance(num_tokens)
 
     def _advance(self, num_tokens: int) -> None:

@@ -44,6 +44,7 @@ GRAPHS: Final[tuple[GraphName, ...]] = get_args(GraphName)
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
 ANY_DIM: Final = "?"  # a free dimension whose name is not known: engines keep no names
+MAX_LAYERS: Final = 1024
 MAX_TOP_K: Final = 1024  # rep_decoder's in-graph TopK is this wide, or K wide where K is smaller
 
 
@@ -68,6 +69,8 @@ class ModelSpec:
         for name, value in vars(self).items():
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+        if self.num_layers > MAX_LAYERS:  # signatures list every layer: a damaged manifest must not fill the memory
+            raise ValueError(f"num_layers must be at most {MAX_LAYERS}, got {self.num_layers}")
         self.rep_grid(self.default_height, self.default_width)
 
     @property

@@ -32,16 +32,18 @@ def prefill(
     """
     length = max(map(len, prompts))
     row_starts = np.array([length - len(ids) for ids in prompts], np.int64)
+    cache.length = 0
     if not length:
         return row_starts
-    input_ids = np.zeros((len(prompts), length), np.int64)
-    for row, ids in enumerate(prompts):
-        input_ids[row, row_starts[row] :] = ids
-    write = cache.write(len(prompts), length, is_empty=True)
+    rows = np.flatnonzero(row_starts < length) if cache.takes_any_rows else np.arange(len(prompts))
+    input_ids = np.zeros((len(rows), length), np.int64)
+    for line, row in enumerate(rows):
+        input_ids[line, row_starts[row] :] = prompts[int(row)]
+    write = cache.write(len(rows), length, rows=rows if cache.takes_any_rows else None, is_empty=True)
     run = session.bind(
         {
             "input_ids": input_ids,
-            "row_starts": row_starts,
+            "row_starts": row_starts[rows],
             "past_length": np.zeros(1, np.int64),
             **write.inputs,
         },
@@ -49,8 +51,8 @@ def prefill(
     )
     run()
     write.finish()
-    for row, start in enumerate(row_starts):
-        cache.hide(row, start)  # what a graph computes for the padding stays out of the cache
+    for row in rows:
+        cache.hide(int(row), int(row_starts[row]))  # what a graph computes for the padding stays out of the cache
     return row_starts
 
 

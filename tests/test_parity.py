@@ -150,14 +150,14 @@ def test_weights_in_the_wrong_place_fail(exported: Exported, fault: Fault) -> No
 class LateRow(KVCache):
     """Writes the new tokens of one row a slot too late."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, dialect: Any) -> None:
         model, precision, num_rows, num_slots = arguments
-        super().__init__(model, precision, num_rows, num_slots + 1)
+        super().__init__(model, precision, num_rows, num_slots + 1, dialect=dialect)
 
-    def append(self, new: np.ndarray[Any, Any]) -> None:
+    def append(self, new: np.ndarray[Any, Any], rows: Any = None) -> None:
         start = self.length
         before = self.values[:, 1, :, start].copy()
-        super().append(new)
+        super().append(new, rows)
         self.values[:, 1, :, start] = before
         self.values[:, 1, :, start + 1] = new[:, 1, :, 0]
 
@@ -165,15 +165,15 @@ class LateRow(KVCache):
 class StaleSlot(KVCache):
     """Does not write the last token, though it counts it."""
 
-    def append(self, new: np.ndarray[Any, Any]) -> None:
-        super().append(new if self.length + 1 < self.values.shape[3] else np.zeros_like(new))
+    def append(self, new: np.ndarray[Any, Any], rows: Any = None) -> None:
+        super().append(new if self.length + 1 < self.values.shape[3] else np.zeros_like(new), rows)
 
 
 class SwappedKeysAndValues(KVCache):
     """Mixes up key and value of a layer."""
 
-    def append(self, new: np.ndarray[Any, Any]) -> None:
-        super().append(new[[0, 1, 3, 2]])
+    def append(self, new: np.ndarray[Any, Any], rows: Any = None) -> None:
+        super().append(new[[0, 1, 3, 2]], rows)
 
 
 @pytest.mark.parametrize("cache", [LateRow, StaleSlot, SwappedKeysAndValues])

@@ -96,6 +96,7 @@ def test_precisions_are_those_with_all_graphs():
         (["files", "tokenizer.json", "size"], -1, "whole number >= 0"),
         (["files", "tokenizer.json", "size"], 5, "bundle_id .* does not fit"),
         (["bundle_id"], "0123456789abcdef", "bundle_id .* does not fit"),
+        (["model", "num_layers"], 10**12, "num_layers must be at most 1024"),  # would fill the memory with names
         (["created_by", "torch"], 2, "must be a text"),
         (["verified"], None, "must be an object"),
     ],

@@ -13,6 +13,7 @@ from runtime.cache import KVCache
 from runtime.events import to_picture
 from runtime.schedule import timesteps
 from runtime.signature import GRAPHS, kv_names
+from runtime.stages import prefill
 
 FEW = GenerationOptions(num_steps=3)
 
@@ -350,3 +351,16 @@ def test_a_new_cache_holds_nothing_even_where_memory_is_used_again(pipeline):
         cache = KVCache(model, "fp16", 2, 4)
         assert (cache.values == 0).all()
         assert (cache.new_rows(2, 1) == 0).all()
+
+
+def test_a_cache_that_is_used_again_starts_anew(pipeline):
+    prompts = [[1, 2, 3], [], [4]]
+    cache = KVCache(pipeline.bundle.manifest.model, "fp32", 6, 10)
+    first = prefill(pipeline.sessions["text_decoder"], prompts, cache)
+    kept = cache.values.copy()
+    cache.length = 9
+    again = prefill(pipeline.sessions["text_decoder"], prompts, cache)
+    assert (first == again).all()
+    assert (kept == cache.values).all()
+    assert cache.length == 3
+    assert not cache.values[:, 1].any()  # the empty text has nothing in the cache
