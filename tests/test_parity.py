@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rf_export import graphs, parity
+from rf_export import graphs_classic, parity
 from rf_export.checkpoint import load_checkpoint
 from rf_export.export import ExportOptions, export
 from rf_export.model import RFModel
@@ -241,7 +241,7 @@ def test_graphs_that_are_not_there_are_named(exported: Exported) -> None:
 def test_an_export_that_fails_parity_raises_and_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "MASKED", 0.0)  # graphs that see what they must not
+    monkeypatch.setattr(graphs_classic, "MASKED", 0.0)  # graphs that see what they must not
     with pytest.raises(RFError, match=r"do not agree with eager PyTorch: .*No bundle was written"):
         export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(precisions=("fp32",)))
     assert list(tmp_path.iterdir()) == []
