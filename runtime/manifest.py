@@ -233,7 +233,7 @@ def _read_tokenizer(section: Section) -> str:
 
 def _read_graph(section: Section, model: ModelSpec) -> GraphEntry:
     weights = section.array("weights")
-    lint = section.array("lint")
+    lint = section.array("lint") if "lint" in section.names() else []  # bundles made before there was a lint
     if not all(isinstance(name, str) for name in lint):
         raise RFError(f"{section.where}: 'lint' must be a list of targets.")
     if not all(isinstance(name, str) for name in weights):

@@ -182,3 +182,10 @@ def test_a_graph_with_one_input_more_is_refused():
     check_signature(signature, signature, "denoiser")
     with pytest.raises(RFError, match="denoiser: unexpected input extra int64"):
         check_signature(signature, more, "denoiser")
+
+
+def test_a_bundle_made_before_the_lint_is_read():
+    content = sample_manifest().to_dict()
+    for graph in content["graphs"]:
+        del graph["lint"]
+    assert all(graph.lint == () for graph in read(content).graphs)
