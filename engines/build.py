@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from engines.config import Builder, BuildEstimate, EngineConfig, Report
+from engines.config import Builder, BuildEstimate, EngineConfig, Progress, Report, counted
 from engines.probe import largest_error, probe_inputs
 from engines.tensorrt_config import require_defaults
 from runtime.atomic import write_folder
@@ -26,8 +26,6 @@ from runtime.bundle import Bundle, describe_file, open_bundle
 from runtime.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, GraphName, Precision
-
-Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, stages done, stages in all
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +79,8 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
         _log.info("%s is up to date", out)
         return out
     opened.verify([file for name in GRAPHS for file in opened.graph(name, config.precision).files], "hash")
-    report = _counted(on_progress)
+    # A graph is compiled and checked, and the end is written.
+    report = counted(on_progress, 2 * len(GRAPHS) + 1)
     started = time.monotonic()
     with write_folder(out, replaceable=is_engine, force=True, what="engine") as folder:
         files = builder.compile(opened, config, folder, report)
@@ -133,20 +132,6 @@ def create_builder(config: EngineConfig) -> Builder:
         raise RFError(f"There is no backend {config.backend!r}. Choose one of: {', '.join(_CREATORS)}.")
     with naming_extra(config.backend):
         return _CREATORS[config.backend](config)
-
-
-def _counted(on_progress: Progress | None) -> Report:
-    """Counts the stages: a graph is compiled and checked, and the end is written."""
-    total = 2 * len(GRAPHS) + 1
-    done = -1
-
-    def report(what: str, *, detail: bool = False) -> None:
-        nonlocal done
-        done += not detail
-        if on_progress is not None:
-            on_progress(what, done, total)
-
-    return report
 
 
 def _is_up_to_date(

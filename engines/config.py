@@ -1,14 +1,16 @@
 """What can be built, and what a builder has to do. Knows nothing of any library and of files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from engines.tensorrt_config import TensorRTConfig
 from runtime.backends import Backend, Target
 from runtime.bundle import Bundle
 from runtime.signature import GraphName, Precision
+
+Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, stages done, stages in all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,19 @@ class Report(Protocol):
 
     def __call__(self, what: str, *, detail: bool = False) -> None:
         """Told before every graph, and with `detail` what is done for it, as often as there is something new."""
+
+
+def counted(on_progress: Progress | None, num_stages: int) -> Report:
+    """Counts the stages that are reported; details belong to the stage that runs."""
+    done = -1
+
+    def report(what: str, *, detail: bool = False) -> None:
+        nonlocal done
+        done += not detail
+        if on_progress is not None:
+            on_progress(what, done, num_stages)
+
+    return report
 
 
 class Builder(Protocol):

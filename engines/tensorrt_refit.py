@@ -7,14 +7,13 @@ TensorRT 10 and a GPU that runs the engine.
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from engines.build import describe_engine, engine_label, is_engine, verify_engine
-from engines.config import EngineConfig, Report
+from engines.config import EngineConfig, Progress, counted
 from engines.tensorrt import TensorRTBuilder
 from engines.tensorrt_config import TensorRTConfig, parse_dims
 from runtime.atomic import write_folder
@@ -27,7 +26,7 @@ from runtime.errors import RFError
 from runtime.signature import GRAPHS
 
 
-def refit(engine: Path, bundle: Path, on_progress: Callable[[str, int, int], None] | None = None) -> Path:
+def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Path:
     """Make an engine of a bundle from an engine of another one.
 
     Args:
@@ -49,7 +48,7 @@ def refit(engine: Path, bundle: Path, on_progress: Callable[[str, int, int], Non
     backend = create_backend(name)
     use_device(source, record.precision, backend.target())
     opened.verify([file for graph in GRAPHS for file in opened.graph(graph, record.precision).files], "hash")
-    report = _counted(on_progress)
+    report = counted(on_progress, 2 * len(GRAPHS))
     started = time.monotonic()
     config = EngineConfig(backend=name, precision=record.precision, tensorrt=options)
     out = opened.path / "engines" / engine_label(record.target, record.precision)
@@ -114,17 +113,3 @@ def _refit_graph(trt: Any, plan: Path, source: Path) -> Any:
 def _refusal(parser: Any, messages: Messages, source: Path) -> str:
     reasons = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or messages.last_error
     return f"The engine does not take the weights of {source.name}: {reasons}. Use a bundle of the same architecture."
-
-
-def _counted(on_progress: Callable[[str, int, int], None] | None) -> Report:
-    total, done = 2 * len(GRAPHS), -1
-
-    def report(what: str, *, detail: bool = False) -> None:
-        nonlocal done
-        done += not detail
-        if on_progress is not None:
-            on_progress(what, done, total)
-
-    return report
-
-

@@ -26,13 +26,13 @@ from rf_export.opset17 import to_opset_17
 from rf_export.parity import check_parity
 from rf_export.shared_weights import SharedWeights
 from rf_export.trace import model_spec, trace
-from runtime.bundle import describe_file, open_bundle, write_atomically, write_manifest
+from runtime.bundle import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.errors import RFError
 from runtime.manifest import GraphEntry, Manifest, SamplingDefaults, verified_key
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision
 from runtime.tokenizer import PromptTokenizer
 
-__all__ = ["ExportOptions", "export", "reverify"]
+__all__ = ["ExportOptions", "export", "open_exported", "reverify"]
 
 VERSION = "0.1.0"
 Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
@@ -164,7 +164,18 @@ def reverify(
     Raises:
         RFError: the bundle was made from another checkpoint, or parity fails.
     """
-    manifest = open_bundle(bundle, verify="hash").manifest
-    if manifest.checkpoint["sha256"] != checkpoint_sha256(checkpoint):
+    _, model = open_exported(bundle, checkpoint, verify="hash")
+    return check_parity(model, bundle, precision, dialect)
+
+
+def open_exported(bundle: Path, checkpoint: Path, verify: Verify = "size") -> tuple[Bundle, RFModel]:
+    """Open a bundle, and load the checkpoint that it was exported from.
+
+    Raises:
+        RFError: either cannot be opened, or the bundle was made from another checkpoint.
+    """
+    opened = open_bundle(bundle, verify=verify)
+    model = load_checkpoint(checkpoint)
+    if opened.manifest.checkpoint["sha256"] != checkpoint_sha256(checkpoint):
         raise RFError(f"{bundle} was exported from another checkpoint than {checkpoint}; name the right one")
-    return check_parity(load_checkpoint(checkpoint), bundle, precision, dialect)
+    return opened, model

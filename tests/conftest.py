@@ -12,6 +12,7 @@ from rf_export.export import ExportOptions, export
 from rf_export.model import RFModel
 from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
+from runtime import Pipeline
 
 settings.register_profile("suite", deadline=None)  # on a busy machine a slow example is no failure
 settings.load_profile("suite")
@@ -58,3 +59,18 @@ def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = Path(__file__).parent.parent / "examples/reference/checkpoint"
     export(checkpoint, folder, ExportOptions(precisions=("fp16",), verify=False))
     return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(tiny_bundle: Path) -> Pipeline:
+    """The tiny bundle's ONNX graphs, loaded; it keeps nothing of a drawing."""
+    return Pipeline.load(tiny_bundle, num_threads=1, engine="none")
+
+
+@pytest.fixture(scope="session")
+def words(pipeline: Pipeline) -> list[str]:
+    """Single tokens of the bundle's vocabulary, whatever it is."""
+    tokenizer = pipeline._tokenizer._tokenizer
+    found = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha() and len(tokenizer.encode(word).ids) == 1]
+    assert len(found) >= 6
+    return found

@@ -10,14 +10,13 @@ from click.testing import CliRunner
 
 import cli
 from rf_export.benchmark.baseline import Baseline
-from rf_export.benchmark.bench import baseline_variants
+from rf_export.benchmark.bench import baseline_variants, draw_reference
 from rf_export.benchmark.compiled import Compiled
 from rf_export.benchmark.floor import Rates, StepCost, denoise_step_cost, rep_step_cost
 from rf_export.benchmark.measure import Timing, interleave, median_interval, ratio
 from rf_export.benchmark.workload import Workload
 from rf_export.checkpoint import load_checkpoint, save_checkpoint
 from rf_export.config import preset
-from rf_export.eager import EagerRequest, generate
 from rf_export.model import RFModel
 from rf_export.parity import psnr_db
 from rf_export.training.scenes import SceneConfig
@@ -34,14 +33,7 @@ def workload(tiny_bundle: Path) -> Workload:
 @pytest.fixture(scope="module")
 def drawn(tiny_checkpoint: Path, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and picture of the independent eager loop."""
-    plan = workload.plan
-    request = EagerRequest(
-        prompt_ids=torch.from_numpy(workload.prompt_ids), gumbel=torch.from_numpy(workload.gumbel),
-        noise=torch.from_numpy(workload.noise), timesteps=torch.from_numpy(workload.times),
-        rep_guidance_scale=plan.rep_guidance_scale, pix_guidance_scale=plan.pix_guidance_scale,
-        temperature=plan.temperature, top_k=plan.top_k,
-    )  # fmt: skip
-    result = generate(load_checkpoint(tiny_checkpoint), request)
+    result = draw_reference(load_checkpoint(tiny_checkpoint), workload, 3)
     return result.rep_ids.numpy(), result.pixels.numpy()
 
 

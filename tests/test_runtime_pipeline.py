@@ -19,20 +19,6 @@ FEW = GenerationOptions(num_steps=3)
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_bundle):
-    return Pipeline.load(tiny_bundle, num_threads=1, engine="none")
-
-
-@pytest.fixture(scope="module")
-def words(pipeline):
-    """Single tokens of the bundle's vocabulary, whatever it is."""
-    tokenizer = pipeline._tokenizer._tokenizer
-    found = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha() and len(tokenizer.encode(word).ids) == 1]
-    assert len(found) >= 6
-    return found
-
-
-@pytest.fixture(scope="module")
 def prompts(words):
     return [" ".join(words[:5]), words[5], ""]
 

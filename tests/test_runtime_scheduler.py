@@ -31,15 +31,8 @@ FEW = GenerationOptions(num_steps=3)
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_bundle):
-    return Pipeline.load(tiny_bundle, num_threads=1, engine="none")
-
-
-@pytest.fixture(scope="module")
-def prompts(pipeline):
+def prompts(words):
     """Of five, one, no and two words."""
-    tokenizer = pipeline._tokenizer._tokenizer
-    words = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha() and len(tokenizer.encode(word).ids) == 1]
     return [" ".join(words[:5]), words[5], "", " ".join(words[6:8])]
 
 

@@ -22,12 +22,11 @@ from rf_export.benchmark.floor import denoise_step_cost, measure_rates, rep_step
 from rf_export.benchmark.footprint import measure_footprint
 from rf_export.benchmark.measure import Timing, interleave, ratio
 from rf_export.benchmark.workload import Workload
-from rf_export.checkpoint import checkpoint_sha256, load_checkpoint
 from rf_export.eager import EagerRequest, EagerResult, generate
+from rf_export.export import open_exported
 from rf_export.model import RFModel
 from rf_export.parity import psnr_db
-from runtime.bundle import Bundle, open_bundle
-from runtime.errors import RFError
+from runtime.bundle import Bundle
 from runtime.options import GenerationOptions
 from runtime.signature import Precision
 
@@ -36,7 +35,6 @@ STAGES: tuple[Stage, ...] = ("rep_step", "denoise_step", "picture")
 LAYOUTS: tuple[Layout, ...] = ("in_out", "out_in")
 ATTENTIONS: tuple[Attention, ...] = ("sdpa", "matmul")
 TRIAL_STEPS = 2  # denoising steps of a trial and of a timed turn
-OUR_ENGINE = "engine"
 Progress = Callable[[str, int, int], None]
 
 
@@ -102,13 +100,13 @@ def run_bench(
     Raises:
         RFError: the two do not belong together, or the model cannot take the prompt.
     """
-    opened, model = _open_pair(bundle, checkpoint)
+    opened, model = open_exported(bundle, checkpoint)
     work = Workload.of(opened.manifest, options.num_prompt_tokens, GenerationOptions())
     report = on_progress or (lambda what, done, total: None)
     threads_before = torch.get_num_threads()
     runs = []
     try:
-        reference = _draw_reference(model, work)
+        reference = draw_reference(model, work, TRIAL_STEPS)
         for i, num_threads in enumerate(options.threads):
             torch.set_num_threads(num_threads)
             runs.append(
@@ -133,20 +131,12 @@ def run_bench(
     }  # fmt: skip
 
 
-def _open_pair(bundle: Path, checkpoint: Path) -> tuple[Bundle, RFModel]:
-    opened = open_bundle(bundle)
-    model = load_checkpoint(checkpoint)
-    if opened.manifest.checkpoint["sha256"] != checkpoint_sha256(checkpoint):
-        raise RFError(f"{bundle} was exported from another checkpoint than {checkpoint}; name the right one.")
-    return opened, model
-
-
-def _draw_reference(model: RFModel, work: Workload) -> EagerResult:
-    """The picture by the independent eager loop."""
+def draw_reference(model: RFModel, work: Workload, num_steps: int) -> EagerResult:
+    """The picture after `num_steps` Euler steps, by the independent eager loop."""
     plan = work.plan
     request = EagerRequest(
         prompt_ids=torch.from_numpy(work.prompt_ids), gumbel=torch.from_numpy(work.gumbel),
-        noise=torch.from_numpy(work.noise), timesteps=torch.from_numpy(work.times[: TRIAL_STEPS + 1]),
+        noise=torch.from_numpy(work.noise), timesteps=torch.from_numpy(work.times[: num_steps + 1]),
         rep_guidance_scale=plan.rep_guidance_scale, pix_guidance_scale=plan.pix_guidance_scale,
         temperature=plan.temperature, top_k=plan.top_k,
     )  # fmt: skip
@@ -158,8 +148,7 @@ def _run(
     report: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Everything with one number of threads."""
-    ours = [_compiled(opened.path, work, options.precision, num_threads, name) for name in (OUR_ENGINE, "onnx")]
-    ours = [drawer for drawer in ours if drawer is not None]
+    ours = _our_contenders(opened.path, work, options.precision, num_threads)
     variants = list(baseline_variants(compiled=options.compile))
     baselines, trials = _choose_baselines(model, work, variants, report)
     contenders = [*ours, *baselines]
@@ -192,11 +181,12 @@ def _run(
     }
 
 
-def _compiled(bundle: Path, work: Workload, precision: Precision, num_threads: int, name: str) -> Contender | None:
-    drawer = Compiled(bundle, work, precision, num_threads, "auto" if name == OUR_ENGINE else "none")
-    if name == OUR_ENGINE and drawer.pipeline.engine is None:
-        return None  # no engine that fits; the plain graphs compete alone
-    return Contender(name=f"{name} {precision}", tokens=drawer, pixels=drawer)
+def _our_contenders(bundle: Path, work: Workload, precision: Precision, num_threads: int) -> list[Contender]:
+    """The engine and the plain graphs; without an engine that fits, these alone."""
+    plain = Compiled(bundle, work, precision, num_threads, "none")
+    best = Compiled(bundle, work, precision, num_threads, "auto")
+    drawers = {"engine": best, "onnx": plain} if best.pipeline.engine is not None else {"onnx": plain}
+    return [Contender(name=f"{name} {precision}", tokens=each, pixels=each) for name, each in drawers.items()]
 
 
 def baseline_variants(*, compiled: bool) -> Iterable[Variant]:
@@ -214,8 +204,7 @@ def _choose_baselines(
     model: RFModel, work: Workload, variants: list[Variant], report: Callable[[str], None]
 ) -> tuple[list[Contender], dict[str, Any]]:
     """The fastest variant of every family, per stage."""
-    seconds: dict[Variant, tuple[float, float]] = {}
-    kept: dict[str, tuple[tuple[float, Baseline], tuple[float, Baseline]]] = {}
+    kept: dict[str, dict[str, tuple[float, Baseline]]] = {}  # family -> stage -> seconds per step, who
     trials: dict[str, Any] = {}
     for variant in variants:
         report(f"trial of {variant.name}")
@@ -224,20 +213,19 @@ def _choose_baselines(
             contender = Contender(name=variant.name, tokens=drawer, pixels=drawer)
             contender.prepare()
             drawer.denoise(TRIAL_STEPS)
-            timing = interleave(_stage_runs(contender, work), num_rounds=1)
+            timings = interleave(_stage_runs(contender, work), num_rounds=1)
         except Exception as error:
             trials[variant.name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
             continue
-        seconds[variant] = min(timing["rep_step"].wall), min(timing["denoise_step"].wall)
-        trials[variant.name] = {"rep_step_ms": 1e3 * seconds[variant][0], "denoise_step_ms": 1e3 * seconds[variant][1]}
-        token, pixel = (seconds[variant][0], drawer), (seconds[variant][1], drawer)
-        best = kept.get(variant.family, (token, pixel))
-        kept[variant.family] = min(best[0], token, key=_first), min(best[1], pixel, key=_first)
-    return [Contender(name=name, tokens=best[0][1], pixels=best[1][1]) for name, best in kept.items()], trials
-
-
-def _first(pair: tuple[float, Baseline]) -> float:
-    return pair[0]
+        best = kept.setdefault(variant.family, {})
+        for stage, timing in timings.items():
+            if stage not in best or timing.median < best[stage][0]:
+                best[stage] = timing.median, drawer
+        trials[variant.name] = {f"{stage}_ms": 1e3 * timing.median for stage, timing in timings.items()}
+    contenders = [
+        Contender(name=name, tokens=best["rep_step"][1], pixels=best["denoise_step"][1]) for name, best in kept.items()
+    ]
+    return contenders, trials
 
 
 def _stage_runs(contender: Contender, work: Workload) -> dict[str, Callable[[], int]]:
