@@ -19,8 +19,8 @@ def format_bench(result: Mapping[str, Any]) -> str:
         f"{model['cache_slots']} cache slots; both guidance rows in every step",
     ]
     for run in result["runs"]:
-        lines += ["", f"{run['threads']} thread(s), ms: median [95% interval]; x: how many times our {run['ours']} "
-                      "is faster"]  # fmt: skip
+        lines += ["", f"{run['threads']} thread(s), ms: median [95% interval]; x: how many times as fast our "
+                      f"{run['ours']} is"]  # fmt: skip
         lines += _aligned([["", *STAGE_TITLES.values(), "tokens", "PSNR"], *_rows(run), *_floor_rows(run)])
     lines += ["", *_footprint_lines(result)]
     return "\n".join(lines)
@@ -82,7 +82,7 @@ def report_section(result: Mapping[str, Any]) -> report.Section:
             for name, timing in run["timings"][stage].items():
                 speedup = run["speedup"][stage].get(name)
                 label = f"{timing['median_ms']:.2f} ms"
-                bars.append((name, timing["median_ms"], label + (f", ours is {speedup['median']:.2f}x faster" if speedup
+                bars.append((name, timing["median_ms"], label + (f"; ours is {speedup['median']:.2f}x as fast" if speedup
                                                                  else "")))  # fmt: skip
             floor = run["floor"].get(stage)
             if floor is not None:
