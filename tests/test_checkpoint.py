@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rf_export import checkpoint as checkpoints
 from rf_export.checkpoint import INDEX_NAME, checkpoint_sha256, load_checkpoint, save_checkpoint, split_shards
@@ -169,17 +169,42 @@ def test_the_hash_covers_config_weights_and_tokenizer(folder: Path) -> None:
     assert len(hashes) == 4
 
 
-def test_a_byte_level_bpe_tokenizer_encodes_any_text(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def test_a_tokenizer_file_like_those_of_qwen_is_used_as_it_is(model: RFModel, tmp_path: Path) -> None:
+    """NFC, a Unicode split, bytes, and special tokens above the vocabulary: the parts of Qwen's tokenizer.json."""
+    qwen = qwen_tokenizer()
+    text = qwen.to_str(pretty=True)
+    save_checkpoint(model, text, tmp_path / "checkpoint", torch.float32)
+    checkpoints.copy_tokenizer(tmp_path / "checkpoint", tmp_path / "tokenizer.json")
+    assert (tmp_path / "tokenizer.json").read_text() == text
+    prompts = PromptTokenizer(tmp_path / "tokenizer.json", qwen.get_vocab_size())
+    for prompt in ("a red car", "two  blue fish,\nleft of 1234 cups!", "Ein Fu\u00df, \u732b, \N{TIGER FACE}", "I'm"):
+        ids = prompts.encode(prompt, 200)
+        assert ids == qwen.encode(prompt).ids
+        assert qwen.decode(ids) == prompt
+    assert prompts.encode("cafe\u0301", 9) == prompts.encode("caf\u00e9", 9)
+    assert prompts.encode("<|im_start|>", 9) == [qwen.token_to_id("<|im_start|>")]
+    with pytest.raises(RFError, match=r"makes ids up to .* and the model knows"):
+        PromptTokenizer(tmp_path / "tokenizer.json", qwen.get_vocab_size() - 1)
+
+
+def qwen_tokenizer() -> Tokenizer:
+    pattern = (  # of Qwen2 and Qwen3
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(["a red car and a blue car", "two red cars"] * 4, trainer)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    prompts = PromptTokenizer(tmp_path / "tokenizer.json", tokenizer.get_vocab_size())
-    for text in ("a red car", "Zebra, ünï \N{TIGER FACE}"):
-        ids = prompts.encode(text, 100)
-        assert tokenizer.decode(ids) == text
-    assert len(prompts.encode("a red car", 100)) < len("a red car")  # merges are used
+    tokenizer.train_from_iterator(["a red car and a blue car", "two red cars left of a cup"] * 4, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return tokenizer
