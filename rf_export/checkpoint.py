@@ -23,7 +23,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a checkpoint folder, weights in `dtype`, sharded above 2 GB."""
+    """Write a checkpoint folder, weights in `dtype`, sharded above 2 GB; replaces the weights that are there.
+
+    Raises:
+        RFError: the disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     shards = split_shards(tensors)
@@ -31,12 +35,19 @@ def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: to
         f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
     ]  # fmt: skip
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except (SafetensorError, OSError) as error:
+            raise RFError(f"{folder / name} was not written ({error}). Make room, or choose another place") from error
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX_NAME).write_text(json.dumps(index, indent=1))
+        names.append(INDEX_NAME)
+    for stale in {*folder.glob("model-*.safetensors"), folder / SINGLE_NAME, folder / INDEX_NAME}:
+        if stale.name not in names:
+            stale.unlink(missing_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
     (folder / "tokenizer.json").write_text(tokenizer_json)
 
@@ -99,7 +110,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX_NAME).exists():
         try:
             names = sorted(set(json.loads((folder / INDEX_NAME).read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RFError(f"{folder}/{INDEX_NAME} is damaged ({error!r}); copy the checkpoint again") from None
     for name in names:
         if Path(str(name)).name != name or not (folder / name).is_file():

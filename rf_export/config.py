@@ -1,7 +1,6 @@
 """The shape of an RF model, from the tiny reference to Qwen3 sizes. Knows nothing of weights."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -85,6 +84,8 @@ class ModelConfig:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         if set(self.ffn_sizes) != set(EXPERTS):
             raise ValueError(f"ffn_sizes must name exactly {EXPERTS}, got {tuple(self.ffn_sizes)}")
+        if self.rope_theta <= 0 or self.norm_eps <= 0:
+            raise ValueError(f"rope_theta and norm_eps must be > 0, got {self.rope_theta} and {self.norm_eps}")
         if min(self.ffn_sizes.values()) < 1:
             raise ValueError(f"ffn_sizes must be >= 1, got {self.ffn_sizes}")
         self.rep_grid(self.default_height, self.default_width)
@@ -151,7 +152,7 @@ def _fits(value: object, wanted: object) -> bool:
     if wanted is int:
         return type(value) is int
     if wanted is float:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+        return type(value) in (int, float) and -1e30 < value < 1e30  # type: ignore[operator] # no NaN, fits fp32
     if wanted == dict[str, int]:
         return isinstance(value, dict) and all(type(size) is int for size in value.values())
     return isinstance(value, wanted)  # type: ignore[arg-type]

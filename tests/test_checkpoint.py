@@ -1,8 +1,11 @@
 """A checkpoint comes back as it was saved, or a message says what is wrong with it."""
 
+import functools
 import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -167,6 +170,76 @@ def test_the_hash_covers_config_weights_and_tokenizer(folder: Path) -> None:
         (folder / name).write_bytes(content)
         hashes.add(checkpoint_sha256(folder))
     assert len(hashes) == 4
+
+
+def test_saving_over_shards_leaves_one_set_of_weights(shards: Path) -> None:
+    """A stale index would win over the new file."""
+    torch.manual_seed(1)
+    other = RFModel(preset("tiny"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "split_shards", split_shards)  # one file this time
+        save_checkpoint(other, "{}", shards, torch.float32)
+    assert_equal_weights(load_checkpoint(shards), other)
+    assert sorted(path.name for path in shards.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_saving_shards_over_one_file_leaves_one_set_of_weights(
+    model: RFModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "split_shards", lambda tensors: split_shards(tensors, SHARD_LIMIT))
+    save_checkpoint(model, "{}", folder, torch.float32)
+    assert not (folder / "model.safetensors").exists()
+    assert_equal_weights(load_checkpoint(folder), model)
+
+
+def test_a_full_disk_is_told(model: RFModel, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(RFError, match=r"model\.safetensors was not written.*Make room"):
+            save_checkpoint(model, "{}", tmp_path / "out", torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(RFError, match=r"no config\.json"):
+        load_checkpoint(tmp_path / "out")
+
+
+def test_an_index_that_is_no_text_is_refused(folder: Path) -> None:
+    (folder / INDEX_NAME).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RFError, match=r"index\.json is damaged .*copy the checkpoint again"):
+        load_checkpoint(folder)
+
+
+def places(content: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Where a config has values, down to the parts of its parts."""
+    return [
+        place
+        for key, value in content.items()
+        for place in ([(key,)] + [(key, *rest) for rest in (places(value) if isinstance(value, dict) else [])])
+    ]
+
+
+CONFIG = preset("tiny").to_dict()
+
+
+@pytest.mark.parametrize("place", places(CONFIG), ids=".".join)
+def test_no_wrong_value_anywhere_in_a_config_is_taken_for_a_model(folder: Path, place: tuple[str, ...]) -> None:
+    """A value of another type, or out of range, is refused with its name, and never crashes or passes."""
+    number = isinstance(functools.reduce(dict.__getitem__, place, CONFIG), float)
+    positive = place[-1] not in ("rep_guidance_scale", "pix_guidance_scale", "temperature")
+    wrong = [None, "x", True, [], {"x": 1}, math.nan, math.inf]
+    if place != ("model_type",):
+        wrong += [10**400] if number else [2.5]
+        wrong += [0, -1] if positive else []
+    for value in wrong:
+        config = json.loads(json.dumps(CONFIG))
+        functools.reduce(dict.__getitem__, place[:-1], config)[place[-1]] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(RFError, match="does not describe an RF model") as caught:
+            load_checkpoint(folder)
+        assert place[-1].removeprefix("default_") in str(caught.value), caught.value
+        assert len(str(caught.value)) < 1000
 
 
 def test_a_tokenizer_file_like_those_of_qwen_is_used_as_it_is(model: RFModel, tmp_path: Path) -> None:
