@@ -1,36 +1,106 @@
 """Real commands that are killed or run out of disk: nothing half-written is ever accepted, and the next try works."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+import cli
 from runtime.bundle import open_bundle
 from runtime.errors import RFError
 
 ROOT = Path(__file__).parent.parent
-# With a limit on the size of files, which stands for a full disk: a write beyond it fails with EFBIG.
-COMMAND = """
-import resource, sys
-root, limit = sys.argv.pop(1), int(sys.argv.pop(1))
-if limit:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sys.path.insert(0, root)
-import cli
-cli.main()
-"""
+REPLAYED = Path(__file__).parent / "replayed_export.py"  # the same command line with traces that are there already
 
 
-def start(*arguments: str | Path, limit_file_bytes: int = 0) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
+def start(*arguments: str | Path, limit_file_bytes: int = 0, traces: Path | None = None) -> subprocess.Popen[str]:
+    """The command line in a process of its own.
+
+    A limit on the size of files stands for a full disk: a write beyond it fails with EFBIG.
+    """
+    program = [ROOT / "cli.py"] if traces is None else [REPLAYED, traces, "run"]
+    limit = ["prlimit", f"--fsize={limit_file_bytes}"] if limit_file_bytes else []
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(ROOT), str(limit_file_bytes), *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*limit, sys.executable, *program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def replay(*arguments: str | Path, within: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """What the tries of `replayed_export.py` came to."""
+    done = subprocess.run([*within, sys.executable, REPLAYED, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [{**line, "stderr": done.stderr} for line in lines]
+
+
+def test_a_kill_before_any_change_of_the_disk_leaves_no_bundle_and_the_next_export_works(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    tries = replay(tiny_bundle, "kill", "1", "99", out, "export", tiny_checkpoint, "-o", out, "--precision", "fp32")
+    *killed, last = tries
+    assert len(killed) >= 10  # folders, tokenizer, weights, three graphs, two manifests, the move
+    for one in killed:
+        assert (one["code"], one["bundle"]) == (-signal.SIGKILL, None)
+        assert "not a folder" in one["reason"]
+        assert len(one["beside"]) <= 1, "each try removes what the one before left"
+    assert (last["code"], last["verified"], last["beside"]) == (0, ["fp32"], [])
+
+
+def test_a_kill_while_a_bundle_is_replaced_leaves_the_old_or_the_new_one(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Between the two renames there is none for a moment, and the next export brings the old one back first."""
+    out = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, out)  # verified in both precisions; the new one is not verified
+    options = ("export", tiny_checkpoint, "-o", out, "--precision", "fp32", "--force", "--no-verify")
+    *killed, last = replay(tiny_bundle, "kill", "10", "99", out, *options)
+    found = [one.get("verified") for one in killed]
+    gap = found.index(None)
+    assert gap > 0
+    assert found == [["fp16", "fp32"]] * gap + [None] + [[]] * (len(found) - gap - 1)
+    assert found[-1] == []
+    assert (last["code"], last["verified"], last["beside"]) == (0, [], [])
+
+
+def mounting() -> tuple[str, ...] | None:
+    """The command before a command that may mount file systems of its own, if this machine allows it."""
+    for within in (("unshare", "--mount"), ("unshare", "--user", "--map-root-user", "--mount")):
+        probe = [*within, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        if shutil.which("unshare") and subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return within
+    return None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [("size=200k", "The disk is full: "), ("ro", "Read-only file system")],
+    ids=["full", "read-only"],
+)
+def test_an_export_to_a_disk_that_cannot_take_it_ends_in_one_sentence(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path, options: str, words: str
+) -> None:
+    within = mounting()
+    if within is None:
+        pytest.skip(
+            "this machine lets nobody mount a file system; a limit of file sizes stands in for a full disk below"
+        )
+    out = tmp_path / "disk" / "bundle"
+    out.parent.mkdir()
+    first, second = replay(tiny_bundle, "mounted", options, out, "export", tiny_checkpoint, "-o", out, within=within)
+    assert (first["code"], first["bundle"], first["beside"]) == (1, None, [])
+    assert "Traceback" not in first["stderr"]
+    assert first["stderr"].count("Error:") == 1
+    assert words in first["stderr"]
+    assert (second["code"], second["verified"]) == (0, ["fp16", "fp32"])
 
 
 def kill_when_written(process: subprocess.Popen[str], out: Path, name: str) -> None:
@@ -43,14 +113,15 @@ def kill_when_written(process: subprocess.Popen[str], out: Path, name: str) -> N
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
+        "tokenizer.json",
+        "graphs/weights/fp32.bin",
         "graphs/text_decoder.fp32.classic.onnx",
+        "graphs/denoiser.fp32.classic.onnx",
         "manifest.json",  # complete, but not yet verified
-        pytest.param("tokenizer.json", marks=pytest.mark.slow),
-        pytest.param("graphs/weights/fp32.bin", marks=pytest.mark.slow),
-        pytest.param("graphs/denoiser.fp32.classic.onnx", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_export_leaves_no_bundle(tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
@@ -80,8 +151,11 @@ def refused_for_lack_of_space(process: subprocess.Popen[str]) -> None:
     assert stderr.count("Error:") == 1
 
 
-def test_a_full_disk_stops_an_export_with_one_sentence(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    refused_for_lack_of_space(start("export", tiny_checkpoint, "-o", tmp_path / "bundle", limit_file_bytes=20_000))
+def test_a_limit_of_file_sizes_stops_an_export_with_one_sentence(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    refused_for_lack_of_space(start("export", tiny_checkpoint, "-o", out, limit_file_bytes=20_000, traces=tiny_bundle))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,7 +167,22 @@ def test_a_full_disk_stops_a_picture_with_one_sentence_and_keeps_the_old_one(tin
     assert list(tmp_path.iterdir()) == [out]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the read-only disk above is for all")
+def test_a_folder_that_may_not_be_written_is_told(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    refused_for_lack_of_space(start("export", tiny_checkpoint, "-o", tmp_path / "bundle"))
+    refused_for_lack_of_space(start("export", tiny_checkpoint, "-o", tmp_path / "bundle", traces=tiny_bundle))
+
+
+def test_inspect_verify_finds_a_flipped_byte_in_files_too_large_to_be_hashed_unasked(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    weights = folder / "graphs" / "weights" / "fp32.bin"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.setattr("runtime.bundle.CHEAP_HASH_BYTES", 0)
+    assert CliRunner().invoke(cli.main, ["inspect", str(folder)]).exit_code == 0
+    result = CliRunner().invoke(cli.main, ["inspect", str(folder), "--verify"])
+    assert result.exit_code == 1
+    assert "fp32.bin differs" in result.stderr
