@@ -41,7 +41,7 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
         The temporary folder to write into.
 
     Raises:
-        RFError: `out` exists and may not be replaced, or the disk is full.
+        RFError: `out` exists and may not be replaced, or it cannot be made there, or the disk is full.
     """
     out = out.absolute()  # the caller may change the working directory
     remove_leftovers(out)
@@ -49,8 +49,7 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
     partial = out.with_name(f"{out.name}{_PARTIAL}{os.getpid()}")
     lock: int | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
+        _make(partial, out)
         lock = _try_lock(partial)
         yield partial
         _flush(partial)
@@ -68,6 +67,16 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
         shutil.rmtree(partial, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _make(partial: Path, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise
+        raise RFError(f"{out} cannot be made ({error.strerror}). Choose another output path.") from error
 
 
 def is_temporary(path: Path) -> bool:

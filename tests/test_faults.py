@@ -103,6 +103,16 @@ def test_an_export_to_a_disk_that_cannot_take_it_ends_in_one_sentence(
     assert (second["code"], second["verified"]) == (0, ["fp16", "fp32"])
 
 
+@pytest.mark.parametrize("place", ["file/bundle", "file/deeper/bundle", "x" * 300], ids=["file", "deeper", "long"])
+def test_a_place_where_no_folder_can_be_is_refused(tiny_checkpoint: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(cli.main, ["export", str(tiny_checkpoint), "-o", str(tmp_path / place)])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "Choose another output path" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def kill_when_written(process: subprocess.Popen[str], out: Path, name: str) -> None:
     """SIGKILL as soon as the unfinished folder holds a file of that name."""
     while not list(out.parent.glob(f"{out.name}.partial-*/{name}")):
