@@ -1,21 +1,27 @@
 """The graphs sample as they say, have the inputs and outputs that their table names, and hold nothing of their host."""
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.export import Dim
 
-from rf_export import graphs
+from rf_export import eager, graphs
+from rf_export.checkpoint import load_checkpoint
 from rf_export.config import preset
 from rf_export.graphs import sample
 from rf_export.model import RFModel
 from rf_export.trace import model_spec, trace
+from runtime.backends import Session, create_backend
 from runtime.bundle import open_bundle
 from runtime.errors import RFError
 from runtime.signature import DIALECTS, GRAPHS, Dialect, GraphName, GraphSignature, TensorSpec
@@ -42,12 +48,43 @@ def draws(draw: st.DrawFn) -> tuple[NDArray[np.float32], NDArray[np.float32], ND
     return logits.astype(np.float32), gumbel, temperature, np.maximum(top_k, 1)
 
 
+class Sampler(torch.nn.Module):
+    forward = staticmethod(sample)
+
+
+SAMPLE_INPUTS = ("logits", "gumbel", "temperature", "top_k")
+
+
+@pytest.fixture(scope="module")
+def sampler(tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+    """`sample` alone as a graph, so that ties can be fed to it."""
+    free, size = Dim("request", min=1), Dim("size", min=2, max=graphs.MAX_TOP_K)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Sampler().eval(),
+            (torch.zeros(3, 5), torch.zeros(3, 5), torch.ones(3), torch.ones(3, dtype=torch.int64)),
+            dynamo=True,
+            input_names=SAMPLE_INPUTS,
+            opset_version=18,
+            verbose=False,
+            dynamic_shapes=({0: free, 1: size}, {0: free, 1: size}, {0: free}, {0: free}),
+        )
+    assert program is not None
+    return ort.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
 @given(draws())
 def test_sampling_is_gumbel_max_over_the_top_k_of_each_row(
+    sampler: ort.InferenceSession,
     case: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]],
 ) -> None:
-    drawn = sample(*map(torch.from_numpy, case))
-    assert drawn.tolist() == [reference_sample(*row) for row in zip(*case, strict=True)]
+    """In the module that is traced, in its graph on ONNX Runtime, and in the eager loop that parity compares with."""
+    expected = [reference_sample(*row) for row in zip(*case, strict=True)]
+    assert sample(*map(torch.from_numpy, case)).tolist() == expected
+    assert sampler.run(None, dict(zip(SAMPLE_INPUTS, case, strict=True)))[0].tolist() == expected
+    for logits, gumbel, temperature, k, token in zip(*case, expected, strict=True):
+        assert eager.sample(torch.from_numpy(logits), torch.from_numpy(gumbel), float(temperature), int(k)) == token
 
 
 def test_ties_at_the_border_all_stay_in() -> None:
@@ -108,19 +145,132 @@ def test_the_table_of_the_module_is_the_signature(graph: GraphName, dialect: Dia
     assert table_signature(graph, dialect, spec.num_layers, sizes) == GraphSignature.of(graph, spec, "fp16", dialect)
 
 
-class OneSizeDenoiser(graphs.Denoiser):
-    """A denoiser that was written for one size of picture."""
+class Short(torch.nn.Module):
+    """Inputs and outputs of the denoiser around next to nothing, so that tracing is quick."""
 
-    def forward(self, x_t: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        x_next, x_pred = super().forward(x_t, *inputs)  # type: ignore[arg-type]
-        return x_next.reshape(2, 3, 16, 24), x_pred
+    def __init__(self, model: RFModel, dialect: Dialect) -> None:
+        super().__init__()
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, t_next: Tensor, guidance_scale: Tensor, row_starts: Tensor, past_length: Tensor,
+        *past: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return self.change(x_t * t[:, None, None, None]), x_t + 1
+
+    def change(self, x: Tensor) -> Tensor:
+        return 2 * x
 
 
-def test_a_dimension_that_was_baked_in_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(graphs.GRAPHS, "denoiser", OneSizeDenoiser)
-    model = RFModel(preset("tiny"))
-    with pytest.raises((RFError, RuntimeError)):
-        trace(model, "denoiser", "fp32", model_spec(model))
+class OneSize(Short):
+    def change(self, x: Tensor) -> Tensor:
+        return x.reshape(2, 3, 16, 24)
+
+
+class Cropped(Short):
+    def change(self, x: Tensor) -> Tensor:
+        return x[:, :, :16]
+
+
+class Branching(Short):
+    """Traced with a large picture, it takes the branch of large ones for small ones too."""
+
+    def change(self, x: Tensor) -> Tensor:
+        return 2 * x if x.shape[2] > 8 else 3 * x
+
+
+class BranchingOnRequests(Short):
+    def change(self, x: Tensor) -> Tensor:
+        return 2 * x if x.shape[0] < 3 else 3 * x
+
+
+def trace_denoiser(module: type[Short], monkeypatch: pytest.MonkeyPatch) -> ir.Model:
+    monkeypatch.setitem(graphs.GRAPHS, "denoiser", module)
+    with torch.device("meta"):
+        model = RFModel(preset("tiny"))
+    return trace(model, "denoiser", "fp32", model_spec(model))
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (OneSize, r"expected output x_next float32 \[request, 3, height, width\], found .*\[2, 3, 16, 24\]"),
+    ],
+)
+def test_a_dimension_that_is_less_free_than_it_has_to_be_is_refused(
+    module: type[Short], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RFError, match=message):
+        trace_denoiser(module, monkeypatch)
+
+
+def test_dimensions_that_are_free_have_the_names_that_they_were_asked_to_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = trace_denoiser(Short, monkeypatch)
+    assert [str(value.shape) for value in traced.graph.outputs] == ["[request,3,height,width]"] * 2
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_checkpoint: Path) -> RFModel:
+    return load_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def sessions(tiny_bundle: Path) -> dict[GraphName, Session]:
+    bundle = open_bundle(tiny_bundle)
+    backend = create_backend("ort")
+    return {
+        name: backend.open(bundle.file(bundle.graph(name, "fp32").file), num_threads=1, compiled=False)
+        for name in GRAPHS
+    }
+
+
+SIZES = {
+    "batch": (1, 3),
+    "sequence": (1, 6),
+    "cache": (1, 9),
+    "request": (1, 3),
+    "patch_rows": (1, 4),
+    "patch_columns": (1, 4),
+}
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(GRAPHS),
+    st.fixed_dictionaries({name: st.integers(*ends) for name, ends in SIZES.items()}),
+    st.data(),
+)
+def test_an_exported_graph_computes_what_its_module_does_at_every_size(
+    tiny_model: RFModel,
+    sessions: dict[GraphName, Session],
+    graph: GraphName,
+    sizes: dict[str, int],
+    data: st.DataObject,
+) -> None:
+    """Also at sizes of 1: a branch between one and more is what the ranges of torch do not show."""
+    sizes = {
+        **sizes,
+        "2*request": 2 * sizes["request"],
+        "height": 8 * sizes["patch_rows"],
+        "width": 8 * sizes["patch_columns"],
+    }
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    limits = {"input_ids": 61, "rep_ids": 41, "grid_positions": 4, "row_starts": sizes["cache"] + 1, "top_k": 40}
+    inputs = {}
+    for spec in sessions[graph].signature.inputs:
+        shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
+        inputs[spec.name] = (rng.integers(0, limits[spec.name], shape) if spec.name in limits
+                             else rng.normal(size=shape).astype(np.float32))  # fmt: skip
+    inputs["past_length"] = np.array([rng.integers(0, sizes["cache"] + 1)])
+    inputs["row_starts"] = np.minimum(inputs["row_starts"], inputs["past_length"])  # no row starts in the future
+    for name in ("t", "t_next", "temperature", "top_k"):
+        if name in inputs:
+            inputs[name] = np.abs(inputs[name]) % 0.9 + 0.05 if name != "top_k" else inputs[name] + 1
+    with torch.no_grad():
+        expected = graphs.GRAPHS[graph](tiny_model, "classic")(*map(torch.from_numpy, inputs.values()))
+    found = sessions[graph].run(inputs)
+    for (name, array), tensor in zip(found.items(), expected, strict=True):
+        if name != "next_rep_ids":  # follows from the logits, and has tests of its own
+            np.testing.assert_allclose(array, tensor.numpy(), rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_graph_files_hold_no_paths_of_the_exporting_host(tiny_bundle: Path) -> None:
