@@ -4,9 +4,11 @@ Names, dtypes and free dimensions all come from `runtime.signature`; a traced gr
 asked to be is refused here. Knows nothing of files.
 """
 
+import collections
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Final
@@ -14,12 +16,14 @@ from typing import Final
 import onnx_ir as ir
 import torch
 from torch import Tensor
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.value_ranges import bound_sympy
 
 from rf_export.config import ModelConfig
 from rf_export.graphs import GRAPHS
 from rf_export.graphs_modern import TRANSLATIONS
 from rf_export.model import RFModel
+from runtime.errors import RFError
 from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, Precision, TensorSpec, check_signature
 
 # 18 is what torch's exporter writes natively: TensorRT from 10 on and ONNX Runtime take it as it is.
@@ -58,7 +62,7 @@ def trace(
         The ONNX model; initialisers that start with `model.` are the parameters, in their own memory.
 
     Raises:
-        RuntimeError: the traced graph does not have the signature that it was asked to have.
+        RFError: the traced graph does not have the signature that it was asked to have, or not at every size.
     """
     signature = GraphSignature.of(graph, spec, precision, dialect, cache_slots)
     inputs, free = _example_inputs(signature, model.config)
@@ -76,6 +80,8 @@ def trace(
             verbose=False,
         )
     assert program is not None
+    assert program.exported_program is not None
+    _check_ranges(program.exported_program, signature, model.config, graph)
     traced = program.model
     strip_metadata(traced)
     name_dimensions(traced, signature)
@@ -88,8 +94,9 @@ def _example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[lis
     sizes = {**_EXAMPLE_SIZES, "height": 4 * patch, "width": 6 * patch}
     free: dict[str, object] = {name: Dim(name, min=1) for name in ("batch", "sequence", "cache", "request")}
     free["2*request"] = 2 * free["request"]  # type: ignore[operator]
-    free["height"] = patch * Dim("patch_rows", min=1, max=2 * config.max_grid)
-    free["width"] = patch * Dim("patch_columns", min=1, max=2 * config.max_grid)
+    # One representation token stands for 2x2 patches, so there are two at least.
+    free["height"] = patch * Dim("patch_rows", min=2, max=2 * config.max_grid)
+    free["width"] = patch * Dim("patch_columns", min=2, max=2 * config.max_grid)
     inputs, shapes = [], []
     for spec in signature.inputs:
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
@@ -97,6 +104,28 @@ def _example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[lis
         inputs.append(torch.full(shape, value, dtype=getattr(torch, spec.dtype)))
         shapes.append({axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)})
     return inputs, shapes
+
+
+def _check_ranges(captured: ExportedProgram, signature: GraphSignature, config: ModelConfig, graph: GraphName) -> None:
+    """Refuse a graph that is right at some sizes only.
+
+    Where code branches on a size, torch (2.13) narrows the dimension to the sizes of one branch and goes on:
+    `torch.export` for derived dimensions, `torch.onnx.export` for all.
+    """
+    side = (2 * config.patch_size, 2 * config.max_grid * config.patch_size)
+    asked = {"height": side, "width": side, "2*request": (2, math.inf)}
+    sizes = {node.name: node.meta["val"].shape for node in captured.graph.nodes if node.op == "placeholder"}
+    for spec, name in zip(signature.inputs, captured.graph_signature.user_inputs, strict=True):
+        for dim, size in zip(spec.shape, sizes[name], strict=True):
+            if isinstance(size, int):
+                continue  # baked in, or never free: the check of the signature tells
+            lowest, largest = asked.get(str(dim), (1, math.inf))
+            found = bound_sympy(size.node.expr, captured.range_constraints)
+            if found.lower > lowest or found.upper < largest:
+                raise RFError(
+                    f"{graph}: {dim} of {spec.name} has to be free from {lowest} to {largest}, and the traced code is "
+                    f"right from {found.lower} to {found.upper} only. Let the module not branch on it"
+                )
 
 
 @contextlib.contextmanager
@@ -129,17 +158,24 @@ def strip_metadata(model: ir.Model) -> None:
 def name_dimensions(model: ir.Model, signature: GraphSignature) -> None:
     """Pass: give free dimensions the names of the signature (torch derives `4*patch_rows` and the like).
 
-    Only symbolic dimensions are renamed, so one that was baked static stays visible to the check that follows.
+    Only symbolic dimensions are renamed, and those of outputs only where an input has the same symbol: one that was
+    baked static, or became another expression such as `Min(16, 4*s63)`, stays visible to the check that follows.
     """
+    symbols = collections.defaultdict[str, set[str]](set)
+    num_inputs = len(signature.inputs)
     values = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
-    for spec in (*signature.inputs, *signature.outputs):
+    for i, spec in enumerate((*signature.inputs, *signature.outputs)):
         value = values.get(spec.name)
         if value is None or value.shape is None or len(value.shape) != len(spec.shape):
             continue
-        dims = [
-            wanted if isinstance(wanted, str) and isinstance(found, ir.SymbolicDim) else found
-            for wanted, found in zip(spec.shape, value.shape, strict=True)
-        ]
+        dims: list[int | str | ir.SymbolicDim] = []
+        for wanted, found in zip(spec.shape, value.shape, strict=True):
+            if isinstance(wanted, str) and isinstance(found, ir.SymbolicDim):
+                if i < num_inputs:
+                    symbols[wanted].add(str(found))
+                dims.append(wanted if str(found) in symbols[wanted] else found)
+            else:
+                dims.append(found)
         value.shape = ir.Shape(dims)
 
 

@@ -194,6 +194,12 @@ def trace_denoiser(module: type[Short], monkeypatch: pytest.MonkeyPatch) -> ir.M
     ("module", "message"),
     [
         (OneSize, r"expected output x_next float32 \[request, 3, height, width\], found .*\[2, 3, 16, 24\]"),
+        (Cropped, r"expected output x_next float32 \[request, 3, height, width\], found .*, 3, \D+16.*, "),
+        (Branching, "height of x_t has to be free from 8 to 32, and the traced code is right from 12 to 32 only"),
+        (
+            BranchingOnRequests,
+            "request of x_t has to be free from 1 to inf, and the traced code is right from 0 to 2 only",
+        ),
     ],
 )
 def test_a_dimension_that_is_less_free_than_it_has_to_be_is_refused(
