@@ -214,6 +214,20 @@ def test_one_denoising_step_fewer_fails(exported: Exported, monkeypatch: pytest.
     assert not report.passed
 
 
+def test_a_last_step_that_is_not_taken_fails(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every prediction is right, and the picture alone is not."""
+    honest = parity.denoise
+
+    def without_last_update(*arguments: Any) -> Iterator[StepEvent]:
+        *before, last = honest(*arguments)
+        yield from (*before, dataclasses.replace(last, x_next=before[-1].x_next))
+
+    monkeypatch.setattr(parity, "denoise", without_last_update)
+    report = exported.compare()
+    assert report.x_pred_cosine > parity.TOLERANCES["fp16"].cosine
+    assert not report.passed
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("shift", 1.1), ("shift_base_patches", 25), ("rep_guidance_scale", 1.0), ("pix_guidance_scale", 1.0),
