@@ -24,7 +24,7 @@ EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript"
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
           "pycuda": "cuda"}  # fmt: skip
 FOLDER = click.Path(path_type=Path)
-PRECISION = click.Choice(["fp32", "fp16", "int8"])
+PRECISION = click.Choice(["fp32", "fp16", "int8", "int8-fp16"])
 DIALECT = click.Choice(["classic", "modern"])
 
 

@@ -1,0 +1,98 @@
+"""What a calibration is asked for. Knows nothing of how it is done."""
+
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias, get_args
+
+from runtime.signature import Precision
+
+Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
+Format: TypeAlias = Literal["static", "weight-only", "weight-only-4"]
+METHODS: Final[tuple[Method, ...]] = get_args(Method)
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+Int8Precision: TypeAlias = Literal["int8", "int8-fp16"]
+# Target -> precision of everything that does not become INT8, and the precision that the result is stored as.
+TARGETS: Final[dict[str, tuple[Precision, Int8Precision]]] = {
+    "ort": ("fp32", "int8"),
+    "tensorrt": ("fp16", "int8-fp16"),
+    "tensorrt-rtx": ("fp16", "int8-fp16"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateLimits:
+    """What INT8 graphs have to reach against the graphs that they come from, on prompts that nobody calibrated with.
+
+    Attributes:
+        cosine: of logits and of the estimate of the picture, mean over the prompts, worst step.
+        psnr_db: of the pictures from the same tokens, mean over the prompts.
+        max_score_loss: of the task score in points, where one is measured.
+    """
+
+    cosine: float = 0.999
+    psnr_db: float = 25.0
+    max_score_loss: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How to calibrate.
+
+    Attributes:
+        target: `ort`, whose speed decides here; `tensorrt` or `tensorrt-rtx`, where nothing is timed without a GPU.
+        method: range of activations.
+        percentile: of `percentile`.
+        smooth: let norms and up-projections take over outlying channels where that lowers the error.
+        formats: ways to quantise a group of layers that are tried.
+        block: rows of a weight that share a scale in `weight-only`, at most.
+        min_prompts: fewer different prompts are refused.
+        gate_fraction: of the prompts, kept for the gate.
+        min_gain: part of a graph's time below which a difference counts as none.
+        num_rounds: turns of every candidate.
+        num_threads: threads of a run.
+        seed: prompt i is drawn with seed + i.
+        memory_mib: most memory of recorded activations; more passes over the prompts take less.
+        force: write graphs also where they are not faster or fail the gate; the manifest tells.
+        limits: of the gate.
+    """
+
+    target: str = "ort"
+    method: Method = "mse"
+    percentile: float = 99.99
+    smooth: bool = True
+    formats: tuple[Format, ...] = ("static", "weight-only")
+    block: int = 128
+    min_prompts: int = 16
+    gate_fraction: float = 0.25
+    min_gain: float = 0.005
+    num_rounds: int = 9
+    num_threads: int = 1
+    seed: int = 0
+    memory_mib: int = 1024
+    force: bool = False
+    limits: GateLimits = field(default_factory=GateLimits)
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if not self.formats or set(self.formats) - set(FORMATS):
+            raise ValueError(f"formats must be among {', '.join(FORMATS)}, got {self.formats}")
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile must be above 50 and at most 100, got {self.percentile}")
+        if self.block < 16 or self.block & (self.block - 1):
+            raise ValueError(f"block must be a power of two from 16 on, got {self.block}")
+        if min(self.min_prompts, self.num_rounds, self.num_threads, self.memory_mib) < 1:
+            raise ValueError("min_prompts, num_rounds, num_threads and memory_mib must be >= 1")
+        if not 0 < self.gate_fraction < 1:
+            raise ValueError(f"gate_fraction must be between 0 and 1, got {self.gate_fraction}")
+
+    @property
+    def base(self) -> Precision:
+        """Precision of everything that does not become INT8."""
+        return TARGETS[self.target][0]
+
+    @property
+    def precision(self) -> Int8Precision:
+        """What the result is stored as."""
+        return TARGETS[self.target][1]
