@@ -102,7 +102,8 @@ def calibrate(
             for name in GRAPHS if name in recorded
         }  # fmt: skip
         timed = config.target == "ort"
-        counted = _Counter(report, sum(len(bench.kinds) * len(config.formats) + 3 for bench in benches.values()))
+        total = sum(len(bench.kinds) * len(config.formats_of(name)) + 3 for name, bench in benches.items())
+        counted = _Counter(report, total)
         decisions = {name: decide(bench, config, timed=timed, report=counted) for name, bench in benches.items()}
         shutil.copy2(bundle.file(bundle.manifest.tokenizer), folder / bundle.manifest.tokenizer)
         result, quality = _pass_gate(bundle, folder, backend, benches, decisions, judge, config, lint, report)
@@ -335,7 +336,8 @@ def _summary(outcome: Outcome, config: CalibrationConfig, recorded: Recorded, nu
     return {
         "calibration": {
             "target": config.target, "base": config.base, "method": config.method, "smooth": config.smooth,
-            "formats": list(config.formats), "block": config.block, "seed": config.seed, "prompts": num_prompts,
+            "formats": {name: list(config.formats_of(name)) for name in GRAPHS}, "block": config.block,
+            "seed": config.seed, "prompts": num_prompts,
             "threads": config.num_threads, "limits": vars(config.limits), "forced": config.force,
         },
         "coverage": coverage_table(recorded),

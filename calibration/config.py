@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, get_args
 
-from runtime.signature import Precision
+from runtime.signature import GraphName, Precision
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
 Format: TypeAlias = Literal["static", "weight-only", "weight-only-4"]
@@ -42,11 +42,12 @@ class CalibrationConfig:
         method: range of activations.
         percentile: of `percentile`.
         smooth: let norms and up-projections take over outlying channels where that lowers the error.
-        formats: ways to quantise a group of layers that are tried.
+        formats: ways to quantise layers of the denoiser that are tried; it is bound by arithmetic.
+        ar_formats: the same for the decoders, which go token by token and are bound by memory.
         block: rows of a weight that share a scale in `weight-only`, at most.
         min_prompts: fewer different prompts are refused.
         gate_fraction: of the prompts, kept for the gate.
-        min_gain: part of a graph's time below which a difference counts as none.
+        tolerance: part of a graph's time below which a difference counts as none.
         num_rounds: turns of every candidate.
         num_threads: threads of a run.
         seed: prompt i is drawn with seed + i.
@@ -60,10 +61,11 @@ class CalibrationConfig:
     percentile: float = 99.99
     smooth: bool = True
     formats: tuple[Format, ...] = ("static", "weight-only")
+    ar_formats: tuple[Format, ...] = ("weight-only",)
     block: int = 128
     min_prompts: int = 16
     gate_fraction: float = 0.25
-    min_gain: float = 0.005
+    tolerance: float = 0.03
     num_rounds: int = 9
     num_threads: int = 1
     seed: int = 0
@@ -76,8 +78,9 @@ class CalibrationConfig:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if not self.formats or set(self.formats) - set(FORMATS):
-            raise ValueError(f"formats must be among {', '.join(FORMATS)}, got {self.formats}")
+        for formats in (self.formats, self.ar_formats):
+            if not formats or set(formats) - set(FORMATS):
+                raise ValueError(f"formats must be among {', '.join(FORMATS)}, got {formats}")
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must be above 50 and at most 100, got {self.percentile}")
         if self.block < 16 or self.block & (self.block - 1):
@@ -86,6 +89,10 @@ class CalibrationConfig:
             raise ValueError("min_prompts, num_rounds, num_threads and memory_mib must be >= 1")
         if not 0 < self.gate_fraction < 1:
             raise ValueError(f"gate_fraction must be between 0 and 1, got {self.gate_fraction}")
+
+    def formats_of(self, graph: GraphName) -> tuple[Format, ...]:
+        """The formats that are tried for a graph."""
+        return self.formats if graph == "denoiser" else self.ar_formats
 
     @property
     def base(self) -> Precision:

@@ -88,9 +88,10 @@ class Decision:
 
 def decide(bench: Workbench, config: CalibrationConfig, *, timed: bool, report: Report) -> Decision:
     """Decide for one graph; see the module."""
+    formats = config.formats_of(bench.graph)
     trials: dict[tuple[str, Format], Agreement] = {}
     times: dict[str, StepTime] = {}
-    for format in config.formats:
+    for format in formats:
         sessions = {"original": bench.original}
         for kind in bench.kinds:
             report(f"{bench.graph}: {kind} as {format}")
@@ -106,7 +107,7 @@ def decide(bench: Workbench, config: CalibrationConfig, *, timed: bool, report: 
     rows: list[Row] = []
     for kind in bench.kinds:
         options = [
-            (format, trials[kind, format], _saved(times, kind, format) if timed else None) for format in config.formats
+            (format, trials[kind, format], _saved(times, kind, format) if timed else None) for format in formats
         ]
         good = _eligible(kind, options, times, config)
         best = good[0][0] if good else None
@@ -131,7 +132,7 @@ def _saved(times: dict[str, StepTime], kind: str, format: Format) -> float:
 def _noise_ms(times: dict[str, StepTime], kind: str, format: Format, config: CalibrationConfig) -> float:
     """What cannot be told from nothing: a part of the graph's time, or the spread of its timing."""
     original = times[f"original {format}"]
-    return max(config.min_gain * original.ms, original.spread_ms, times[f"{kind} {format}"].spread_ms)
+    return max(config.tolerance * original.ms, original.spread_ms, times[f"{kind} {format}"].spread_ms)
 
 
 def _eligible(

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 import onnx_ir as ir
 
-ALIGNMENT: Final = 4096
+ALIGNMENT: Final = 4096  # of tensors that are worth a page; others are packed close
 MIN_EXTERNAL_BYTES: Final = 1024  # smaller tensors stay in the graph
 
 
@@ -53,7 +53,7 @@ class WeightFile:
     def _store(self, data: bytes) -> int:
         digest = hashlib.sha256(data).digest()
         if digest not in self._offsets:
-            self._file.write(bytes(-self._file.tell() % ALIGNMENT))
+            self._file.write(bytes(-self._file.tell() % (ALIGNMENT if len(data) >= 16 * ALIGNMENT else 64)))
             self._offsets[digest] = self._file.tell()
             self._file.write(data)
         return self._offsets[digest]

@@ -69,7 +69,7 @@ class Workbench:
         model = ir.load(self._source)
         self.layers: dict[str, Layer] = find_layers(model.graph)
         self.ranges: dict[str, Range] = {}
-        if "static" in config.formats:
+        if "static" in config.formats_of(graph):
             for weight in self.layers:
                 node = product_of(model.graph, weight)
                 matrix = model.graph.initializers[weight].const_value.numpy().astype(np.float32)  # type: ignore[union-attr]
