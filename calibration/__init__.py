@@ -6,7 +6,8 @@
 No torch, and nothing of the export: a bundle is calibrated where it runs. See `calibration.calibrate`.
 """
 
-from calibration.calibrate import calibrate
+from calibration.calibrate import Outcome, calibrate, read_prompts
 from calibration.config import CalibrationConfig, GateLimits
+from calibration.exchange import export_inputs
 
-__all__ = ["CalibrationConfig", "GateLimits", "calibrate"]
+__all__ = ["CalibrationConfig", "GateLimits", "Outcome", "calibrate", "export_inputs", "read_prompts"]

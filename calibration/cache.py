@@ -71,7 +71,7 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
     different = [name for name, value in key.items() if meta["key"].get(name) != value]
     if different:
         raise RFError(
-            f"The calibration cache {path} was recorded with another {', '.join(different)}. Name another cache, or "
+            f"The calibration cache {path} is of something else: other {', '.join(different)}. Name another --cache, or "
             "delete it and calibrate again."
         )
     return recorded, progress

@@ -22,10 +22,16 @@ from calibration.config import CalibrationConfig
 from calibration.decide import Decision, correct, decide, settle
 from calibration.gate import Quality, Scorer, draw, measure_quality, paired_change
 from calibration.layers import find_layers
-from calibration.quantise import OPSET
-from calibration.report import write_report
+from calibration.report import decision_lines, write_report
 from calibration.statistics import Recorded, coverage_table, missing_coverage
-from calibration.trajectory import GUIDED, Recording, draw_recorded, plan_passes, record_examples
+from calibration.trajectory import (
+    GUIDED,
+    NUM_EXAMPLES,
+    Recording,
+    draw_recorded,
+    plan_passes,
+    record_examples,
+)
 from calibration.weights import WeightFile
 from calibration.workbench import Workbench
 from runtime.atomic import is_temporary
@@ -55,6 +61,24 @@ class Outcome:
     quality: Quality
     weights_share: float  # bytes of the int8 weights, of those of fp32 in the bundle
     problems: tuple[str, ...]  # forced through
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"bundle": str(self.bundle), "report": str(self.report), "decisions": self.decisions,
+                "quality": self.quality.to_dict(), "weights_share": self.weights_share,
+                "problems": list(self.problems)}  # fmt: skip
+
+    def table(self) -> str:
+        """For people."""
+        quality = self.quality
+        lines = [f"{self.bundle}  weights at {100 * self.weights_share:.1f}% of fp32", *decision_lines(self.decisions)]
+        lines.append(f"  pictures from the same tokens: PSNR {quality.psnr_db} dB; "
+                     f"tokens equal after the same history: {100 * quality.tokens_equal.value:.1f}%")  # fmt: skip
+        if quality.score_change is not None:
+            lines.append(f"  task score {quality.score_before}% before, {quality.score_after}% after, "
+                         f"change {quality.score_change} points, {quality.scored_pictures} pictures")  # fmt: skip
+        lines += [f"  forced through: {problem}" for problem in self.problems]
+        return "\n".join([*lines, f"  report: {self.report}"])
 
 
 def calibrate(
@@ -96,7 +120,7 @@ def calibrate(
         backend = create_backend("ort")
         _check_prompts(bundle, backend, [*learn, *judge], config)
         recorded = record(bundle, folder / "graphs", backend, learn, config, cache_path, report)
-        examples = record_examples(bundle, config.base, backend, learn, config.num_threads)
+        examples = record_examples(bundle, config.base, backend, learn[:NUM_EXAMPLES], config.num_threads)
         benches = {
             name: Workbench(name, bundle, folder / "graphs", backend, recorded[name], examples[name], config)
             for name in GRAPHS if name in recorded
@@ -124,6 +148,15 @@ def calibrate(
         verified = {**result.manifest.verified, config.precision: summary}
         write_manifest(folder, replace(result.manifest, verified=verified))
     return outcome
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file of prompts, without empty ones and comments; raises RFError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RFError(f"{path} cannot be read ({error}). Give a text file with one prompt per line.") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def split_prompts(
@@ -162,9 +195,9 @@ def record(
     num_steps = {"text_decoder": 1, "rep_decoder": plan.num_rep_tokens + 1, "denoiser": plan.num_steps}
     recording = Recording(layers, num_steps)  # type: ignore[arg-type]
     key = {
-        "bundle": bundle.graph_sha256("denoiser", config.base),
-        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
-        "memory_mib": config.memory_mib,
+        "graphs": [bundle.graph_sha256(name, config.base) for name in GRAPHS],
+        "prompts or seeds": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "memory limits": config.memory_mib,
     }
     done = cache.Progress()
     if cache_path.exists():
@@ -244,7 +277,7 @@ def _write_graphs(
             entry = bundle.graph(name, config.base)
             signature = GraphSignature.of(name, bundle.manifest.model, precision)
             entries.append(
-                replace(entry, precision=precision, opset=OPSET, file=f"graphs/{file_name}",
+                replace(entry, precision=precision, opset=model.opset_imports[""], file=f"graphs/{file_name}",
                         weights=(f"graphs/{location}",), signature=signature, lint=targets)
             )  # fmt: skip
     return Bundle(folder, _with_graphs(bundle.manifest, folder, entries))
@@ -336,7 +369,7 @@ def _summary(outcome: Outcome, config: CalibrationConfig, recorded: Recorded, nu
     return {
         "calibration": {
             "target": config.target, "base": config.base, "method": config.method, "smooth": config.smooth,
-            "formats": {name: list(config.formats_of(name)) for name in GRAPHS}, "block": config.block,
+            "formats": {name: list(config.formats_of(name)) for name in GRAPHS}, "block": config.weight_block,
             "seed": config.seed, "prompts": num_prompts,
             "threads": config.num_threads, "limits": vars(config.limits), "forced": config.force,
         },

@@ -10,11 +10,29 @@ Format: TypeAlias = Literal["static", "weight-only", "weight-only-4"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 Int8Precision: TypeAlias = Literal["int8", "int8-fp16"]
-# Target -> precision of everything that does not become INT8, and the precision that the result is stored as.
-TARGETS: Final[dict[str, tuple[Precision, Int8Precision]]] = {
-    "ort": ("fp32", "int8"),
-    "tensorrt": ("fp16", "int8-fp16"),
-    "tensorrt-rtx": ("fp16", "int8-fp16"),
+PER_COLUMN: Final = 0  # as a block: one scale for a whole column
+
+
+@dataclass(frozen=True)
+class TargetForm:
+    """What a target wants.
+
+    Attributes:
+        base: precision of everything that does not become INT8.
+        precision: what the result is stored as.
+        block: rows of a weight that share a scale in `weight-only`. Blocks need opset 21, which TensorRT reads from
+            10.14 on: JetPack 6 and 7.0 have older ones.
+    """
+
+    base: Precision
+    precision: Int8Precision
+    block: int
+
+
+TARGETS: Final[dict[str, TargetForm]] = {
+    "ort": TargetForm("fp32", "int8", 128),
+    "tensorrt": TargetForm("fp16", "int8-fp16", PER_COLUMN),
+    "tensorrt-rtx": TargetForm("fp16", "int8-fp16", PER_COLUMN),
 }
 
 
@@ -44,7 +62,7 @@ class CalibrationConfig:
         smooth: let norms and up-projections take over outlying channels where that lowers the error.
         formats: ways to quantise layers of the denoiser that are tried; it is bound by arithmetic.
         ar_formats: the same for the decoders, which go token by token and are bound by memory.
-        block: rows of a weight that share a scale in `weight-only`, at most.
+        block: rows of a weight that share a scale in `weight-only`, at most; 0 for all; None for the target's.
         min_prompts: fewer different prompts are refused.
         gate_fraction: of the prompts, kept for the gate.
         tolerance: part of a graph's time below which a difference counts as none.
@@ -62,7 +80,7 @@ class CalibrationConfig:
     smooth: bool = True
     formats: tuple[Format, ...] = ("static", "weight-only")
     ar_formats: tuple[Format, ...] = ("weight-only",)
-    block: int = 128
+    block: int | None = None
     min_prompts: int = 16
     gate_fraction: float = 0.25
     tolerance: float = 0.03
@@ -83,8 +101,8 @@ class CalibrationConfig:
                 raise ValueError(f"formats must be among {', '.join(FORMATS)}, got {formats}")
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must be above 50 and at most 100, got {self.percentile}")
-        if self.block < 16 or self.block & (self.block - 1):
-            raise ValueError(f"block must be a power of two from 16 on, got {self.block}")
+        if self.block and (self.block < 16 or self.block & (self.block - 1)):
+            raise ValueError(f"block must be 0 or a power of two from 16 on, got {self.block}")
         if min(self.min_prompts, self.num_rounds, self.num_threads, self.memory_mib) < 1:
             raise ValueError("min_prompts, num_rounds, num_threads and memory_mib must be >= 1")
         if not 0 < self.gate_fraction < 1:
@@ -95,11 +113,21 @@ class CalibrationConfig:
         return self.formats if graph == "denoiser" else self.ar_formats
 
     @property
+    def form(self) -> TargetForm:
+        """What the target wants."""
+        return TARGETS[self.target]
+
+    @property
+    def weight_block(self) -> int:
+        """Rows of a weight that share a scale in `weight-only`, at most; 0 for all."""
+        return self.form.block if self.block is None else self.block
+
+    @property
     def base(self) -> Precision:
         """Precision of everything that does not become INT8."""
-        return TARGETS[self.target][0]
+        return self.form.base
 
     @property
     def precision(self) -> Int8Precision:
         """What the result is stored as."""
-        return TARGETS[self.target][1]
+        return self.form.precision

@@ -5,7 +5,7 @@ MatMulIntegerToFloat and `weight-only` to MatMulNBits, TensorRT both to INT8 ker
 in between keep their precision, so nothing stands between residuals and what compilers fuse around them.
 
     static         x -> Q -> DQ -> MatMul <- DQ <- int8 [in, out], a scale per column
-    weight-only    x -> MatMul <- DQ <- int8 [in, out], a scale per column and block of rows
+    weight-only    x -> MatMul <- DQ <- int8 [in, out], a scale per column, or per column and block of rows
     weight-only-4  the same with int4 and blocks of 32
 
 Knows nothing of how layers are chosen.
@@ -24,7 +24,9 @@ from calibration.config import Format
 from calibration.histogram import LEVELS
 from calibration.layers import find_layers, product_of, scale_owner
 
-OPSET: Final = 21  # DequantizeLinear in blocks, and on float16
+# What DequantizeLinear needs; graphs keep the opset of their source otherwise, for old parsers.
+OPSET_OF_HALF: Final = 19
+OPSET_OF_BLOCKS: Final = 21
 INT4_LEVELS: Final = 7
 INT4_BLOCK: Final = 32
 _STORED_AS_HALF: Final = 1024  # bytes; smaller ones stay as they are
@@ -39,7 +41,7 @@ class Choice:
         format: which form.
         input_range: magnitude of the input that becomes 127, after smoothing; for `static`.
         smoothing: [in] what the input is divided by and the weight multiplied by, or None; for `static`.
-        block: rows of the weight that share a scale; for `weight-only`.
+        block: rows of the weight that share a scale, 0 for all; for `weight-only`.
     """
 
     format: Format
@@ -56,13 +58,13 @@ def quantise(model: ir.Model, plan: Mapping[str, Choice]) -> None:
         plan: Weight -> choice. Other layers stay as they are.
     """
     graph = model.graph
-    model.opset_imports[""] = max(OPSET, model.opset_imports[""])
     layers = find_layers(graph)
     for weight, choice in plan.items():
         if choice.smoothing is not None:
             _smooth(graph, weight, choice.smoothing)
     for weight, choice in plan.items():
-        _quantise_layer(graph, layers[weight].weight, choice)
+        needed = _quantise_layer(graph, layers[weight].weight, choice)
+        model.opset_imports[""] = max(needed, model.opset_imports[""])
     _drop_unused(graph)
     _store_as_half(graph)
 
@@ -123,33 +125,37 @@ def smoothing_owner(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, slice] | 
     return None if found is None else (found, slice(None))
 
 
-def _quantise_layer(graph: ir.Graph, weight: str, choice: Choice) -> None:
+def _quantise_layer(graph: ir.Graph, weight: str, choice: Choice) -> int:
+    """Rewrite one layer; returns the opset that it needs."""
     node = product_of(graph, weight)
     value, x = node.inputs[1], node.inputs[0]
     assert value is not None and x is not None
     matrix, dtype = _numpy(value), value.const_value.dtype.numpy()  # type: ignore[union-attr]
-    if choice.format == "static":
-        scales, block = column_scales(matrix), None
+    block = 0
+    if choice.format == "static" or (choice.format == "weight-only" and not choice.block):
+        scales = column_scales(matrix)
         integers = _round(matrix / scales, LEVELS).astype(np.int8)
-        scale = _constant(graph, f"{weight}.input_scale", np.array(max(choice.input_range, 1e-12) / LEVELS, dtype))
-        zero = _constant(graph, f"{weight}.input_zero_point", np.array(0, np.int8))
-        pair = [ir.node("QuantizeLinear", [x, scale, zero])]
-        pair.append(ir.node("DequantizeLinear", [pair[0].outputs[0], scale, zero]))
-        _insert(graph, node, pair, f"{weight}.input")
-        node.replace_input_with(0, pair[1].outputs[0])
     else:
         levels = INT4_LEVELS if choice.format == "weight-only-4" else LEVELS
         block = block_size(len(matrix), INT4_BLOCK if levels == INT4_LEVELS else choice.block)
         scales = block_scales(matrix, block, levels)
         spread = np.repeat(scales, block, axis=0)[: len(matrix)]
         integers = _round(matrix / spread, levels).astype(ml_dtypes.int4 if levels == INT4_LEVELS else np.int8)
+    if choice.format == "static":
+        scale = _constant(graph, f"{weight}.input_scale", np.array(max(choice.input_range, 1e-12) / LEVELS, dtype))
+        zero = _constant(graph, f"{weight}.input_zero_point", np.array(0, np.int8))
+        pair = [ir.node("QuantizeLinear", [x, scale, zero])]
+        pair.append(ir.node("DequantizeLinear", [pair[0].outputs[0], scale, zero]))
+        _insert(graph, node, pair, f"{weight}.input")
+        node.replace_input_with(0, pair[1].outputs[0])
     kind = choice.format.replace("-", "_")
     stored = _constant(graph, f"{weight}.{kind}", integers)
     scale = _constant(graph, f"{weight}.{kind}.scale", scales.astype(dtype))
-    attributes = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
+    attributes = {"axis": 0, "block_size": block} if block else {"axis": 1}
     back = ir.node("DequantizeLinear", [stored, scale], attributes=attributes)
     _insert(graph, node, [back], f"{weight}.{kind}.dequantised")
     node.replace_input_with(1, back.outputs[0])
+    return OPSET_OF_BLOCKS if block else OPSET_OF_HALF if dtype == np.float16 else 0
 
 
 def _round(values: Matrix, levels: int) -> Matrix:

@@ -25,7 +25,7 @@ from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
 
 GUIDED: Final[tuple[GraphName, ...]] = ("rep_decoder", "denoiser")
-NUM_EXAMPLES: Final = 4
+NUM_EXAMPLES: Final = 4  # to time and compare candidates with
 Inputs = dict[str, npt.NDArray[Any]]
 
 
@@ -187,14 +187,17 @@ def plan_passes(
 
 
 def record_examples(
-    bundle: Bundle, precision: Precision, backend: Backend, prompts: Sequence[tuple[str, int]], num_threads: int
+    bundle: Bundle,
+    precision: Precision,
+    backend: Backend,
+    prompts: Sequence[tuple[str, int]],
+    num_threads: int,
 ) -> dict[GraphName, list[Inputs]]:
-    """Whole inputs of a few runs of every graph, spread over prompts and steps: to time and compare candidates with."""
+    """Whole inputs of one run of every graph per prompt, spread over the steps: early ones first, late ones last."""
     examples: dict[GraphName, list[Inputs]] = {name: [] for name in GRAPHS}
-    chosen = prompts[:NUM_EXAMPLES]
-    for number, (prompt, seed) in enumerate(chosen):
+    for number, (prompt, seed) in enumerate(prompts):
         runs: dict[GraphName, list[Inputs]] = {name: [] for name in GRAPHS}
-        wanted = {name: _Wanted(number, len(chosen)) for name in GRAPHS}
+        wanted = {name: _Wanted(number, len(prompts)) for name in GRAPHS}
         sessions: dict[GraphName, Session] = {}
         for name in GRAPHS:
             entry = bundle.graph(name, precision)

@@ -142,7 +142,7 @@ class Workbench:
 
     def _choice(self, weight: str, format: Format) -> Choice:
         if format != "static":
-            return Choice(format, block=self._config.block)
+            return Choice(format, block=self._config.weight_block)
         found = self.ranges[weight]
         return Choice(format, found.largest, found.smoothing)
 

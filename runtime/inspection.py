@@ -112,7 +112,8 @@ def format_description(description: dict[str, Any]) -> str:
         lines.append(f"  {engine['path']}: " + (engine.get("error") or f"{engine['precision']}, {engine['target']}"))
     lines.append("\nverified against eager PyTorch" + ("" if description["verified"] else ": no"))
     for precision, figures in description["verified"].items():
-        lines.append(f"  {precision}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+        plain = {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
+        lines.append(f"  {precision}: " + ", ".join(f"{name} {value}" for name, value in plain.items()))
     lines.append(f"files checked by {description['files_checked_by']}")
     return "\n".join(lines)
 
