@@ -160,23 +160,30 @@ class Pipeline:
         assert isinstance(last, PictureEvent)
         return last.picture
 
-    def _draw(self, requests: list[Request], previews: bool) -> Generator[Event, None, None]:
-        plan, times = requests[0].plan, requests[0].times
-        prompt_length = max(len(request.ids) for request in requests)
+    def start(
+        self, num_requests: int, prompt_length: int, num_rep_tokens: int, *, previews: bool = True
+    ) -> StageRunner:
+        """The stages of a drawing, for callers with token ids and noise of their own; nothing is checked."""
         drawing = Drawing(
             model=self.bundle.manifest.model,
             precision=self.precision,
             dialect=self.dialect,
-            num_requests=len(requests),
+            num_requests=num_requests,
             prompt_length=prompt_length,
-            num_rep_tokens=plan.num_rep_tokens,
-            num_slots=self._fixed_slots or prompt_length + plan.num_rep_tokens + 1,
+            num_rep_tokens=num_rep_tokens,
+            num_slots=self._fixed_slots or prompt_length + num_rep_tokens + 1,
             previews=previews,
         )
+        return self._stages(self._sessions, drawing)
+
+    def _draw(self, requests: list[Request], previews: bool) -> Generator[Event, None, None]:
+        plan, times = requests[0].plan, requests[0].times
+        prompt_length = max(len(request.ids) for request in requests)
         given = [request.forced for request in requests if request.forced is not None]
         forced = np.stack(given) if given else None
         pixels = np.stack([request.first_pixels() for request in requests])
-        with contextlib.closing(self._stages(self._sessions, drawing)) as stages:
+        started = self.start(len(requests), prompt_length, plan.num_rep_tokens, previews=previews)
+        with contextlib.closing(started) as stages:
             stages.prefill([request.ids for request in requests])
             drawn = yield from stages.draw_tokens(plan, functools.partial(_fill_gumbel, requests), forced)
             pixels = yield from stages.denoise(plan, times, pixels)
