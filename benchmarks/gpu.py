@@ -41,6 +41,8 @@ HERE = Path(__file__).parent
 MODELS = ("base-90m", "qwen3-0.6b", "qwen3-1.7b")
 CELLS = ("reference:48", *(f"{model}:{size}" for size in (256, 512, 1024) for model in MODELS))
 PROMPT_TOKENS = 32
+REHEARSAL: dict[str, Any] = {"dtype": torch.float32, "attentions": ("sdpa", "split"), "num_picture_rounds": 1,
+                             "floor_repeats": 1}  # fmt: skip
 MAX_CRASHES = 4  # of one cell
 POLL_SECONDS = 0.2
 
@@ -170,7 +172,7 @@ def measure_cell(
     on_cpu = accelerator.device.type == "cpu"
     options = CellOptions(
         num_rounds=num_rounds, compile=compile and not on_cpu,
-        **({"dtype": torch.float32, "attentions": ("sdpa", "split"), "num_picture_rounds": 1} if on_cpu else {}),
+        **(REHEARSAL if on_cpu else {}),
     )  # fmt: skip
     model, weights = load_model(name, work, torch.float32 if on_cpu else torch.float16)
     workload = Workload.of(manifest_of(model), PROMPT_TOKENS, GenerationOptions(height=size, width=size))

@@ -1,6 +1,7 @@
 """The GPU benchmark, rehearsed on the CPU: all of its logic runs here, only the calls into CUDA do not.
 
-Each contender is held against eager before it is timed, a bad one spoils nothing, and a process that dies loses nothing.
+Each contender is held against eager before it is timed, a bad one spoils nothing, and a process that dies loses
+nothing.
 """
 
 import json
@@ -23,7 +24,7 @@ from rf_export.benchmark.accelerator import Cpu, busy_seconds
 from rf_export.benchmark.baseline import Baseline, Variant
 from rf_export.benchmark.compiled import Compiled, Staged
 from rf_export.benchmark.contenders import draw_reference
-from rf_export.benchmark.device_cell import Cell, CellOptions, use_fused_norms
+from rf_export.benchmark.device_cell import Cell, CellOptions, _leads, use_fused_norms
 from rf_export.benchmark.device_tables import format_cell
 from rf_export.benchmark.models import manifest_of
 from rf_export.benchmark.workload import Workload
@@ -36,7 +37,7 @@ from tests.emulation.machine import machine
 __all__ = ["machine"]  # a fixture
 
 OPTIONS = CellOptions(dtype=torch.float32, attentions=("sdpa", "split"), compile=False, num_rounds=2,
-                      num_picture_rounds=1, stage_seconds=2.0)  # fmt: skip
+                      num_picture_rounds=1, stage_seconds=2.0, floor_repeats=1)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,8 @@ def drawn(model, workload):
 
 def measure(tiny_checkpoint, workload, ours, options=OPTIONS):
     saved = []
-    cell = Cell(load_checkpoint(tiny_checkpoint), workload, options, Cpu(), lambda result: saved.append(json.dumps(result)))
+    model = load_checkpoint(tiny_checkpoint)
+    cell = Cell(model, workload, options, Cpu(), lambda result: saved.append(json.dumps(result)))
     cell.run(ours)
     return cell.result, [json.loads(text) for text in saved]
 
@@ -132,8 +134,8 @@ def test_everything_is_handed_out_as_soon_as_it_is_known(measured):
 
 def test_the_table_has_every_contender_and_the_reasons(measured):
     text = "\n".join(format_cell({"model": "tiny", "size": 16, **measured[0]}))
-    for part in ("tiny, 16 px", "eager fp32", "1.00x", "floor", "liar: disagrees", "absent: failed; ModuleNotFoundError",
-                 "6/6", "RuntimeError: CUDA out of memory"):  # fmt: skip
+    for part in ("tiny, 16 px", "eager fp32", "1.00x", "floor", "liar: disagrees", "6/6",
+                 "absent: failed; ModuleNotFoundError", "RuntimeError: CUDA out of memory"):  # fmt: skip
         assert part in text
 
 
@@ -202,7 +204,8 @@ def test_a_cell_is_measured_from_nothing_but_the_name_of_a_preset(tiny_checkpoin
     """The whole script in this process; the export, which takes longest, is there already."""
     shutil.copytree(tiny_checkpoint, tmp_path / "tiny/checkpoint")
     shutil.copytree(tiny_bundle, tmp_path / "tiny/fp32-classic-18", ignore=shutil.ignore_patterns("engines"))
-    arguments = ["--cpu", "--cell", "tiny:16", "--rounds", "1", "--work", str(tmp_path), "--child", str(tmp_path / "out")]
+    out = str(tmp_path / "out")
+    arguments = ["--cpu", "--cell", "tiny:16", "--rounds", "1", "--work", str(tmp_path), "--child", out]
     CliRunner().invoke(gpu.main, arguments, catch_exceptions=False)
     result = json.loads((tmp_path / "out").read_text())
     assert result["finished"]
@@ -220,7 +223,8 @@ def test_it_measures_pytorch_where_nothing_else_is_installed(tmp_path):
         for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "safetensors", "tokenizers", "pycuda"):
             sys.modules[name] = None
         from benchmarks import gpu
-        gpu.main(["--cpu", "--cell", "tiny:16", "--rounds", "1", "--work", sys.argv[1], "--child", sys.argv[1] + "/out"])
+        work = sys.argv[1]
+        gpu.main(["--cpu", "--cell", "tiny:16", "--rounds", "1", "--work", work, "--child", work + "/out"])
     """)
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=root, env={"PYTHONPATH": str(root)})
@@ -236,7 +240,8 @@ def test_it_measures_pytorch_where_nothing_else_is_installed(tmp_path):
 
 CHILD = """
 import json, os, sys, time
-out, skipped = sys.argv[sys.argv.index("--child") + 1], [sys.argv[i + 1] for i, word in enumerate(sys.argv) if word == "--skip"]
+out = sys.argv[sys.argv.index("--child") + 1]
+skipped = [sys.argv[i + 1] for i, word in enumerate(sys.argv) if word == "--skip"]
 contenders = {name: {"status": "agrees"} for name in ("eager", "ort")}
 def write(**more):
     with open(out + ".partial", "w") as file:
@@ -283,18 +288,18 @@ def test_the_script_names_every_cell_and_leaves_out_what_is_beyond_the_limit(tmp
     assert done.exit_code == 0
     result = json.loads(out.read_text())
     assert [f"{cell['model']}:{cell['size']}" for cell in result["cells"]] == list(gpu.CELLS)
-    assert [cell["reason"] for cell in result["cells"]][:4] == ["measured"] * 3 + ["left out: the time limit was reached"]
+    reasons = [cell["reason"] for cell in result["cells"]]
+    assert reasons[:4] == ["measured"] * 3 + ["left out: the time limit was reached"]
     assert "left out" in done.output
     assert CliRunner().invoke(gpu.main, ["--cpu", "--cell", "tiny"]).exit_code == 2
 
 
 def test_forced_tokens_that_differ_by_rounding_are_told_from_wrong_ones(workload, model):
-    from rf_export.benchmark.device_cell import _leads
-
     reference = draw_reference(model, workload, 1)
     leads = _leads(reference, workload)
     assert leads.shape == (6,)
     assert (leads > 0).all()
-    logits = reference.logits[0] / workload.plan.temperature
-    order = np.sort(np.where(logits >= logits.sort().values[-workload.plan.top_k], logits + workload.gumbel[0], -np.inf))
+    logits = reference.logits[0].numpy() / workload.plan.temperature
+    threshold = np.sort(logits)[-workload.plan.top_k]
+    order = np.sort(np.where(logits >= threshold, logits + workload.gumbel[0], -np.inf))
     assert leads[0] == pytest.approx(order[-1] - order[-2], abs=1e-5)

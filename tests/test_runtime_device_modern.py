@@ -15,9 +15,11 @@ from engines.probe import probe_inputs
 from engines.tensorrt_profiles import resolve_dims
 from runtime import GenerationOptions, PictureEvent, Pipeline, RFError
 from runtime.backends import create_backend, device_memory
+from runtime.backends.cuda_device import CudaDevice
 from runtime.bundle import open_bundle
 from runtime.engine import open_engine
 from runtime.signature import GraphSignature
+from tests.emulation import tensorrt as emulated
 from tests.emulation.api import VERSIONS, read_api
 from tests.emulation.machine import machine
 
@@ -228,6 +230,27 @@ def test_version_8_lets_contexts_share_a_profile_only_if_it_was_built_so(classic
     inputs = probe_inputs(GraphSignature.of("denoiser", model, "fp32"), model, sizes)
     with pytest.raises(RuntimeError, match="does not take its profile"):
         session.run(inputs)
+
+
+def test_an_engine_that_needs_no_memory_for_activations_runs(classic_bundle, machine, monkeypatch):
+    """11.x has no other property to ask than the one that says 0."""
+    monkeypatch.setitem(emulated.ARENA_BYTES, "text_decoder", 0)
+    here = machine("11.4.0")
+    build_engine(classic_bundle, here, "classic")
+    draw(Pipeline.load(classic_bundle, "fp32", here.backend))
+
+
+def test_memory_beyond_what_one_memset_takes_is_cleared_in_pieces(machine, monkeypatch):
+    gpu, device = machine().gpu, CudaDevice()
+    monkeypatch.setattr("runtime.backends.cuda_device._MEMSET_BYTES", 300)
+    with device.exclusive():
+        memory = device.allocate(1000)
+        device.zero(int(memory), 900)
+        device.synchronize()
+        values = gpu.view(int(memory), (1000,), np.uint8)
+        assert not values[:900].any()
+        assert values[900:].all(), "and nothing else"
+    assert gpu.log.operations == 3
 
 
 def test_tensorrt_rtx_compiles_for_the_shape_at_once_so_that_it_can_be_captured(classic_bundle, machine):

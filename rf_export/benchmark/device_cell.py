@@ -47,6 +47,7 @@ class CellOptions:
         num_rounds: At most so many turns of every contender, fewer where they would take longer than `stage_seconds`.
         num_picture_rounds: The same for whole pictures.
         stage_seconds: See `num_rounds`.
+        floor_repeats: Of how many runs the best one counts as the rate of the device.
     """
 
     dtype: torch.dtype = torch.float16
@@ -55,6 +56,7 @@ class CellOptions:
     num_rounds: int = 12
     num_picture_rounds: int = 5
     stage_seconds: float = 45.0
+    floor_repeats: int = 12
 
 
 class Cell:
@@ -255,7 +257,9 @@ class Cell:
             "denoise_step": denoise_step_cost(config, work.num_slots, 4 * work.plan.num_rep_tokens, dtype.itemsize),
         }
         for stage, cost in costs.items():
-            rates = measure_rates(cost.num_bytes, device=self._accelerator.device, dtype=dtype)
+            rates = measure_rates(
+                cost.num_bytes, repeats=self._options.floor_repeats, device=self._accelerator.device, dtype=dtype
+            )
             self.result["floor"][stage] = {
                 **asdict(cost), "bandwidth_gb_s": rates.bandwidth / 1e9, "matrix_gflop_s": rates.matrix / 1e9,
                 "floor_ms": 1e3 * rates.floor_seconds(cost),

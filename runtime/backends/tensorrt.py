@@ -105,7 +105,8 @@ class TensorRTSession:
         if self._streams_weights:
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
             _log.info("%s: %s bytes of weights on the GPU", name, engine.weight_streaming_budget_v2)
-        arena.reserve(getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size)
+        size = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
+        arena.reserve(getattr(engine, size))
 
     @property
     def signature(self) -> GraphSignature:
