@@ -155,7 +155,8 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True)
 @click.option("--force", is_flag=True, help="Build again where a fitting engine is there already.")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=MIN:OPT:MAX",
-              help="TensorRT: sizes of batch (pictures at once), prompt (tokens), height, width; repeat it.")
+              help="TensorRT: sizes of batch (pictures drawn at once), images (read at once), prompt (tokens), height, "
+                   "width; repeat it.")
 @click.option("--workspace-mib", type=click.IntRange(1), help="TensorRT: most device memory of one layer.")
 @click.option("--builder-optimization-level", type=click.IntRange(0, 5), help="TensorRT: 5 searches longest.")
 @click.option("--timing-cache", metavar="FILE", help="TensorRT: the default is one per GPU in the bundle.")

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from tests.emulation.api import VERSIONS, read_api, restrict
 from tests.emulation.cuda import ALIGNMENT, POISON
 
-ARENA_BYTES = {"text_decoder": 1000, "rep_decoder": 3000, "denoiser": 2000}
+ARENA_BYTES = {"text_decoder": 1000, "rep_decoder": 3000, "denoiser": 2000, "vision_encoder": 500}
 _DTYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32}
 
