@@ -1,5 +1,6 @@
-"""Prompts to token ids, with a Hugging Face `tokenizer.json`. Knows nothing of models and pictures."""
+"""Prompts to token ids and back, with a Hugging Face `tokenizer.json`. Knows nothing of models and pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,10 @@ class PromptTokenizer:
                 f"of picture. Shorten it: {_shortened(prompt)!r}"
             )
         return list(encoding.ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids. One that ends within a character ends with the sign of the unknown."""
+        return str(self._tokenizer.decode(list(ids)))
 
     def _refuse_unknown(self, prompt: str, encoding: "Encoding") -> None:
         if self._unknown_id is None or self._unknown_id not in encoding.ids:

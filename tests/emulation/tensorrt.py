@@ -275,7 +275,11 @@ def _classes(trt, gpu, old):
             sizes = {}
             for key, shape in self._shapes.items():
                 sizes.update(zip(self._engine._nodes[key].shape, shape, strict=True))
-            return Dims(sizes.get(size, size) for size in self._engine._nodes[name].shape)
+            shape = [sizes.get(size, size) for size in self._engine._nodes[name].shape]
+            if "tokens" in shape:  # a product of others: TensorRT computes shapes, here the graph itself tells
+                zeros = {key: np.zeros(each, np.float32) for key, each in self._shapes.items()}
+                shape = self._engine._session.run([name], zeros)[0].shape
+            return Dims(shape)
 
         def set_tensor_address(self, name, memory):
             self._changes()
