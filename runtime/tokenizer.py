@@ -76,7 +76,9 @@ class PromptTokenizer:
 
 
 def _word_at(prompt: str, start: int, end: int) -> str:
-    """The whole word around a token: a piece of a word says little to its writer."""
+    """The whole word around a token: a piece of a word says little to its writer. A sign stands for itself."""
+    if not any(character.isalnum() for character in prompt[start:end]):
+        return prompt[start:end]
     while start > 0 and not prompt[start - 1].isspace():
         start -= 1
     while end < len(prompt) and not prompt[end].isspace():

@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(pipeline, words):
     conversation = start(pipeline, 1)
     with pytest.raises(RFError, match=r"That takes 7 tokens|That takes 206 tokens, .* the model has 128 positions"):
         conversation.ask(options=AnswerOptions(max_tokens=200))
-    with pytest.raises(RFError, match="128 positions.*fewer or smaller images"):
+    with pytest.raises(RFError, match=r"128 positions.*fewer or smaller images"):
         conversation.show(*[picture(2)] * 30)
     with pytest.raises(RFError, match="seed must be"):
         conversation.ask(seed=-1)
@@ -339,7 +339,8 @@ def test_the_modern_dialect_answers_the_same(tiny_bundle, modern_bundle, words, 
     answers = []
     for pipeline in (classic, modern):
         conversation = start(pipeline, 1)
-        answers.append([ask(conversation, word, history=how)[0] for word, how in zip(words[:3], ("forget", "keep", "keep"), strict=True)])  # noqa: E501
+        told = zip(words[:3], ("forget", "keep", "keep"), strict=True)
+        answers.append([ask(conversation, word, history=how)[0] for word, how in told])
     for one, other in zip(*answers, strict=True):
         np.testing.assert_allclose(one[0].logits, other[0].logits, atol=TOLERANCE if precision == "fp32" else 0.02)
         if precision == "fp32":
