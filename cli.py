@@ -137,9 +137,11 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
         return
     click.echo(f"{bundle}  id {manifest.bundle_id}")
     for precision, figures in manifest.verified.items():
+        worst = min(value for name, value in figures.items() if name.endswith("_cosine"))
         click.echo(
-            f"  {precision}  worst cosine {min(figures['rep_logits_cosine'], figures['x_pred_cosine']):.8f}  "
+            f"  {precision}  worst cosine {worst:.8f}  "
             f"tokens {figures['rep_tokens_equal']}/{figures['rep_tokens']}  "
+            f"answers {figures['answer_tokens_equal']}/{figures['answer_tokens']}  "
             f"picture PSNR {figures['picture_psnr_db']:.1f} dB against eager fp32"
         )
 
