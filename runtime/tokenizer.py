@@ -67,8 +67,12 @@ class PromptTokenizer:
     def _refuse_unknown(self, prompt: str, encoding: "Encoding") -> None:
         if self._unknown_id is None or self._unknown_id not in encoding.ids:
             return
-        spans = zip(encoding.ids, encoding.offsets, strict=True)
-        words = [_word_at(prompt, *span) for token, span in spans if token == self._unknown_id]
+        tokens = zip(encoding.ids, encoding.offsets, strict=True)
+        spans = [span for token, span in tokens if token == self._unknown_id]
+        parts = [prompt[start:end] for start, end in spans]
+        # The word before a sign may be known, so signs are named where there is nothing else to name.
+        of_words = [span for span, part in zip(spans, parts, strict=True) if any(map(str.isalnum, part))]
+        words = [_word_at(prompt, *span) for span in of_words] or parts
         names = ", ".join(repr(word) for word in dict.fromkeys(words))
         raise RFError(
             f"The model does not know {names} in the prompt {_shortened(prompt)!r}. Use words of its vocabulary."
@@ -76,9 +80,7 @@ class PromptTokenizer:
 
 
 def _word_at(prompt: str, start: int, end: int) -> str:
-    """The whole word around a token: a piece of a word says little to its writer. A sign stands for itself."""
-    if not any(character.isalnum() for character in prompt[start:end]):
-        return prompt[start:end]
+    """The whole word around a token: a piece of a word says little to its writer."""
     while start > 0 and not prompt[start - 1].isspace():
         start -= 1
     while end < len(prompt) and not prompt[end].isspace():
