@@ -146,6 +146,58 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
         )
 
 
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--prompts", "prompts_file", type=FOLDER, required=True, help="Text file, one prompt per line.")
+@click.option("--target", type=click.Choice(["ort", "tensorrt", "tensorrt-rtx"]), default="ort", show_default=True,
+              help="ort makes int8 on fp32 and times every group here; the others int8-fp16, untimed without a GPU.")
+@click.option("--method", type=click.Choice(["mse", "percentile", "entropy", "minmax"]), default="mse",
+              show_default=True, help="Range of activations.")
+@click.option("--percentile", type=float, default=99.99, show_default=True)
+@click.option("--smooth/--no-smooth", default=True, show_default=True, help="Let norms take over outlying channels.")
+@click.option("--block", type=int, help="Rows of a weight per scale, 0 for all. [default: 128, TensorRT 0]")
+@click.option("--min-psnr", type=float, default=25.0, show_default=True, help="Of pictures from the same tokens, dB.")
+@click.option("--min-cosine", type=float, default=0.999, show_default=True, help="Of every step.")
+@click.option("--scene-score", type=click.IntRange(0), default=0, show_default=True,
+              help="Also score so many pictures of scenes; for models that know their words, needs PyTorch.")
+@click.option("--memory-mib", type=click.IntRange(1), default=1024, show_default=True, help="For recorded activations.")
+@click.option("--threads", "num_threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i is drawn with seed + i.")
+@click.option("--cache", "cache_path", type=FOLDER, help="Recorded activations. [default: BUNDLE.calibration.npz]")
+@click.option("--report", "report_path", type=FOLDER, help="HTML report. [default: BUNDLE.calibration.html]")
+@click.option("--export-inputs", type=FOLDER, help="Only write recorded inputs to this folder, as .npz for ModelOpt.")
+@click.option("--force", is_flag=True, help="Write the graphs even if they are not faster or not good enough.")
+@click.option("--json", "as_json", is_flag=True)
+def calibrate(bundle: Path, prompts_file: Path, min_psnr: float, min_cosine: float, scene_score: int,
+              cache_path: Path | None, report_path: Path | None, export_inputs: Path | None, as_json: bool,
+              **options: Any) -> None:  # fmt: skip
+    """Give BUNDLE INT8 graphs, calibrated on what it draws for the prompts, where they are faster and as good.
+
+    \b
+    rf-export calibrate bundle --prompts examples/reference/prompts.txt --scene-score 200
+    rf-export calibrate bundle --prompts examples/reference/prompts.txt --target tensorrt
+    """
+    import calibration
+    from rf_export.lint import takers
+
+    prompts = calibration.read_prompts(prompts_file)
+    if export_inputs is not None:
+        click.echo("\n".join(map(str, calibration.export_inputs(bundle, prompts, export_inputs))))
+        return
+    with usage_errors():
+        limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr)
+        config = calibration.CalibrationConfig(limits=limits, **options)
+    scorer = None
+    if scene_score:
+        from rf_export.evaluation.evaluate import scene_scorer
+
+        scorer = scene_scorer(scene_score)
+    with progress("calibrate") as report:
+        outcome = calibration.calibrate(bundle, prompts, config, cache_path=cache_path, report_path=report_path,
+                                        scorer=scorer, lint=takers, on_progress=report)  # fmt: skip
+    click.echo(json.dumps(outcome.to_dict(), indent=1) if as_json else outcome.table())
+
+
 @main.command("build-engine")
 @click.argument("bundle", type=FOLDER)
 @click.option("--backend", default="ort", show_default=True, help="ort, tensorrt or tensorrt-rtx.")

@@ -1,1 +1,13 @@
-"""Calibration for INT8: recorded activations, ranges and Q/DQ graphs. Empty until INT8 lands; see CHANGELOG.md."""
+"""INT8 that is measured before it is shipped: a bundle gets graphs with Q/DQ pairs, or keeps what it has.
+
+    prompts -> record what the graphs are fed (trajectory) -> ranges -> candidates per group of layers, timed and
+    compared (decide) -> int8 graphs -> quality gate against fp32 (gate) -> bundle, decision table, HTML report
+
+No torch, and nothing of the export: a bundle is calibrated where it runs. See `calibration.calibrate`.
+"""
+
+from calibration.calibrate import Outcome, calibrate, read_prompts
+from calibration.config import CalibrationConfig, GateLimits
+from calibration.exchange import export_inputs
+
+__all__ = ["CalibrationConfig", "GateLimits", "Outcome", "calibrate", "export_inputs", "read_prompts"]

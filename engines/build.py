@@ -190,14 +190,13 @@ def describe_engine(
     bundle: Bundle, precision: Precision, target: Target, folder: Path, files: Mapping[GraphName, str]
 ) -> EngineRecord:
     """What an engine belongs to, and what it consists of."""
-    hashes = bundle.manifest.files
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return EngineRecord(
         target=target,
         precision=precision,
         bundle_id=bundle.manifest.bundle_id,
         graphs={
-            name: EngineGraph(file=files[name], source_sha256=hashes[bundle.graph(name, precision).file].sha256)
+            name: EngineGraph(file=files[name], source_sha256=bundle.graph_sha256(name, precision))
             for name in GRAPHS
         },
         files={name: describe_file(folder / name) for name in names},

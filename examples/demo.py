@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from engines import EngineConfig, build
-from rf_export import report
 from rf_export.benchmark.bench import BenchOptions, run_bench
 from rf_export.benchmark.tables import format_bench, report_section
 from rf_export.evaluation.metric import SceneScore, score_pictures
 from rf_export.export import ExportOptions, export
 from rf_export.training.scenes import Demand
+from runtime import report
 from runtime.events import PictureEvent, StepEvent, to_picture
 from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline

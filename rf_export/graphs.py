@@ -49,6 +49,9 @@ from rf_export.layers import RMSNorm, unpatchify
 from rf_export.model import RFModel
 from runtime.signature import MAX_TOP_K, Dialect, GraphName
 
+# Up to log(k) / log(size) = 0.725 ONNX Runtime (1.32) selects with a heap: 1024 of 16,384 take 0.12 ms, 1280 take 0.07.
+TOPK_WIDTH: Final = MAX_TOP_K + 256
+
 
 class Decoder(Protocol):
     """The decoder over new tokens of one type and a static cache `past`, which is `key, value` of every layer.
@@ -187,7 +190,7 @@ def sample(logits: Tensor, gumbel: Tensor, temperature: Tensor, top_k: Tensor) -
     entry: the draw does not depend on how a backend orders equal values.
     """
     scaled = logits / temperature[:, None]
-    largest = torch.topk(scaled, min(MAX_TOP_K, scaled.shape[1]), dim=1).values
+    largest = torch.topk(scaled, min(TOPK_WIDTH, scaled.shape[1]), dim=1).values
     threshold = torch.gather(largest, 1, top_k[:, None] - 1)
     return torch.argmax(torch.where(scaled >= threshold, scaled + gumbel, -1e30), dim=1)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rf_export.config import Expert
-from rf_export.layers import RMSNorm, rotary_tables
+from rf_export.layers import RMSNorm, rotation
 from rf_export.model import RFModel
 
 MASKED = -1e4  # added to hidden scores: exp() is 0 in fp32 and fp16, and a row with nothing visible stays finite
@@ -67,7 +67,7 @@ class ClassicDecoder:
     def _run(
         self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rotation(positions, self.config.head_dim, self.config.rope_theta)
         present: list[Tensor] = []
         for i, layer in enumerate(self.model.decoder_layers):
             q, k, v = layer.project(expert, hidden, cos, sin)

@@ -106,10 +106,20 @@ def rotary_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tenso
     return torch.cos(angles)[..., None, :], torch.sin(angles)[..., None, :]
 
 
+def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """The tables that `rotate` takes: cosines for both halves, and sines with the sign of each half.
+
+    `int64 [B, S] -> two of [B, S, 1, D]`, fp32.
+    """
+    cos, sin = rotary_tables(positions, head_dim, theta)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions to `[B, S, H, D]` in the half-split layout of Llama and Qwen."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    """Apply rotary positions to `[B, S, H, D]` in the half-split layout of Llama and Qwen; tables of `rotation`."""
+    x32 = x.float()
+    first, second = x32.chunk(2, dim=-1)
+    return (x32 * cos + torch.cat([second, first], dim=-1) * sin).to(x.dtype)
 
 
 def patchify(pixels: Tensor, patch_size: int) -> Tensor:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from rf_export.lint_attention import attention, rotary, tensor_scatter
-from rf_export.lint_targets import INSTEAD, MIN_OPSET, Target
+from rf_export.lint_targets import INSTEAD, KNOWN_TARGETS, MIN_OPSET, Target
 
 Complaints: TypeAlias = Iterator[tuple[str, str]]  # what is wrong, what to do
 NodeRule: TypeAlias = Callable[[ir.Node, Target], Complaints]
@@ -59,6 +59,11 @@ def lint(model: ir.Model, target: Target) -> list[Finding]:
             if applies and (target.is_tensorrt or rule in _FOR_ONNXRUNTIME):
                 findings += [Finding(rule, _label(node), *complaint) for complaint in check(node, target)]
     return findings
+
+
+def takers(model: ir.Model) -> list[str]:
+    """The targets that would take a graph, of those that are known."""
+    return [str(target) for target in KNOWN_TARGETS if not lint(model, target)]
 
 
 def _label(node: ir.Node) -> str:

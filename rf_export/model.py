@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rf_export.config import EXPERTS, Expert, ModelConfig
-from rf_export.layers import GridEmbedding, Linear, RMSNorm, SwiGLU, TimeEmbedding, patchify, rotary_tables, rotate
+from rf_export.layers import GridEmbedding, Linear, RMSNorm, SwiGLU, TimeEmbedding, patchify, rotate, rotation
 from rf_export.vision import Connector, ImageEncoder, Quantiser
 
 
@@ -71,13 +71,15 @@ class DecoderLayer(nn.Module):
         return block
 
     def project(self, expert: Expert, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries `[B, S, Hq, D]`, keys and values `[B, S, H, D]`, normed and rotated."""
+        """Queries `[B, S, Hq, D]`, keys and values `[B, S, H, D]`, normed and rotated; tables of `rotation`."""
         batch, tokens, _ = hidden.shape
         qkv = self.qkv(self.expert(expert).attn_norm(hidden))
         q, k, v = qkv.reshape(batch, tokens, -1, self.head_dim).split(
             [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2
         )
-        return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
+        rotated = rotate(torch.cat([self.q_norm(q), self.k_norm(k)], dim=2), cos, sin)  # one run of small operators
+        q, k = rotated.split([self.num_heads, self.num_kv_heads], dim=2)
+        return q, k, v
 
     def finish(self, expert: Expert, hidden: Tensor, mixed: Tensor) -> Tensor:
         """Output projection, residual and feed-forward: `[B, S, d]`, `[B, S, Hq*D] -> [B, S, d]`."""
@@ -141,7 +143,7 @@ class RFModel(nn.Module):
             Final-normed hidden states of each segment, and per layer the keys and values of the S new tokens.
         """
         lengths = [segment.hidden.shape[1] for segment in segments]
-        tables = [rotary_tables(s.positions, self.config.head_dim, self.config.rope_theta) for s in segments]
+        tables = [rotation(s.positions, self.config.head_dim, self.config.rope_theta) for s in segments]
         hidden = [segment.hidden for segment in segments]
         new: list[KeyValue] = []
         for i, layer in enumerate(self.decoder_layers):

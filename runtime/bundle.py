@@ -71,6 +71,11 @@ class Bundle:
             "Choose one of these, or export the bundle again with the precision that you need."
         )
 
+    def graph_sha256(self, name: GraphName, precision: Precision, dialect: Dialect = "classic") -> str:
+        """Names the content of a graph with its weights: sha256 of the lines `sha256 path` of its files."""
+        lines = [f"{self.manifest.files[file].sha256} {file}\n" for file in self.graph(name, precision, dialect).files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
     def verify(self, names: Iterable[str] | None = None, verify: Verify = "hash") -> None:
         """Check files against the manifest.
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from runtime.signature import Dialect, ModelSpec, Precision, kv_names
+from runtime.signature import Dialect, ModelSpec, Precision, is_half, kv_names
 
 
 @dataclass(frozen=True)
@@ -200,4 +200,4 @@ def _shape(model: ModelSpec, num_rows: int, num_slots: int) -> tuple[int, ...]:
 
 
 def _dtype(precision: Precision) -> type[np.floating[Any]]:
-    return np.float16 if precision == "fp16" else np.float32
+    return np.float16 if is_half(precision) else np.float32

@@ -9,7 +9,7 @@ replay it. Padding is never visible: rows have starts.
 import math
 from typing import Final
 
-from runtime.signature import ModelSpec, Precision
+from runtime.signature import ModelSpec, Precision, is_half
 
 ALIGNMENT: Final = 256
 PROMPT_STEP: Final = 32
@@ -28,7 +28,7 @@ def padded_prompt(num_tokens: int, shortest: int, longest: int) -> int:
 
 def cache_slots(model: ModelSpec, precision: Precision, prompt_slots: int, num_rep_tokens: int) -> int:
     """Slots of the cache of a drawing: the prompt, the start token, N tokens, rounded up to a boundary."""
-    row_bytes = model.num_kv_heads * model.head_dim * (2 if precision == "fp16" else 4)
+    row_bytes = model.num_kv_heads * model.head_dim * (2 if is_half(precision) else 4)
     step = ALIGNMENT // math.gcd(ALIGNMENT, row_bytes)
     slots = prompt_slots + num_rep_tokens + 1
     return slots + -slots % step

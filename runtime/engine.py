@@ -23,7 +23,7 @@ from runtime.sections import Section, read_json
 from runtime.signature import GRAPHS, PRECISIONS, GraphName, Precision
 
 FORMAT: Final = "rf-export-engine"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 ENGINE_NAME: Final = "engine.json"
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineGraph:
-    """A compiled graph: its file, and the sha256 of the ONNX file that it was made from."""
+    """A compiled graph: its file, and `Bundle.graph_sha256` of what it was made from."""
 
     file: str
     source_sha256: str
@@ -188,11 +188,11 @@ def _mismatch(record: EngineRecord, precision: Precision, target: Target) -> str
 
 
 def _foreign(record: EngineRecord, bundle: Bundle) -> str:
-    if record.bundle_id != bundle.manifest.bundle_id:
-        return f"was built from bundle {record.bundle_id}, and this is bundle {bundle.manifest.bundle_id}"
+    """Graphs count, not the bundle's id: a bundle that gets more graphs keeps the engines of those that it had."""
     for name, graph in record.graphs.items():
-        if graph.source_sha256 != bundle.manifest.files[bundle.graph(name, record.precision).file].sha256:
-            return f"was built from another {name}"
+        if graph.source_sha256 != bundle.graph_sha256(name, record.precision):
+            ids = f"bundle {record.bundle_id}, and this is bundle {bundle.manifest.bundle_id}"
+            return f"was built from another {name}: from {ids}"
     return ""
 
 

@@ -11,10 +11,10 @@ from runtime.bundle import Bundle, Verify, open_bundle
 from runtime.engine import ENGINE_NAME, open_engine
 from runtime.errors import RFError
 from runtime.manifest import GraphEntry
-from runtime.signature import ModelSpec
+from runtime.signature import ModelSpec, is_half
 
 _MIB = 2**20
-_KV_BYTES = {"fp32": 4, "fp16": 2, "int8": 4}
+
 _TYPICAL_PROMPT = 32  # tokens, for the size of a cache
 
 
@@ -55,7 +55,7 @@ def cache_bytes(model: ModelSpec, precision: str, num_requests: int = 1) -> int:
     rows, columns = model.rep_grid(model.default_height, model.default_width)
     slots = _TYPICAL_PROMPT + rows * columns + 1
     values = 2 * model.num_layers * 2 * num_requests * model.num_kv_heads * slots * model.head_dim
-    return values * _KV_BYTES[precision]
+    return values * (2 if is_half(precision) else 4)
 
 
 def _describe_graph(bundle: Bundle, graph: GraphEntry) -> dict[str, Any]:
@@ -115,7 +115,8 @@ def format_description(description: dict[str, Any]) -> str:
         lines.append(f"  {engine['path']}: " + (engine.get("error") or f"{engine['precision']}, {engine['target']}"))
     lines.append("\nverified against eager PyTorch" + ("" if description["verified"] else ": no"))
     for precision, figures in description["verified"].items():
-        lines.append(f"  {precision}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+        plain = {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
+        lines.append(f"  {precision}: " + ", ".join(f"{name} {value}" for name, value in plain.items()))
     lines.append(f"files checked by {description['files_checked_by']}")
     return "\n".join(lines)
 

@@ -30,11 +30,12 @@ vision_encoder
     in   pixels float32 [I, 3, height, width] in [-1, 1]
     out  image_features kv [I, N, d], which text_decoder takes in place of the embeddings of texts
 
-kv is float16 in precision fp16 and float32 in the others. Slot s of row b is seen where
-row_starts[b] <= s < past_length; the new tokens take the slots from past_length on. In the classic dialect
-only their keys and values come out: the caller owns the cache and writes them. In the modern dialect the
-graph writes them: present is past with the new rows in it, and both may be bound to the same memory. There P
-may be one fixed number in all graphs that have it, since TensorRT writes in place only into a cache of fixed length.
+kv is float16 in precision fp16 and int8-fp16, and float32 in fp32 and int8: INT8 is inside of matrix products
+only. Slot s of row b is seen where row_starts[b] <= s < past_length; the new tokens take the slots from
+past_length on. In the classic dialect only their keys and values come out: the caller owns the cache and
+writes them. In the modern dialect the graph writes them: present is past with the new rows in it, and both may
+be bound to the same memory. There P may be one fixed number in all graphs that have it, since TensorRT writes in
+place only into a cache of fixed length.
 """
 
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 from runtime.errors import RFError
 
 GraphName: TypeAlias = Literal["text_decoder", "rep_decoder", "denoiser", "vision_encoder"]
-Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8-fp16"]
 Dialect: TypeAlias = Literal["classic", "modern"]
 Dim: TypeAlias = int | str
 
@@ -159,7 +160,7 @@ class GraphSignature:
             dialect: Decides who writes the cache.
             cache_slots: Fixed length of the cache, in the modern dialect; None leaves it free.
         """
-        kv = "float16" if precision == "fp16" else "float32"
+        kv = "float16" if is_half(precision) else "float32"
         in_place = dialect == "modern"
         if cache_slots is not None and not (in_place and cache_slots > 0):
             raise ValueError(f"cache_slots must be > 0 and are fixed in the modern dialect only, got {cache_slots}")
@@ -174,6 +175,11 @@ class GraphSignature:
         if cache_slots is None:
             return free
         return cls(_fix_cache(free.inputs, cache_slots), _fix_cache(free.outputs, cache_slots))
+
+
+def is_half(precision: str) -> bool:
+    """Whether everything that is not INT8 is float16, the cache too."""
+    return precision in ("fp16", "int8-fp16")
 
 
 def kv_names(prefix: Literal["past_key_values", "present"], num_layers: int) -> list[str]:

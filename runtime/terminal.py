@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 FOLDER = click.Path(path_type=Path)
-PRECISION = click.Choice(["fp32", "fp16", "int8"])
+PRECISION = click.Choice(["fp32", "fp16", "int8", "int8-fp16"])
 DIALECT = click.Choice(["classic", "modern"])
 
 

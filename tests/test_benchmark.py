@@ -13,7 +13,6 @@ from rf_export.benchmark.baseline import Baseline
 from rf_export.benchmark.bench import baseline_variants, draw_reference
 from rf_export.benchmark.compiled import Compiled
 from rf_export.benchmark.floor import Rates, StepCost, denoise_step_cost, rep_step_cost
-from rf_export.benchmark.measure import Timing, interleave, median_interval, ratio
 from rf_export.benchmark.workload import Workload
 from rf_export.checkpoint import load_checkpoint, save_checkpoint
 from rf_export.config import preset
@@ -23,6 +22,7 @@ from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
 from runtime.bundle import open_bundle
 from runtime.options import GenerationOptions
+from runtime.timing import Timing, interleave, median_interval, ratio
 
 
 @pytest.fixture(scope="module")

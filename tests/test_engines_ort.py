@@ -23,8 +23,9 @@ from engines.pool import WeightPool
 from engines.probe import largest_error, probe_inputs
 from runtime import GenerationOptions, Pipeline, RFError
 from runtime.backends import create_backend
-from runtime.bundle import open_bundle
+from runtime.bundle import compute_bundle_id, describe_file, open_bundle
 from runtime.engine import EngineRecord, open_engine
+from runtime.manifest import FileEntry
 from runtime.signature import GRAPHS, GraphSignature
 
 CONFIG = EngineConfig(num_threads=1)
@@ -170,13 +171,28 @@ def test_engines_that_nobody_asked_for_are_passed_over_silently(bundle, changes,
     assert not caplog.text
 
 
-def test_an_engine_of_another_bundle_is_refused(bundle):
-    change_record(bundle, bundle_id="0123456789abcdef")
+def change_files(bundle, changes):
+    """Entries of the manifest's table of files, with the id that they give."""
+    path = bundle / "manifest.json"
+    content = json.loads(path.read_text())
+    content["files"] |= {name: dataclasses.asdict(entry) for name, entry in changes.items()}
+    content["bundle_id"] = compute_bundle_id({name: FileEntry(**entry) for name, entry in content["files"].items()})
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("changed", ["graphs/denoiser.fp32.classic.onnx", "graphs/weights/fp32.bin"])
+def test_an_engine_of_another_bundle_is_refused(bundle, changed):
+    size = open_bundle(bundle).manifest.files[changed].size
+    change_files(bundle, {changed: FileEntry(sha256=64 * "0", size=size)})
     for engine in ("auto", engine_folder(bundle)):
-        with pytest.raises(
-            RFError, match="was built from bundle 0123456789abcdef, and this is bundle .* Run: rf-export"  # noqa: RUF043
-        ):
-            load(bundle, engine=engine)
+        with pytest.raises(RFError, match=r"built from another \w+: from bundle .*, and this is .* Run: rf-"):
+            Pipeline.load(bundle, num_threads=1, engine=engine, verify="size")
+
+
+def test_an_engine_outlives_graphs_that_the_bundle_gets_afterwards(bundle):
+    (bundle / "more.bin").write_bytes(b"more")
+    change_files(bundle, {"more.bin": describe_file(bundle / "more.bin")})
+    assert load(bundle).engine is not None
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "denoiser.fp32.onnx"])
@@ -192,7 +208,7 @@ def test_a_flipped_bit_is_refused(bundle, name):
     assert load(bundle, engine="none").engine is None
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "rf-export-engine", "format_version": 2}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "rf-export-engine", "format_version": 3}'])
 def test_a_record_that_cannot_be_read_is_passed_over_with_a_warning(bundle, text, caplog):
     (engine_folder(bundle) / "engine.json").write_text(text)
     assert load(bundle).engine is None

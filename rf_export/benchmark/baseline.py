@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rf_export.benchmark.workload import Workload
 from rf_export.config import Expert
 from rf_export.graphs import sample
-from rf_export.layers import Linear, rotary_tables, unpatchify
+from rf_export.layers import Linear, rotation, unpatchify
 from rf_export.model import RFModel
 
 Layout = Literal["in_out", "out_in"]  # how weights lie in memory; nn.Linear is out_in
@@ -62,7 +62,7 @@ class StaticDecoder(nn.Module):
 
     def decode(self, expert: Expert, hidden: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
         """Write the tokens `[B, S, d]` into `slots [S]`, attend under `mask [B, 1, S or 1, slots]`, all layers."""
-        tables = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        tables = rotation(positions, self.config.head_dim, self.config.rope_theta)
         for layer, keys, values in zip(self.model.decoder_layers, self.keys, self.values, strict=True):
             q, k, v = layer.project(expert, hidden, *tables)
             keys.index_copy_(2, slots, k.transpose(1, 2))

@@ -20,7 +20,6 @@ from rf_export.benchmark.compiled import Compiled
 from rf_export.benchmark.environment import describe_machine
 from rf_export.benchmark.floor import denoise_step_cost, measure_rates, rep_step_cost
 from rf_export.benchmark.footprint import measure_footprint
-from rf_export.benchmark.measure import Timing, interleave, ratio
 from rf_export.benchmark.workload import Workload
 from rf_export.eager import EagerRequest, EagerResult, generate
 from rf_export.export import open_exported
@@ -29,6 +28,7 @@ from rf_export.parity import psnr_db
 from runtime.bundle import Bundle
 from runtime.options import GenerationOptions
 from runtime.signature import Precision
+from runtime.timing import Timing, interleave, ratio
 
 Stage = Literal["rep_step", "denoise_step", "picture"]
 STAGES: tuple[Stage, ...] = ("rep_step", "denoise_step", "picture")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rf_export import report
+from runtime import report
 
 STAGE_TITLES = {"rep_step": "AR step", "denoise_step": "denoise step", "picture": "whole picture"}
 

@@ -4,10 +4,10 @@ Knows nothing of how pictures are judged: see `metric`.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,14 @@ from rf_export.evaluation.metric import SceneScore, evaluation_demands, score_pi
 from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig
 from runtime.bundle import open_bundle
 from runtime.errors import RFError
+from runtime.events import PictureEvent
 from runtime.manifest import MANIFEST_NAME
 from runtime.png import save_png
 from runtime.sheet import contact_sheet
 from runtime.signature import Precision
+
+if TYPE_CHECKING:
+    from runtime.pipeline import Pipeline
 
 SHEET_PICTURES = 24
 BATCH = 8  # prompts drawn together by a bundle
@@ -96,16 +100,36 @@ def evaluate_model(
 
 
 def _draw_bundle(path: Path, demands: list[Demand], options: EvaluationOptions) -> Iterator[Picture]:
-    from runtime.events import PictureEvent
     from runtime.pipeline import Pipeline
 
     open_bundle(path)
     pipeline = Pipeline.load(path, options.precision, num_threads=options.num_threads)
+    yield from draw_demands(pipeline, demands, options.seed)
+
+
+def draw_demands(pipeline: "Pipeline", demands: Sequence[Demand], seed: int) -> Iterator[Picture]:
+    """Draw what is demanded; demand i with seed + i."""
     for start in range(0, len(demands), BATCH):
         prompts = [demand.caption for demand in demands[start : start + BATCH]]
-        for event in pipeline.generate(prompts, seed=options.seed + start):
+        for event in pipeline.generate(prompts, seed=seed + start, previews=False):
             if isinstance(event, PictureEvent):
                 yield event.picture
+
+
+def scene_scorer(
+    num_prompts: int, seed: int = 0
+) -> Callable[["Pipeline", Callable[[str, int, int], None]], list[bool]]:
+    """A task score for the quality gate of calibration: was each picture of a fixed list of prompts right?"""
+    demands = evaluation_demands(num_prompts, 0, SceneConfig(), False)
+
+    def score(pipeline: "Pipeline", report: Callable[[str, int, int], None]) -> list[bool]:
+        pictures = []
+        for picture in draw_demands(pipeline, demands, seed):
+            pictures.append(picture)
+            report(f"scene score in {pipeline.precision}", len(pictures), len(demands))
+        return [verdict.correct for verdict in score_pictures(np.stack(pictures), demands).verdicts]
+
+    return score
 
 
 def _draw_eager(path: Path, demands: list[Demand], options: EvaluationOptions) -> Iterator[Picture]:

@@ -1,0 +1,386 @@
+"""Calibrates a bundle: the main path of this package.
+
+    check prompts -> record (resumable) -> coverage -> decide per graph -> write int8 graphs -> gate -> manifest
+
+The bundle gets its new graphs as a whole or stays as it is; engines of its other graphs stay valid.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from calibration import cache
+from calibration.config import CalibrationConfig
+from calibration.decide import Decision, correct, decide, settle
+from calibration.gate import Quality, Scorer, draw, measure_quality, paired_change
+from calibration.layers import find_layers
+from calibration.report import decision_lines, write_report
+from calibration.statistics import Recorded, coverage_table, missing_coverage
+from calibration.trajectory import (
+    DRAWN,
+    GUIDED,
+    NUM_EXAMPLES,
+    Recording,
+    draw_recorded,
+    plan_passes,
+    record_examples,
+)
+from calibration.weights import WeightFile
+from calibration.workbench import Workbench
+from runtime.atomic import is_temporary
+from runtime.backends import Backend, Session, create_backend
+from runtime.bundle import Bundle, describe_file, open_bundle, write_atomically, write_manifest
+from runtime.errors import RFError
+from runtime.manifest import MANIFEST_NAME, GraphEntry, Manifest
+from runtime.pipeline import Pipeline
+from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+Lint = Callable[[ir.Model], Sequence[str]]  # the targets that would take a graph
+SAVE_EVERY: Final = 8  # prompts
+MAX_STRICTER: Final = 6  # rounds of changing layers after a failed gate
+_SHARE_OF_LIMIT: Final = 0.6  # of the error that the gate allows, for one graph
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a calibration came to."""
+
+    bundle: Path
+    report: Path
+    decisions: list[dict[str, Any]]  # as `Decision.to_dict`
+    quality: Quality
+    weights_share: float  # bytes of the int8 weights, of those of fp32 in the bundle
+    problems: tuple[str, ...]  # forced through
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"bundle": str(self.bundle), "report": str(self.report), "decisions": self.decisions,
+                "quality": self.quality.to_dict(), "weights_share": self.weights_share,
+                "problems": list(self.problems)}  # fmt: skip
+
+    def table(self) -> str:
+        """For people."""
+        quality = self.quality
+        lines = [f"{self.bundle}  weights at {100 * self.weights_share:.1f}% of fp32", *decision_lines(self.decisions)]
+        lines.append(f"  pictures from the same tokens: PSNR {quality.psnr_db} dB; "
+                     f"tokens equal after the same history: {100 * quality.tokens_equal.value:.1f}%")  # fmt: skip
+        if quality.score_change is not None:
+            lines.append(f"  task score {quality.score_before}% before, {quality.score_after}% after, "
+                         f"change {quality.score_change} points, {quality.scored_pictures} pictures")  # fmt: skip
+        lines += [f"  forced through: {problem}" for problem in self.problems]
+        return "\n".join([*lines, f"  report: {self.report}"])
+
+
+def calibrate(
+    path: str | Path,
+    prompts: Sequence[str],
+    config: CalibrationConfig,
+    *,
+    cache_path: Path | None = None,
+    report_path: Path | None = None,
+    scorer: Scorer | None = None,
+    lint: Lint | None = None,
+    on_progress: Progress | None = None,
+) -> Outcome:
+    """Give a bundle INT8 graphs that are faster and as good, or say why not.
+
+    Args:
+        path: The bundle; it has graphs in the precision that the target starts from.
+        prompts: What such a model is asked to draw; a part is kept for the gate.
+        config: How.
+        cache_path: Where recorded activations are kept; the default is beside the bundle.
+        report_path: Where the HTML report goes; the default is beside the bundle.
+        scorer: Scores pictures of a pipeline, the same ones every time, for the gate.
+        lint: Tells for the manifest who would take a graph.
+        on_progress: Told before every step.
+
+    Raises:
+        RFError: Too few or unfit prompts, a cache of something else, activations that are not finite, or INT8 that is
+            not faster or not good enough; the bundle is as it was then.
+    """
+    bundle = open_bundle(path)
+    report = on_progress or (lambda what, done, total: None)
+    stem = bundle.path.absolute()
+    cache_path = cache_path or stem.with_name(f"{stem.name}.calibration.npz")
+    report_path = report_path or stem.with_name(f"{stem.name}.calibration.html")
+    bundle.verify([file for name in GRAPHS for file in bundle.graph(name, config.base).files], "hash")
+    learn, judge = split_prompts(prompts, config)
+    with write_atomically(bundle.path, force=True) as folder:
+        (folder / "graphs").mkdir()
+        backend = create_backend("ort")
+        _check_prompts(bundle, backend, [*learn, *judge], config)
+        recorded = record(bundle, folder / "graphs", backend, learn, config, cache_path, report)
+        examples = record_examples(bundle, config.base, backend, learn[:NUM_EXAMPLES], config.num_threads)
+        benches = {
+            name: Workbench(name, bundle, folder / "graphs", backend, recorded[name], examples[name], config)
+            for name in GRAPHS if name in recorded
+        }  # fmt: skip
+        timed = config.target == "ort"
+        total = sum(len(bench.kinds) * len(config.formats_of(name)) + 3 for name, bench in benches.items())
+        counted = _Counter(report, total)
+        decisions = {name: decide(bench, config, timed=timed, report=counted) for name, bench in benches.items()}
+        shutil.copy2(bundle.file(bundle.manifest.tokenizer), folder / bundle.manifest.tokenizer)
+        result, quality = _pass_gate(bundle, folder, backend, benches, decisions, judge, config, lint, report)
+        if scorer is not None:
+            quality = _score(bundle, result, backend, config, quality, scorer, report)
+        share = _weights_share(result.manifest, config)
+        problems = (*quality.failures(config.limits), *_slow(decisions))
+        tables = [decision.to_dict(benches[name].layers) for name, decision in decisions.items()]
+        outcome = Outcome(bundle.path, report_path, tables, quality, share, problems)
+        summary = _summary(outcome, config, recorded, len(learn))
+        write_report(report_path, bundle.path.name, summary, recorded)
+        if problems and not config.force:
+            raise RFError(
+                f"INT8 does not pass for {bundle.path}: {'; '.join(problems)}. The bundle is as it was; see "
+                f"{report_path}. To take it anyway: --force"
+            )
+        _link_rest(bundle.path, folder)
+        verified = {**result.manifest.verified, config.precision: summary}
+        write_manifest(folder, replace(result.manifest, verified=verified))
+    return outcome
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file of prompts, without empty ones and comments; raises RFError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RFError(f"{path} cannot be read ({error}). Give a text file with one prompt per line.") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def split_prompts(
+    prompts: Sequence[str], config: CalibrationConfig
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Different prompts with their seeds: those to calibrate with, and those for the gate.
+
+    Raises:
+        RFError: there are too few.
+    """
+    different = list(dict.fromkeys(" ".join(prompt.split()) for prompt in prompts if prompt.strip()))
+    if len(different) < config.min_prompts:
+        raise RFError(
+            f"{len(different)} different prompts are too few to calibrate with, expected at least "
+            f"{config.min_prompts}. Give a file with one prompt per line, of the kind that the model will draw."
+        )
+    every = max(2, round(1 / config.gate_fraction))
+    seeded = [(prompt, config.seed + i) for i, prompt in enumerate(different)]
+    judge = seeded[every - 1 :: every]
+    return [item for item in seeded if item not in judge], judge
+
+
+def record(
+    bundle: Bundle, folder: Path, backend: Backend, prompts: Sequence[tuple[str, int]], config: CalibrationConfig,
+    cache_path: Path, report: Progress,
+) -> Recorded:  # fmt: skip
+    """Draw the prompts with all layers tapped; goes on from the cache, and leaves it there.
+
+    Raises:
+        RFError: the cache is damaged or belongs to something else; a graph was not fed at every step.
+    """
+    plan = load_pipeline(bundle, config.base, backend, config).check([prompts[0][0]])[0].plan
+    layers = {
+        name: find_layers(ir.load(bundle.file(bundle.graph(name, config.base).file)).graph) for name in DRAWN
+    }
+    num_steps = {"text_decoder": 1, "rep_decoder": plan.num_rep_tokens + 1, "denoiser": plan.num_steps}
+    recording = Recording(layers, num_steps)  # type: ignore[arg-type]
+    key = {
+        "graphs": [bundle.graph_sha256(name, config.base) for name in GRAPHS],
+        "prompts or seeds": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "memory limits": config.memory_mib,
+    }
+    done = cache.Progress()
+    if cache_path.exists():
+        recording.recorded, done = cache.load(cache_path, key)
+    num_rows = {"text_decoder": 64, "rep_decoder": 2, "denoiser": 8 * plan.num_rep_tokens}
+    passes = plan_passes(layers, num_rows, config.memory_mib)  # type: ignore[arg-type]
+    for number in range(done.passes, len(passes)):
+        first = done.prompts if number == done.passes else 0
+        for count in draw_recorded(
+            bundle, folder, config.base, backend, recording, passes[number], prompts[first:], config.num_threads
+        ):
+            report("recording", number * len(prompts) + first + count, len(passes) * len(prompts))
+            if (first + count) % SAVE_EVERY == 0 and first + count < len(prompts):
+                cache.save(cache_path, key, recording.recorded, cache.Progress(number, first + count))
+        cache.save(cache_path, key, recording.recorded, cache.Progress(number + 1, 0))
+    lacking = missing_coverage(recording.recorded, GUIDED)
+    if lacking:
+        raise RFError(f"The recording does not cover the model: {lacking}. Delete {cache_path} and calibrate again.")
+    return recording.recorded
+
+
+def _check_prompts(
+    bundle: Bundle, backend: Backend, prompts: Sequence[tuple[str, int]], config: CalibrationConfig
+) -> None:
+    """Refuse prompts that the model cannot read before anything is drawn; raises RFError naming the first."""
+    pipeline = load_pipeline(bundle, config.base, backend, config)
+    for prompt, seed in prompts:
+        pipeline.check([prompt], seed=seed)
+
+
+def _link_rest(source: Path, target: Path) -> None:
+    """Give a folder those files of a bundle that it lacks, its engines too, without copying them.
+
+    The last step: onnx refuses weights in files that have two names, so nothing may read them meanwhile.
+    """
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        if any(is_temporary(Path(part)) for part in relative.parts) or relative.as_posix() == MANIFEST_NAME:
+            continue
+        if path.is_dir():
+            (target / relative).mkdir(exist_ok=True)
+        elif not (target / relative).exists():
+            _link(path, target / relative)
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without links
+        shutil.copy2(path, target)
+
+
+class _Counter:
+    """Counts steps for a progress bar."""
+
+    def __init__(self, report: Progress, total: int) -> None:
+        self._report, self._total, self._done = report, total, 0
+
+    def __call__(self, what: str) -> None:
+        self._report(what, min(self._done, self._total), self._total)
+        self._done += 1
+
+
+def _write_graphs(
+    bundle: Bundle, folder: Path, benches: dict[GraphName, Workbench], decisions: dict[GraphName, Decision],
+    config: CalibrationConfig, lint: Lint | None,
+) -> Bundle:  # fmt: skip
+    """Write all graphs; the manifest of the result names them instead of those that were there before.
+
+    A graph that no drawing runs has nothing to be calibrated with, and stays as it is.
+    """
+    precision, entries = config.precision, []
+    location = f"weights/{precision}.bin"
+    with WeightFile(folder / "graphs", location) as file:
+        for name in GRAPHS:
+            source = bundle.file(bundle.graph(name, config.base).file)
+            model = benches[name].rewrite(decisions[name].formats) if name in benches else ir.load(source)
+            targets = tuple(lint(model)) if lint is not None else ()
+            file_name = f"{name}.{precision}.classic.onnx"
+            file.save(model, file_name)
+            entry = bundle.graph(name, config.base)
+            signature = GraphSignature.of(name, bundle.manifest.model, precision)
+            entries.append(
+                replace(entry, precision=precision, opset=model.opset_imports[""], file=f"graphs/{file_name}",
+                        weights=(f"graphs/{location}",), signature=signature, lint=targets)
+            )  # fmt: skip
+    return Bundle(folder, _with_graphs(bundle.manifest, folder, entries))
+
+
+def _with_graphs(manifest: Manifest, folder: Path, entries: Sequence[GraphEntry]) -> Manifest:
+    others = [graph for graph in manifest.graphs if graph.precision != entries[0].precision]
+    old = {name for graph in manifest.graphs if graph not in others for name in graph.files}
+    used = {name for graph in (*others, *entries) for name in graph.files}
+    files = {name: entry for name, entry in manifest.files.items() if name not in old or name in used}
+    for name in dict.fromkeys(name for entry in entries for name in entry.files):
+        files[name] = describe_file(folder / name)
+    return replace(manifest, graphs=(*others, *entries), files=files)
+
+
+def _pass_gate(
+    bundle: Bundle, folder: Path, backend: Backend, benches: dict[GraphName, Workbench],
+    decisions: dict[GraphName, Decision], prompts: Sequence[tuple[str, int]], config: CalibrationConfig,
+    lint: Lint | None, report: Progress,
+) -> tuple[Bundle, Quality]:  # fmt: skip
+    """Write the graphs and judge whole drawings; while they fail, layers of the graph to blame change."""
+    before = load_pipeline(bundle, config.base, backend, config)
+    originals = [draw(before, prompt, seed) for prompt, seed in prompts]
+    counted = _Counter(report, 1)
+
+    def alone(name: GraphName, session: Session) -> float:
+        """The shortfall of one graph, the others as they were."""
+        mixed = Pipeline(bundle, config.base, None, {**before.sessions, name: session}, config.num_threads)
+        return measure_quality(originals, mixed, lambda done: None).shortfall(config.limits)
+
+    for number in range(MAX_STRICTER + 1):
+        result = _write_graphs(bundle, folder, benches, decisions, config, lint)
+        after = load_pipeline(result, config.precision, backend, config)
+        quality = measure_quality(originals, after, lambda done: report("quality gate", done, len(prompts)))
+        shortfalls = {name: alone(name, after.sessions[name]) for name, found in decisions.items() if found.formats}
+        if number == MAX_STRICTER or not quality.failures(config.limits) or not shortfalls:
+            break
+        blamed = max(shortfalls, key=lambda name: shortfalls[name])
+        allowed = min(_SHARE_OF_LIMIT, shortfalls[blamed] / 2)  # the errors of the graphs add up
+        _log.info("the gate fails because of %s: %.2f of what is allowed alone", blamed, shortfalls[blamed])
+        correct(benches[blamed], decisions[blamed],
+                lambda session, name=blamed, allowed=allowed: alone(name, session) <= allowed, counted)  # type: ignore[misc]  # fmt: skip
+        if config.target == "ort":
+            settle(benches[blamed], decisions[blamed], counted)
+    return result, quality
+
+
+def load_pipeline(bundle: Bundle, precision: Precision, backend: Backend, config: CalibrationConfig) -> Pipeline:
+    """The plain graphs of a bundle whose manifest need not be on the disk."""
+    sessions = {}
+    for name in GRAPHS:
+        file = bundle.file(bundle.graph(name, precision).file)
+        sessions[name] = backend.open(file, num_threads=config.num_threads, compiled=False)
+    return Pipeline(bundle, precision, None, sessions, config.num_threads)
+
+
+def _score(
+    bundle: Bundle, result: Bundle, backend: Backend, config: CalibrationConfig, quality: Quality, scorer: Scorer,
+    report: Progress,
+) -> Quality:  # fmt: skip
+    before = scorer(load_pipeline(bundle, config.base, backend, config), report)
+    after = scorer(load_pipeline(result, config.precision, backend, config), report)
+    scores = paired_change(before, after)
+    return replace(quality, score_before=scores[0], score_after=scores[1], score_change=scores[2],
+                   scored_pictures=len(before))  # fmt: skip
+
+
+def _slow(decisions: dict[GraphName, Decision]) -> list[str]:
+    """Graphs of which no layer earned its place: as a whole INT8 is refused only where that is all of them."""
+    drawing: list[GraphName] = ["rep_decoder", "denoiser"]
+    if all(not decisions[name].formats for name in drawing):
+        return ["no layer of rep_decoder and denoiser is faster in INT8 and good enough"]
+    return []
+
+
+def _weights_share(manifest: Manifest, config: CalibrationConfig) -> float:
+    """Bytes of the new weights, of those in fp32: twice those of fp16 where fp32 is not there."""
+
+    def size(content: Manifest, precision: str) -> int:
+        names = {file for graph in content.graphs if graph.precision == precision for file in graph.weights}
+        return sum(content.files[name].size for name in names)
+
+    full = size(manifest, "fp32") or 2 * size(manifest, "fp16")
+    return size(manifest, config.precision) / full
+
+
+def _summary(outcome: Outcome, config: CalibrationConfig, recorded: Recorded, num_prompts: int) -> dict[str, Any]:
+    """For the manifest and the report."""
+    return {
+        "calibration": {
+            "target": config.target, "base": config.base, "method": config.method, "smooth": config.smooth,
+            "formats": {name: list(config.formats_of(name)) for name in GRAPHS}, "block": config.weight_block,
+            "seed": config.seed, "prompts": num_prompts,
+            "threads": config.num_threads, "limits": vars(config.limits), "forced": config.force,
+        },
+        "coverage": coverage_table(recorded),
+        "decisions": outcome.decisions,
+        "quality": outcome.quality.to_dict(),
+        "weights_share": outcome.weights_share,
+        "problems": list(outcome.problems),
+    }  # fmt: skip

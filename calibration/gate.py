@@ -1,0 +1,164 @@
+"""The quality gate: whole drawings with the INT8 graphs against the graphs that they come from.
+
+Both get the same noise, and INT8 the tokens that the original drew, so that every step is compared after the same
+history; the prompts are ones that nobody calibrated with. Tokens that differ are told, not judged: near ties fall
+either way. A task score, where the caller has one, is measured on pictures that each side drew all by itself.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.config import GateLimits
+from calibration.workbench import cosine
+from runtime.events import PictureEvent, StepEvent, TokenEvent
+from runtime.pipeline import Pipeline
+
+Scorer = Callable[[Pipeline, Callable[[str, int, int], None]], Sequence[bool]]  # was each picture right?
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the gate found.
+
+    Attributes:
+        logits_cosine, x_pred_cosine: [steps] mean over the prompts.
+        worst_cosine: of any step and prompt, of both.
+        tokens_equal: part of the tokens that are the same after the same history.
+        psnr_db: of the pictures from the same tokens.
+        score_before, score_after, score_change: of the task in percent and points; None without a scorer.
+    """
+
+    prompts: int
+    logits_cosine: list[float]
+    x_pred_cosine: list[float]
+    worst_cosine: float
+    tokens: int
+    tokens_equal: Interval
+    psnr_db: Interval
+    psnr_worst_db: float
+    score_before: Interval | None = None
+    score_after: Interval | None = None
+    score_change: Interval | None = None
+    scored_pictures: int = 0
+
+    def failures(self, limits: GateLimits) -> list[str]:
+        """What misses a limit, as sentences for people; none is a pass."""
+        found = []
+        for name, values in (("logits of rep_decoder", self.logits_cosine), ("x_pred of denoiser", self.x_pred_cosine)):
+            step = int(np.argmin(values))
+            if not values[step] >= limits.cosine:
+                found.append(f"{name}: cosine {values[step]:.6f} in step {step}, expected at least {limits.cosine}")
+        if not self.psnr_db.value >= limits.psnr_db:
+            found.append(f"pictures: PSNR {self.psnr_db.value:.1f} dB, expected at least {limits.psnr_db}")
+        if self.score_change is not None and not self.score_change.value >= -limits.max_score_loss:
+            found.append(
+                f"task score: {self.score_change.value:+.1f} points, expected a loss of at most {limits.max_score_loss}"
+            )
+        return found
+
+    def shortfall(self, limits: GateLimits) -> float:
+        """Error in units of what the limits allow: above 1 fails."""
+        cosine = min(*self.logits_cosine, *self.x_pred_cosine)
+        psnr = 10 ** ((limits.psnr_db - self.psnr_db.value) / 10)
+        return max((1 - cosine) / (1 - limits.cosine), psnr)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A drawing with all that happened on the way."""
+
+    prompt: str
+    seed: int
+    tokens: list[TokenEvent]
+    steps: list[StepEvent]
+    picture: PictureEvent
+
+
+def draw(pipeline: Pipeline, prompt: str, seed: int, rep_ids: npt.NDArray[np.int64] | None = None) -> Drawn:
+    """Draw one picture, from given tokens [N] where there are some."""
+    events = list(pipeline.generate([prompt], seed=seed, rep_ids=None if rep_ids is None else rep_ids[None]))
+    (picture,) = (event for event in events if isinstance(event, PictureEvent))
+    return Drawn(
+        prompt,
+        seed,
+        [event for event in events if isinstance(event, TokenEvent)],
+        [event for event in events if isinstance(event, StepEvent)],
+        picture,
+    )
+
+
+def measure_quality(originals: Sequence[Drawn], pipeline: Pipeline, report: Callable[[int], None]) -> Quality:
+    """Draw again what was drawn with the original graphs; `report` is told how many are done."""
+    logits, pixels, psnr, equal = [], [], [], []
+    for done, wanted in enumerate(originals, 1):
+        found = draw(pipeline, wanted.prompt, wanted.seed, wanted.picture.rep_ids)
+        logits.append([cosine(a.logits, b.logits) for a, b in zip(wanted.tokens, found.tokens, strict=True)])
+        pixels.append([cosine(a.x_pred, b.x_pred) for a, b in zip(wanted.steps, found.steps, strict=True)])
+        equal += [bool(a.rep_ids[0] == b.rep_ids[0]) for a, b in zip(wanted.tokens, found.tokens, strict=True)]
+        psnr.append(psnr_db(wanted.picture.pixels, found.picture.pixels))
+        report(done)
+    return Quality(
+        prompts=len(psnr),
+        logits_cosine=np.mean(logits, 0).tolist(),
+        x_pred_cosine=np.mean(pixels, 0).tolist(),
+        worst_cosine=float(min(np.min(logits), np.min(pixels))),
+        tokens=len(equal),
+        tokens_equal=proportion(sum(equal), len(equal)),
+        psnr_db=mean_interval(psnr),
+        psnr_worst_db=min(psnr),
+    )
+
+
+def psnr_db(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    """Peak signal to noise ratio of pixels in [-1, 1]; 99 where they are equal, -99 where one is not finite."""
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    if not math.isfinite(error):
+        return -99.0
+    return min(99.0, 10 * math.log10(4 / error)) if error else 99.0
+
+
+def proportion(successes: int, count: int) -> Interval:
+    """A proportion with its Wilson interval (Wilson 1927)."""
+    z, p = 1.96, successes / count
+    centre, reach = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    return Interval(p, (centre - reach) / (1 + z * z / count), (centre + reach) / (1 + z * z / count))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """A mean with its interval by the bootstrap (Efron 1979), 2,000 resamples."""
+    data = np.asarray(values, np.float64)
+    means = np.random.default_rng(0).choice(data, (2000, len(data))).mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+def paired_change(before: Sequence[bool], after: Sequence[bool]) -> tuple[Interval, Interval, Interval]:
+    """Scores in percent before and after on the same prompts, and their change in points, by pairs."""
+    changes = [100.0 * (int(b) - int(a)) for a, b in zip(before, after, strict=True)]
+    return (_percent(proportion(sum(before), len(before))), _percent(proportion(sum(after), len(after))),
+            mean_interval(changes))  # fmt: skip
+
+
+def _percent(part: Interval) -> Interval:
+    return Interval(100 * part.value, 100 * part.low, 100 * part.high)

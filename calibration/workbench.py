@@ -1,0 +1,178 @@
+"""Builds candidates of a graph with some layers in INT8, compares them with the original and times them.
+
+Everything is done on whole inputs that were recorded from drawings. Knows nothing of what is kept and why.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calibration.config import CalibrationConfig, Format
+from calibration.layers import Layer, find_layers, product_of
+from calibration.quantise import Choice, quantise, smoothing_owner
+from calibration.smoothing import Range, choose_range
+from calibration.statistics import Activations
+from calibration.trajectory import Inputs
+from calibration.weights import WeightFile
+from runtime.backends import Backend, Session
+from runtime.bundle import Bundle
+from runtime.signature import GraphName
+from runtime.timing import Timing, interleave
+
+MAIN_OUTPUT: dict[GraphName, str] = {"text_decoder": "logits", "rep_decoder": "logits", "denoiser": "x_pred"}
+_TURN_SECONDS = 0.03  # shorter turns are noise
+Formats = Mapping[str, Format]  # weight -> format
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A candidate against the original on the recorded inputs.
+
+    Attributes:
+        cosine: of the main output, worst input.
+        error: largest relative RMS error of any output, keys and values included.
+    """
+
+    cosine: float
+    error: float
+
+
+class Workbench:
+    """One graph of a bundle, what its layers were fed, and what it gives for recorded inputs; writes into a folder.
+
+    Attributes:
+        graph: name of the graph.
+        layers: by weight.
+        ranges: of the layers' inputs, by weight.
+    """
+
+    def __init__(
+        self,
+        graph: GraphName,
+        bundle: Bundle,
+        folder: Path,
+        backend: Backend,
+        activations: Mapping[str, Activations],
+        examples: Sequence[Inputs],
+        config: CalibrationConfig,
+    ) -> None:
+        self.graph: GraphName = graph
+        self._source = bundle.file(bundle.graph(graph, config.base).file)
+        self._folder, self._backend, self._config, self._examples = folder, backend, config, examples
+        model = ir.load(self._source)
+        self.layers: dict[str, Layer] = find_layers(model.graph)
+        self.ranges: dict[str, Range] = {}
+        if "static" in config.formats_of(graph):
+            for weight in self.layers:
+                node = product_of(model.graph, weight)
+                matrix = model.graph.initializers[weight].const_value.numpy().astype(np.float32)  # type: ignore[union-attr]
+                can_smooth = smoothing_owner(model.graph, node) is not None
+                self.ranges[weight] = choose_range(activations[weight], matrix, config, can_smooth=can_smooth)
+        self.original = self._open(self._source)
+        self._expected = [self.original.run(inputs) for inputs in examples]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of layers, in the graph's order."""
+        return list(dict.fromkeys(layer.kind for layer in self.layers.values()))
+
+    def weights_of(self, kind: str) -> list[str]:
+        """The layers of a kind."""
+        return [weight for weight, layer in self.layers.items() if layer.kind == kind]
+
+    def rewrite(self, formats: Formats) -> ir.Model:
+        """The graph with some layers in INT8."""
+        model = ir.load(self._source)
+        quantise(model, {weight: self._choice(weight, format) for weight, format in formats.items()})
+        return model
+
+    def candidate(self, formats: Formats) -> Session:
+        """A loaded candidate; its files are gone when this returns."""
+        with WeightFile(self._folder, "weights/candidate.bin") as file:
+            path = file.save(self.rewrite(formats), "candidate.onnx")
+        try:
+            return self._open(path)
+        finally:
+            path.unlink()
+            file.path.unlink()
+
+    def compare(self, session: Session) -> Agreement:
+        """Run the recorded inputs; a candidate that is not finite agrees in nothing."""
+        main = MAIN_OUTPUT[self.graph]
+        cosines, errors = [1.0], [0.0]
+        for inputs, expected in zip(self._examples, self._expected, strict=True):
+            found = session.run(inputs)
+            cosines.append(cosine(expected[main], found[main]))
+            floats = [name for name, array in expected.items() if array.dtype.kind == "f"]
+            errors += [_relative_error(expected[name], found[name]) for name in floats]
+        return Agreement(min(cosines), max(errors))
+
+    def time(self, sessions: Mapping[str, Session]) -> dict[str, "StepTime"]:
+        """Time per run, contenders in turns; the processor's time where one thread runs, or else the wall's."""
+
+        def contender(session: Session) -> Callable[[], int]:
+            outputs = [{name: np.empty_like(array) for name, array in run.items()} for run in self._expected]
+            bound = [session.bind(inputs, out) for inputs, out in zip(self._examples, outputs, strict=True)]
+
+            for one in bound:
+                one()
+            started = time.perf_counter()
+            for one in bound:
+                one()
+            repeats = max(1, round(_TURN_SECONDS / (time.perf_counter() - started)))
+
+            def run() -> int:
+                for _ in range(repeats):
+                    for one in bound:
+                        one()
+                return repeats * len(bound)
+
+            return run
+
+        steps = {name: contender(session) for name, session in sessions.items()}
+        timings = interleave(steps, self._config.num_rounds, warm=True)
+        return {name: StepTime.of(timing, self._config.num_threads) for name, timing in timings.items()}
+
+    def _choice(self, weight: str, format: Format) -> Choice:
+        if format != "static":
+            return Choice(format, block=self._config.weight_block)
+        found = self.ranges[weight]
+        return Choice(format, found.largest, found.smoothing)
+
+    def _open(self, path: Path) -> Session:
+        return self._backend.open(path, num_threads=self._config.num_threads, compiled=False)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Milliseconds per run: median, and the median distance of the rounds from it."""
+
+    ms: float
+    spread_ms: float
+
+    @classmethod
+    def of(cls, timing: Timing, num_threads: int) -> "StepTime":
+        """From the rounds of a contender."""
+        rounds = [1e3 * value for value in (timing.cpu if num_threads == 1 else timing.wall)]
+        median = statistics.median(rounds)
+        return cls(median, statistics.median(abs(value - median) for value in rounds))
+
+
+def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Cosine of two arrays, in float64; -1 where a value is not finite."""
+    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+    value = float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
+    return value if np.isfinite(value) else -1.0
+
+
+def _relative_error(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    wanted, got = expected.astype(np.float64), found.astype(np.float64)
+    error = float(np.linalg.norm(got - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
+    return error if np.isfinite(error) else float("inf")
