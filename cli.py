@@ -1,5 +1,7 @@
 """The `rf-export` command: one function per subcommand, each a thin layer over a library call.
 
+Here are the commands that make something; those that run a bundle ship with it, in `runtime/commands.py`.
+
 Results go to stdout, progress and messages to stderr. A user's mistake ends in one sentence and exit code 1 (2 for
 wrong options); a bug keeps its traceback. Heavy libraries are imported inside the commands that need them.
 """
@@ -7,25 +9,17 @@ wrong options); a bug keeps its traceback. Heavy libraries are imported inside t
 import errno
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from runtime.events import Event, PictureEvent, StepEvent
+from runtime.commands import doctor, generate, inspect, understand
+from runtime.terminal import DIALECT, FOLDER, PRECISION, progress, usage_errors
 
 EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript": "export", "safetensors": "export",
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
           "pycuda": "cuda"}  # fmt: skip
-FOLDER = click.Path(path_type=Path)
-PRECISION = click.Choice(["fp32", "fp16", "int8", "int8-fp16"])
-DIALECT = click.Choice(["classic", "modern"])
 
 
 class OneSentenceErrors(click.Group):
@@ -56,12 +50,13 @@ class OneSentenceErrors(click.Group):
 @click.group(cls=OneSentenceErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="rf-export", prog_name="rf-export")
 def main() -> None:
-    """Compile Representation-Forcing models and draw with them.
+    """Compile Representation-Forcing models, draw with them, and ask them about pictures.
 
     \b
     rf-export export examples/reference/checkpoint -o bundle
     rf-export build-engine bundle --backend ort
     rf-export generate bundle "a red car" "two blue fish" -o sheet.png
+    rf-export understand bundle photo.jpg "how many fish?"
     """
 
 
@@ -97,7 +92,7 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
 
     if threads is not None:
         torch.set_num_threads(threads)
-    with _usage_errors():
+    with usage_errors():
         scenes = SceneConfig(num_objects=num_objects, styles=styles)
         config = TrainConfig(scenes=scenes, with_rep=not without_rep, compile=compile_, **recipe)
         model_config = model_preset(preset)
@@ -135,16 +130,18 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
     chosen: Any = tuple(name for name in DIALECT.choices if name in dialects or "both" in dialects)
     options = ExportOptions(precisions=tuple(dict.fromkeys(precisions)), targets=targets, dialects=chosen or None,
                             opset=opset, cache_slots=cache_slots, force=force, verify=not no_verify)  # fmt: skip
-    with _progress("export") as report:
+    with progress("export") as report:
         manifest = export(checkpoint, bundle, options, report)
     if as_json:
         click.echo(json.dumps(manifest.to_dict(), indent=1))
         return
     click.echo(f"{bundle}  id {manifest.bundle_id}")
     for precision, figures in manifest.verified.items():
+        worst = min(value for name, value in figures.items() if name.endswith("_cosine"))
         click.echo(
-            f"  {precision}  worst cosine {min(figures['rep_logits_cosine'], figures['x_pred_cosine']):.8f}  "
+            f"  {precision}  worst cosine {worst:.8f}  "
             f"tokens {figures['rep_tokens_equal']}/{figures['rep_tokens']}  "
+            f"answers {figures['answer_tokens_equal']}/{figures['answer_tokens']}  "
             f"picture PSNR {figures['picture_psnr_db']:.1f} dB against eager fp32"
         )
 
@@ -187,7 +184,7 @@ def calibrate(bundle: Path, prompts_file: Path, min_psnr: float, min_cosine: flo
     if export_inputs is not None:
         click.echo("\n".join(map(str, calibration.export_inputs(bundle, prompts, export_inputs))))
         return
-    with _usage_errors():
+    with usage_errors():
         limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr)
         config = calibration.CalibrationConfig(limits=limits, **options)
     scorer = None
@@ -195,7 +192,7 @@ def calibrate(bundle: Path, prompts_file: Path, min_psnr: float, min_cosine: flo
         from rf_export.evaluation.evaluate import scene_scorer
 
         scorer = scene_scorer(scene_score)
-    with _progress("calibrate") as report:
+    with progress("calibrate") as report:
         outcome = calibration.calibrate(bundle, prompts, config, cache_path=cache_path, report_path=report_path,
                                         scorer=scorer, lint=takers, on_progress=report)  # fmt: skip
     click.echo(json.dumps(outcome.to_dict(), indent=1) if as_json else outcome.table())
@@ -207,7 +204,8 @@ def calibrate(bundle: Path, prompts_file: Path, min_psnr: float, min_cosine: flo
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True)
 @click.option("--force", is_flag=True, help="Build again where a fitting engine is there already.")
 @click.option("--dim", "dims", multiple=True, metavar="NAME=MIN:OPT:MAX",
-              help="TensorRT: sizes of batch (pictures at once), prompt (tokens), height, width; repeat it.")
+              help="TensorRT: sizes of batch (pictures drawn at once), images (read at once), prompt (tokens), height, "
+                   "width; repeat it.")
 @click.option("--workspace-mib", type=click.IntRange(1), help="TensorRT: most device memory of one layer.")
 @click.option("--builder-optimization-level", type=click.IntRange(0, 5), help="TensorRT: 5 searches longest.")
 @click.option("--timing-cache", metavar="FILE", help="TensorRT: the default is one per GPU in the bundle.")
@@ -236,12 +234,12 @@ def build_engine(bundle: Path, backend: str, precision: Any, dialect: Any, force
     from engines import EngineConfig, TensorRTConfig, build, estimate, parse_dims
     from runtime.engine import open_engine
 
-    with _usage_errors():
+    with usage_errors():
         tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)
     config = EngineConfig(backend=backend, precision=precision, dialect=dialect, force=force, tensorrt=tensorrt)
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
-    with _progress("build") as report:
+    with progress("build") as report:
         path = build(bundle, config, report)
     record = open_engine(path).record
     if as_json:
@@ -263,112 +261,8 @@ def refit_engine(engine: Path, bundle: Path) -> None:
     """
     from engines.tensorrt_refit import refit
 
-    with _progress("refit") as report:
+    with progress("refit") as report:
         click.echo(refit(engine, bundle, report))
-
-
-@main.command()
-@click.argument("bundle", type=FOLDER)
-@click.argument("prompts", nargs=-1, required=True)
-@click.option("-o", "--output", type=FOLDER, default=Path("picture.png"), show_default=True,
-              help="PNG file; several prompts make a sheet.")
-@click.option("--each", type=FOLDER, help="Also write every picture into this folder.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
-@click.option("--steps", "num_steps", type=int, help="Denoising steps.")
-@click.option("--rep-guidance", "rep_guidance_scale", type=float, help="Guidance of the representation tokens.")
-@click.option("--pix-guidance", "pix_guidance_scale", type=float, help="Guidance of the pixels.")
-@click.option("--temperature", type=float, help="Of the representation tokens; 0 is greedy.")
-@click.option("--top-k", type=int)
-@click.option("--size", metavar="HxW", help="Height and width in pixels, such as 48x48.")
-@click.option("--precision", type=PRECISION, default="fp32", show_default=True)
-@click.option("--dialect", type=DIALECT, default="classic", show_default=True)
-@click.option("--backend", default="ort", show_default=True)
-@click.option("--engine", default="auto", show_default=True, help="auto, none (plain ONNX), or an engine folder.")
-@click.option("--threads", type=click.IntRange(1))
-@click.option("--preview", type=FOLDER, help="Also write a PNG strip of what the picture looked like on the way.")
-@click.option("--json", "as_json", is_flag=True, help="Print parameters, tokens and seconds.")
-def generate(bundle: Path, prompts: tuple[str, ...], seed: int, as_json: bool, **options: Any) -> None:
-    """Draw one picture per PROMPT; the parameters are kept in the PNG files.
-
-    \b
-    rf-export generate bundle "a red car" -o car.png --seed 7
-    rf-export generate bundle "a red car" "two blue fish" -o sheet.png --preview steps.png
-    """
-    import time
-
-    from runtime.options import GenerationOptions
-    from runtime.pipeline import Pipeline
-
-    engine = options["engine"] if options["engine"] in ("auto", "none") else Path(options["engine"])
-    names = ("num_steps", "rep_guidance_scale", "pix_guidance_scale", "temperature", "top_k")
-    height, width = _parse_size(options["size"])
-    chosen = GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
-    for path in (options["output"], options["preview"]):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"{path.absolute().parent} is not a folder", param_hint="--output")
-    pipeline = Pipeline.load(bundle, options["precision"], options["backend"], options["threads"], engine,
-                             dialect=options["dialect"])  # fmt: skip
-    started = time.perf_counter()
-    pictures, previews = _draw(pipeline.generate(prompts, seed=seed, options=chosen))
-    seconds = time.perf_counter() - started
-    common = {"bundle_id": pipeline.bundle.manifest.bundle_id, "precision": options["precision"],
-              "dialect": options["dialect"],
-              **{name: value for name, value in vars(chosen).items() if value is not None}}  # fmt: skip
-    files = _write_pictures(pictures, previews, common, options)
-    if as_json:
-        rows = [{"prompt": p.prompt, "seed": p.seed, "rep_ids": p.rep_ids.tolist()} for p in pictures]
-        click.echo(json.dumps({**common, "files": files, "seconds": seconds, "pictures": rows}, indent=1))
-    else:
-        click.echo("\n".join(files))
-
-
-def _draw(events: "Iterator[Event]") -> "tuple[list[PictureEvent], list[StepEvent]]":
-    """Run a drawing to its end under a progress bar."""
-    from runtime.events import PictureEvent, StepEvent
-
-    pictures: list[PictureEvent] = []
-    previews: list[StepEvent] = []
-    with _progress("tokens") as report:
-        for event in events:
-            if isinstance(event, PictureEvent):
-                pictures.append(event)
-            else:
-                denoising = isinstance(event, StepEvent)
-                report("denoising" if denoising else "tokens", event.step + 1, event.num_steps)
-                if isinstance(event, StepEvent):
-                    previews.append(event)
-    return pictures, previews
-
-
-def _write_pictures(
-    pictures: "Sequence[PictureEvent]", previews: "Sequence[StepEvent]", common: dict[str, Any], options: dict[str, Any]
-) -> list[str]:
-    from runtime.events import to_picture
-    from runtime.png import save_png
-    from runtime.sheet import contact_sheet
-
-    rows = [{"prompt": picture.prompt, "seed": picture.seed, **common} for picture in pictures]
-    out: Path = options["output"]
-    if len(pictures) == 1:
-        save_png(out, pictures[0].picture, rows[0])
-    else:
-        sheet = contact_sheet([p.picture for p in pictures], [p.prompt for p in pictures])
-        save_png(out, sheet, {"pictures": rows})
-    files = [str(out)]
-    if options["each"] is not None:
-        options["each"].mkdir(parents=True, exist_ok=True)
-        for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
-            path = options["each"] / f"{i:03}.png"
-            save_png(path, picture.picture, row)
-            files.append(str(path))
-    if options["preview"] is not None:
-        shown = [step for i, step in enumerate(previews) if i * 8 // len(previews) != (i - 1) * 8 // len(previews)]
-        shown = [*shown[:-1], previews[-1]]
-        strip = [(to_picture(step.x_pred[i]), f"step {step.step + 1}") for i in range(len(pictures)) for step in shown]
-        sheet = contact_sheet([s[0] for s in strip], [s[1] for s in strip], columns=len(shown))
-        save_png(options["preview"], sheet, {"pictures": rows})
-        files.append(str(options["preview"]))
-    return files
 
 
 @main.command("eval")
@@ -392,7 +286,7 @@ def evaluate(model: Path, as_json: bool, threads: int | None, **options: Any) ->
 
     if options["sheet"] is not None and not options["sheet"].absolute().parent.is_dir():
         raise click.BadParameter(f"{options['sheet'].absolute().parent} is not a folder", param_hint="--sheet")
-    with _progress("drawing") as report:
+    with progress("drawing") as report:
         result = evaluate_model(model, EvaluationOptions(num_threads=threads, **options), report)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
 
@@ -415,78 +309,13 @@ def bench(bundle: Path, checkpoint: Path, as_json: bool, **options: Any) -> None
     from rf_export.benchmark.bench import BenchOptions, run_bench
     from rf_export.benchmark.tables import format_bench
 
-    with _progress("bench") as report:
+    with progress("bench") as report:
         result = run_bench(bundle, checkpoint, BenchOptions(**options), report)
     click.echo(json.dumps(result, indent=1) if as_json else format_bench(result))
 
 
-@main.command()
-@click.argument("bundle", type=FOLDER)
-@click.option("--verify", is_flag=True, help="Hash every file, whatever its size.")
-@click.option("--json", "as_json", is_flag=True)
-def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
-    """Show what a bundle holds: signatures, sizes, memory, engines, and what verified it.
-
-    \b
-    rf-export inspect bundle --verify
-    """
-    from runtime.inspection import describe_bundle, format_description
-
-    description = describe_bundle(bundle, verify="hash" if verify else "auto")
-    click.echo(json.dumps(description, indent=1) if as_json else format_description(description))
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True)
-def doctor(as_json: bool) -> None:
-    """Tell what this machine can export, build and run, and what is missing.
-
-    \b
-    rf-export doctor
-    """
-    from runtime.doctor import examine, format_report
-
-    facts = examine()
-    click.echo(json.dumps(facts, indent=1) if as_json else format_report(facts))
-
-
-@contextmanager
-def _progress(description: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr with time left; calls are (what, done, total)."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Values that a config refuses are wrong options."""
-    try:
-        yield
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _parse_size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise click.BadParameter(f"expected HxW in pixels such as 48x48, got {text!r}", param_hint="--size")
-    return int(height), int(width)
-
+for command in (generate, understand, inspect, doctor):
+    main.add_command(command)
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONUTF8", "1")

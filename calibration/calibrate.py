@@ -25,6 +25,7 @@ from calibration.layers import find_layers
 from calibration.report import decision_lines, write_report
 from calibration.statistics import Recorded, coverage_table, missing_coverage
 from calibration.trajectory import (
+    DRAWN,
     GUIDED,
     NUM_EXAMPLES,
     Recording,
@@ -190,7 +191,7 @@ def record(
     """
     plan = load_pipeline(bundle, config.base, backend, config).check([prompts[0][0]])[0].plan
     layers = {
-        name: find_layers(ir.load(bundle.file(bundle.graph(name, config.base).file)).graph) for name in GRAPHS
+        name: find_layers(ir.load(bundle.file(bundle.graph(name, config.base).file)).graph) for name in DRAWN
     }
     num_steps = {"text_decoder": 1, "rep_decoder": plan.num_rep_tokens + 1, "denoiser": plan.num_steps}
     recording = Recording(layers, num_steps)  # type: ignore[arg-type]
@@ -265,12 +266,16 @@ def _write_graphs(
     bundle: Bundle, folder: Path, benches: dict[GraphName, Workbench], decisions: dict[GraphName, Decision],
     config: CalibrationConfig, lint: Lint | None,
 ) -> Bundle:  # fmt: skip
-    """Write all graphs; the manifest of the result names them instead of those that were there before."""
+    """Write all graphs; the manifest of the result names them instead of those that were there before.
+
+    A graph that no drawing runs has nothing to be calibrated with, and stays as it is.
+    """
     precision, entries = config.precision, []
     location = f"weights/{precision}.bin"
     with WeightFile(folder / "graphs", location) as file:
-        for name, bench in benches.items():
-            model = bench.rewrite(decisions[name].formats)
+        for name in GRAPHS:
+            source = bundle.file(bundle.graph(name, config.base).file)
+            model = benches[name].rewrite(decisions[name].formats) if name in benches else ir.load(source)
             targets = tuple(lint(model)) if lint is not None else ()
             file_name = f"{name}.{precision}.classic.onnx"
             file.save(model, file_name)

@@ -25,6 +25,7 @@ from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
 
 GUIDED: Final[tuple[GraphName, ...]] = ("rep_decoder", "denoiser")
+DRAWN: Final[tuple[GraphName, ...]] = ("text_decoder", *GUIDED)  # what a drawing runs, and so what is recorded
 NUM_EXAMPLES: Final = 4  # to time and compare candidates with
 Inputs = dict[str, npt.NDArray[Any]]
 

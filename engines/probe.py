@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from runtime.signature import GraphSignature, ModelSpec, TensorSpec
 
-_SIZES: Final = {"batch": 2, "request": 2, "2*request": 4, "sequence": 5, "cache": 9}
+_SIZES: Final = {"batch": 2, "request": 2, "2*request": 4, "sequence": 5, "cache": 9, "features": 3, "answer": 4,
+                 "images": 2}  # fmt: skip
 _PAST_LENGTH: Final = 6  # at most; a smaller cache is in use as a whole
 _SEED: Final = 20240
 
@@ -56,6 +57,8 @@ def _probe(
     constants = {
         "guidance_scale": 2.5,
         "temperature": 1.0,
+        "top_p": 0.9,
+        "repetition_penalty": 1.3,
         "t": 0.25,
         "t_next": 0.5,
         "past_length": past_length,
@@ -65,12 +68,13 @@ def _probe(
     if spec.dtype == "int64":
         # Whole numbers up to a limit: ids, positions on the grid, first slots, and top_k, which starts at 1.
         limits = {
-            "input_ids": model.vocab_size,
+            "input_ids": model.vocab_size + sizes.get("features", 0),
+            "answer_ids": model.vocab_size + 1,
             "rep_ids": model.rep_vocab_size,
             "grid_positions": model.max_grid,
             "row_starts": past_length + 1,
         }
         if spec.name == "top_k":
-            return np.full(shape, min(10, model.max_top_k), np.int64)
+            return np.full(shape, min(10, model.max_top_k, model.max_text_top_k), np.int64)
         return rng.integers(0, limits[spec.name], shape)
     return rng.standard_normal(shape).astype(spec.dtype)

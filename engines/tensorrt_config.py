@@ -7,7 +7,7 @@ from typing import Final, Literal, Self, TypeAlias
 
 from runtime.errors import RFError
 
-DIMS: Final = ("batch", "prompt", "height", "width")
+DIMS: Final = ("batch", "prompt", "images", "height", "width")
 MAX_OPTIMIZATION_LEVEL: Final = 5
 
 Verbosity: TypeAlias = Literal["layer_names_only", "detailed", "none"]
@@ -59,7 +59,8 @@ class TensorRTConfig:
     """Options of the builder; None leaves it to the library.
 
     Attributes:
-        dims: Ranges of `batch` (pictures at once), `prompt` (tokens), `height` and `width` (pixels).
+        dims: Ranges of `batch` (pictures drawn at once), `prompt` (tokens, those of images too), `images` (read at
+            once), `height` and `width` (pixels).
         workspace_mib: Most device memory that a layer may take for itself.
         builder_optimization_level: 0 builds at once, 5 searches longest.
         timing_cache: A file; None keeps one per library version and GPU among the bundle's engines.

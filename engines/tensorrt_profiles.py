@@ -1,9 +1,11 @@
 """Which sizes the tensors of every graph may have, from four dimensions that users know. Knows nothing of TensorRT.
 
-`batch`, `prompt`, `height` and `width` become ranges of the free dimensions of the graphs (runtime/signature.py), one
-dict per optimisation profile. text_decoder has two profiles: prefill reads whole prompts into an empty cache, decode
-one token at a time after a long past; kernels that are good at one are bad at the other. The cache of a drawing holds
-the prompt and the representation tokens, so its range follows from the others; modern graphs have it fixed.
+`batch`, `prompt`, `images`, `height` and `width` become ranges of the free dimensions of the graphs
+(runtime/signature.py), one dict per optimisation profile. text_decoder has three profiles: prefill reads whole prompts
+into an empty cache, decode one token at a time after a long past, and a further question is read after a past; kernels
+that are good at one are bad at the others. The cache of a drawing holds the prompt and the representation tokens, so
+its range follows from the others; modern graphs have it fixed. Images are read as part of a prompt, so it has to be
+long enough for them.
 """
 
 from collections.abc import Mapping
@@ -12,13 +14,14 @@ from typing import Final, TypeAlias
 from engines.tensorrt_config import DimRange
 from runtime.device_layout import cache_slots, padded_prompt
 from runtime.errors import RFError
-from runtime.signature import GraphName, ModelSpec, Precision
+from runtime.signature import MAX_ANSWER, GraphName, ModelSpec, Precision
 
 Profile: TypeAlias = dict[str, DimRange]  # free dimension of a graph -> its sizes
 
 _DEFAULT_BATCH: Final = DimRange(1, 1, 4)
+_DEFAULT_IMAGES: Final = DimRange(1, 1, 4)
 _DEFAULT_PROMPT: Final = (1, 32, 256)
-_PROBE: Final = {"batch": 2, "sequence": 5, "cache": 9, "request": 2}
+_PROBE: Final = {"batch": 2, "sequence": 5, "cache": 9, "request": 2, "features": 3, "answer": 4, "images": 2}
 
 
 def resolve_dims(
@@ -26,8 +29,8 @@ def resolve_dims(
 ) -> dict[str, DimRange]:
     """Fill in what was not given, and check against the model.
 
-    Not given: 1 to 4 pictures at once, best for one; prompts up to 256 tokens, best for 32; the default size of
-    pictures.
+    Not given: 1 to 4 pictures drawn or read at once, best for one; prompts up to 256 tokens, best for 32; the default
+    size of pictures.
 
     Args:
         model: The model.
@@ -63,7 +66,8 @@ def resolve_dims(
             f"{'model' if cache_slots is None else 'cache of these graphs'} takes {longest}. "
             "Choose a smaller --dim prompt, or smaller pictures."
         )
-    return {"batch": given.get("batch", _DEFAULT_BATCH), "prompt": prompt, **dims}
+    images = given.get("images", _DEFAULT_IMAGES)
+    return {"batch": given.get("batch", _DEFAULT_BATCH), "prompt": prompt, "images": images, **dims}
 
 
 def profiles(
@@ -85,16 +89,25 @@ def profiles(
     batch, prompt = dims["batch"], dims["prompt"]
     one = DimRange(1, 1, 1)
     cache = _cache_range(model, precision, dims)
+    if graph == "vision_encoder":
+        return [{"images": dims["images"], "height": dims["height"], "width": dims["width"]}]
     empty, filled, read = {"cache": one}, {"cache": DimRange(1, cache.opt, cache.max)}, {"cache": cache}
     if cache_slots is not None:
         empty, filled, read = {}, {}, {}
     if graph == "text_decoder":
         rows = DimRange(1, batch.opt, batch.max)  # empty prompts are not read
-        return [{"batch": rows, "sequence": prompt, **empty}, {"batch": rows, "sequence": one, **filled}]
-    common = {"request": batch, "2*request": DimRange(2 * batch.min, 2 * batch.opt, 2 * batch.max), **read}
+        opt, most = (_num_tokens(model, dims["height"], dims["width"], end) * getattr(dims["images"], end)
+                     for end in ("opt", "max"))  # fmt: skip
+        common = {"batch": rows, "features": DimRange(1, opt, most), "answer": DimRange(1, 1, MAX_ANSWER)}
+        return [
+            {**common, "sequence": prompt, **empty},
+            {**common, "sequence": one, **filled},
+            {**common, "sequence": DimRange(1, prompt.opt, prompt.max), **filled},
+        ]
+    shared = {"request": batch, "2*request": DimRange(2 * batch.min, 2 * batch.opt, 2 * batch.max), **read}
     if graph == "rep_decoder":
-        return [common]
-    return [{**common, "height": dims["height"], "width": dims["width"]}]
+        return [shared]
+    return [{**shared, "height": dims["height"], "width": dims["width"]}]
 
 
 def probe_sizes(profile: Profile) -> dict[str, int]:

@@ -31,6 +31,21 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnderstandingConfig:
+    """How the model was trained to read pictures: `[image features][start_id][question][answer][one of stop_ids]`."""
+
+    start_id: int
+    stop_ids: list[int]
+    max_tokens: int = 64  # of an answer, where the caller does not say
+
+    def __post_init__(self) -> None:
+        if not self.stop_ids or min(self.start_id, *self.stop_ids) < 0 or self.max_tokens < 1:
+            raise ValueError(
+                f"understanding must have ids >= 0, at least one of stop_ids, and max_tokens >= 1, got {self}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Shape of the ViT image encoder. Its patch size is the decoder's."""
 
@@ -72,6 +87,7 @@ class ModelConfig:
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    understanding: UnderstandingConfig | None = None  # None: trained to draw only
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
@@ -89,6 +105,10 @@ class ModelConfig:
         if min(self.ffn_sizes.values()) < 1:
             raise ValueError(f"ffn_sizes must be >= 1, got {self.ffn_sizes}")
         self.rep_grid(self.default_height, self.default_width)
+        if self.understanding:
+            largest = max(self.understanding.start_id, *self.understanding.stop_ids)
+            if largest >= self.vocab_size:
+                raise ValueError(f"understanding has id {largest}, and vocab_size is {self.vocab_size}")
 
     @property
     def cell(self) -> int:
@@ -115,7 +135,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
-        return {"model_type": MODEL_TYPE, **dataclasses.asdict(self)}
+        content = {"model_type": MODEL_TYPE, **dataclasses.asdict(self)}
+        if self.understanding is None:
+            del content["understanding"]
+        return content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
@@ -124,7 +147,10 @@ class ModelConfig:
         model_type = values.pop("model_type", None)
         if model_type != MODEL_TYPE:
             raise ValueError(f'model_type must be "{MODEL_TYPE}", got {model_type!r}')
-        for name, part in (("encoder", EncoderConfig), ("sampling", SamplingConfig)):
+        parts = (("encoder", EncoderConfig), ("sampling", SamplingConfig), ("understanding", UnderstandingConfig))
+        if "understanding" in values and values["understanding"] is None:
+            raise ValueError("understanding must be an object, got null; leave it out for a model that only draws")
+        for name, part in parts:
             if isinstance(values.get(name), dict):
                 values[name] = _checked(part, values[name], f"{name}.")
         config: Self = _checked(cls, values, "")
@@ -141,7 +167,8 @@ def _checked(cls: type[Any], values: dict[str, Any], prefix: str) -> Any:
         raise ValueError("; ".join(parts))
     for f in fields:
         if f.name in values and not _fits(values[f.name], f.type):
-            wanted = {int: "a whole number", float: "a finite number", dict[str, int]: "an object of whole numbers"}
+            wanted = {int: "a whole number", float: "a finite number", dict[str, int]: "an object of whole numbers",
+                      list[int]: "a list of whole numbers"}  # fmt: skip
             expected = wanted.get(f.type, "an object")  # type: ignore[call-overload]
             raise ValueError(f"{prefix}{f.name} must be {expected}, got {values[f.name]!r}")
     return cls(**values)
@@ -153,6 +180,8 @@ def _fits(value: object, wanted: object) -> bool:
         return type(value) is int
     if wanted is float:
         return type(value) in (int, float) and -1e30 < value < 1e30  # type: ignore[operator] # no NaN, fits fp32
+    if wanted == list[int]:
+        return isinstance(value, list) and all(type(each) is int for each in value)
     if wanted == dict[str, int]:
         return isinstance(value, dict) and all(type(size) is int for size in value.values())
     return isinstance(value, wanted)  # type: ignore[arg-type]
@@ -177,6 +206,7 @@ def preset(name: str) -> ModelConfig:
             patch_size=4, max_grid=4, default_height=16, default_width=24, max_positions=128, rope_theta=1e4,
             encoder=EncoderConfig(hidden_size=24, num_layers=1, num_heads=2, ffn_size=48),
             sampling=SamplingConfig(top_k=10, shift_base_patches=24),
+            understanding=UnderstandingConfig(start_id=2, stop_ids=[3], max_tokens=16),
         )  # fmt: skip
     if name == "reference":
         return ModelConfig(
@@ -185,6 +215,7 @@ def preset(name: str) -> ModelConfig:
             patch_size=6, max_grid=8, default_height=48, default_width=48, max_positions=512, rope_theta=1e4,
             encoder=EncoderConfig(hidden_size=128, num_layers=4, num_heads=4, ffn_size=256),
             sampling=SamplingConfig(shift_base_patches=64),
+            understanding=UnderstandingConfig(start_id=2, stop_ids=[3], max_tokens=32),  # [BOS] and [EOS]
         )  # fmt: skip
     if name == "base-90m":
         return ModelConfig(

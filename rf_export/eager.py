@@ -1,8 +1,8 @@
-"""Generation in eager PyTorch, one request at a time: the reference that compiled graphs are held against.
+"""Generation and answers in eager PyTorch, one request at a time: the reference that compiled graphs are held against.
 
 Its own loop on purpose: no padding, no static buffers, no guidance rows in one batch; conditional and unconditional
 caches grow by concatenation. Shares with the runtime only the noise that it is given.
-Axes: T prompt tokens, N representation tokens, K representation vocabulary.
+Axes: T prompt tokens, N representation tokens, K representation vocabulary, V text vocabulary.
 """
 
 import math
@@ -148,3 +148,67 @@ def _predict(model: RFModel, x: Tensor, t: Tensor, prefix: _Prefix) -> Tensor:
     (out,), _ = model.run([Segment("pixel", hidden, positions)], None, prefix.past)
     height, width = x.shape[2:]
     return unpatchify(model.pixel_out(out), model.config.patch_size, height, width).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EagerQuestion:
+    """Images, the ids after them, and how to draw the answer."""
+
+    images: list[Tensor]  # [3, H, W] each, of any sizes
+    ids: Tensor  # int64 [T]: the start token and the question
+    max_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    gumbel: Tensor | None = None  # [max_tokens, V]; None where greedy
+    temperature: float = 0.0
+    top_k: int = 1
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(kw_only=True)
+class EagerAnswer:
+    """The tokens of an answer, the one that ends it too, and what they were drawn from."""
+
+    features: Tensor  # [F, d]
+    ids: list[int] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)  # [V] per token, before penalty and temperature
+
+
+@torch.no_grad()
+def answer(model: RFModel, question: EagerQuestion) -> EagerAnswer:
+    """Answer one question, the whole prompt in one pass and then token by token."""
+    patch = model.config.patch_size
+    features = [
+        model.connector(model.encoder(pixels[None]), pixels.shape[1] // patch, pixels.shape[2] // patch)[0]
+        for pixels in question.images
+    ]
+    result = EagerAnswer(features=torch.cat(features) if features else torch.zeros(0, model.config.hidden_size))
+    prefix, ids, images = _Prefix(), question.ids, result.features
+    for step in range(question.max_tokens):
+        hidden = torch.cat([images, F.embedding(ids, model.text_embedding)])[None]
+        logits = model.text_head(prefix.extend(model, "understanding", hidden))[0].float()
+        noise = None if question.gumbel is None else question.gumbel[step]
+        token = sample_text(logits, result.ids, noise, question)
+        result.logits.append(logits)
+        result.ids.append(token)
+        if token in question.stop_ids:
+            break
+        ids, images = torch.tensor([token]), images[:0]
+    return result
+
+
+def sample_text(logits: Tensor, answer_ids: list[int], gumbel: Tensor | None, how: EagerQuestion) -> int:
+    """Draw a token, one rule after the other: penalty, temperature, top k, nucleus, noise; `[V]`, `[V]`."""
+    logits = logits.clone()
+    for token in set(answer_ids):
+        factor = how.repetition_penalty
+        logits[token] = logits[token] / factor if logits[token] > 0 else logits[token] * factor
+    if how.temperature == 0:
+        return int(logits.argmax())
+    assert gumbel is not None
+    scaled = logits / how.temperature
+    best = torch.sort(scaled, descending=True).values[: how.top_k]
+    shares, kept = torch.softmax(best, 0).tolist(), 1
+    while kept < len(best) and (how.top_p >= 1 or sum(shares[:kept]) < how.top_p):
+        kept += 1
+    return int(torch.where(scaled >= best[kept - 1], scaled + gumbel, -torch.inf).argmax())

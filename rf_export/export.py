@@ -28,7 +28,7 @@ from rf_export.shared_weights import SharedWeights
 from rf_export.trace import trace
 from runtime.bundle import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.errors import RFError
-from runtime.manifest import GraphEntry, Manifest, SamplingDefaults, verified_key
+from runtime.manifest import GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults, verified_key
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision
 from runtime.tokenizer import PromptTokenizer
 
@@ -144,7 +144,7 @@ def _manifest(
     model: RFModel, spec: ModelSpec, entries: Sequence[GraphEntry], folder: Path, checkpoint: Path
 ) -> Manifest:
     names = ["tokenizer.json", *dict.fromkeys(name for entry in entries for name in entry.files)]
-    sampling = model.config.sampling
+    sampling, ids = model.config.sampling, model.config.understanding
     return Manifest(
         created_by={"rf_export": VERSION, "torch": torch.__version__, "onnx": onnx.__version__},
         checkpoint={"name": checkpoint.resolve().name, "sha256": checkpoint_sha256(checkpoint)},
@@ -153,6 +153,7 @@ def _manifest(
         tokenizer="tokenizer.json",
         graphs=tuple(entries),
         files={name: describe_file(folder / name) for name in names},
+        understanding=UnderstandingDefaults(**{**vars(ids), "stop_ids": tuple(ids.stop_ids)}) if ids else None,
     )
 
 

@@ -1,12 +1,18 @@
-"""The three exported graphs as PyTorch modules: what goes in and comes out, embeddings, guidance, sampling, Euler step.
+"""The exported graphs as PyTorch modules: what goes in and comes out, embeddings, guidance, sampling, Euler step.
 
 How the decoder and its cache are spelt is the dialect's: `graphs_classic.py`, `graphs_modern.py`.
 
 | graph | input | shape, dtype | output | shape, dtype |
 |---|---|---|---|---|
-| text_decoder | input_ids | [batch, sequence] int64 | logits | [batch, V] float32 |
-| | row_starts | [batch] int64 | present.{i}.key, .value, classic | [batch, H, sequence, D] kv |
-| | past_length | [1] int64 | present.{i}.key, .value, modern | [batch, H, cache, D] kv |
+| text_decoder | input_ids | [batch, sequence] int64 | next_ids | [batch] int64 |
+| | row_starts | [batch] int64 | logits | [batch, V] float32 |
+| | past_length | [1] int64 | present.{i}.key, .value, classic | [batch, H, sequence, D] kv |
+| | image_features | [features, d] kv | present.{i}.key, .value, modern | [batch, H, cache, D] kv |
+| | answer_ids | [batch, answer] int64 | | |
+| | gumbel | [batch, V] float32 | | |
+| | temperature | [batch] float32 | | |
+| | top_k | [batch] int64 | | |
+| | top_p, repetition_penalty | [batch] float32 | | |
 | | past_key_values.{i}.key, .value | [batch, H, cache, D] kv | | |
 | rep_decoder | rep_ids | [request] int64 | next_rep_ids | [request] int64 |
 | | grid_positions | [request, 2] int64 | logits | [request, K] float32 |
@@ -21,7 +27,9 @@ How the decoder and its cache are spelt is the dialect's: `graphs_classic.py`, `
 | | row_starts | [2*request] int64 | | |
 | | past_length | [1] int64 | | |
 | | past_key_values.{i}.key, .value | [2*request, H, cache, D] kv | | |
+| vision_encoder | pixels | [images, 3, height, width] float32 | image_features | [images, tokens, d] kv |
 
+An id of V or more in `input_ids` is an image token: row `id - V` of `image_features`. V in `answer_ids` is none.
 Slot s of row b is visible if `row_starts[b] <= s < past_length`; new tokens take the slots from `past_length` on. In
 `classic` only their rows come out; in `modern` the cache comes out with these rows in it, and may be the same memory.
 Rows are left-padded, so a token's rotary position is its slot minus `row_starts[b]`. Guidance rows: first the
@@ -92,7 +100,7 @@ DECODERS: Final[dict[Dialect, type[Decoder]]] = {"classic": ClassicDecoder, "mod
 
 
 class CachedGraph(nn.Module):
-    """What the three graphs share: the model, whose parameters become initialisers, and the decoder's dialect."""
+    """What the graphs share: the model, whose parameters become initialisers, and the decoder's dialect."""
 
     def __init__(self, model: RFModel, dialect: Dialect) -> None:
         super().__init__()
@@ -108,20 +116,44 @@ class CachedGraph(nn.Module):
 
 
 class TextDecoder(CachedGraph):
-    """Prefill of prompts and text decoding with the understanding expert."""
+    """Prefill of prompts with texts and images, and one step of an answer, with the understanding expert."""
 
     def forward(
-        self, input_ids: Tensor, row_starts: Tensor, past_length: Tensor, *past: Tensor
+        self,
+        input_ids: Tensor,
+        row_starts: Tensor,
+        past_length: Tensor,
+        image_features: Tensor,
+        answer_ids: Tensor,
+        gumbel: Tensor,
+        temperature: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        repetition_penalty: Tensor,
+        *past: Tensor,
     ) -> tuple[Tensor, ...]:
         """See the table of the module."""
-        hidden = F.embedding(input_ids, self.model.text_embedding)
+        hidden = self._embed(input_ids, image_features)
         slots = past_length + torch.arange(input_ids.shape[1])  # [S]
         # Max, not Clip: TensorRT lists no whole numbers for Clip.
         positions = torch.maximum(slots - row_starts[:, None], torch.zeros((), dtype=torch.int64))
         bias = self.decoder.prompt_bias(row_starts, slots, past_length, past)
         hidden, present = self.decoder.extend("understanding", hidden, positions, bias, past_length, past)
         last = self.final_norm("understanding", hidden[:, -1])
-        return self.model.text_head(last).float(), *present
+        logits = self.model.text_head(last).float()
+        penalised = penalise(logits, answer_ids, repetition_penalty)
+        return sample_nucleus(penalised, gumbel, temperature, top_k, top_p), logits, *present
+
+    def _embed(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
+        """Texts from their table, image tokens from the features: `[B, S]`, `[F, d] -> [B, S, d]`.
+
+        Two look-ups and a choice: the table may be hundreds of megabytes, and is never copied to append to it.
+        """
+        vocabulary, zero = self.config.vocab_size, torch.zeros((), dtype=torch.int64)
+        is_image = input_ids >= vocabulary
+        texts = F.embedding(torch.where(is_image, zero, input_ids), self.model.text_embedding)
+        images = F.embedding(torch.where(is_image, input_ids - vocabulary, zero), image_features)
+        return torch.where(is_image[:, :, None], images, texts)
 
 
 class RepDecoder(CachedGraph):
@@ -163,6 +195,34 @@ def sample(logits: Tensor, gumbel: Tensor, temperature: Tensor, top_k: Tensor) -
     return torch.argmax(torch.where(scaled >= threshold, scaled + gumbel, -1e30), dim=1)
 
 
+def penalise(logits: Tensor, answer_ids: Tensor, penalty: Tensor) -> Tensor:
+    """Make what an answer has already less likely: `[B, V]`, `[B, A]`, `[B] -> [B, V]`.
+
+    As in CTRL (arXiv 1909.05858, section 4.1), with positive logits divided and negative ones multiplied, as in HF.
+    """
+    counts = logits.new_zeros(logits.shape[0], logits.shape[1] + 1)  # the last column takes the id that is none
+    seen = counts.scatter(1, answer_ids, 1.0)[:, :-1] > 0
+    factor = penalty[:, None]
+    return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
+
+
+def sample_nucleus(logits: Tensor, gumbel: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Gumbel-max draw from the nucleus (arXiv 1904.09751) of the top k: `[B, V]`, `[B, V]`, three of `[B] -> [B]`.
+
+    The nucleus is the fewest of the k largest that together have a probability of top_p; 1 takes all of them. As in
+    `sample`, the smallest of these is a threshold.
+    """
+    scaled = logits / temperature[:, None]
+    largest = torch.topk(scaled, min(MAX_TOP_K, scaled.shape[1]), dim=1).values
+    among_k = torch.arange(largest.shape[1]) < top_k[:, None]
+    shares = torch.softmax(torch.where(among_k, largest, -1e30), dim=1)
+    before = torch.cumsum(shares, dim=1) - shares
+    limit = top_p[:, None]
+    kept = among_k & ((before < limit) | (limit >= 1))  # rounded sums may reach 1 before the end
+    threshold = torch.where(kept, largest, 1e30).amin(1, keepdim=True)
+    return torch.argmax(torch.where(scaled >= threshold, scaled + gumbel, -1e30), dim=1)
+
+
 class Denoiser(CachedGraph):
     """One Euler step of the pixel stage, with guidance; the cache holds text and representation tokens."""
 
@@ -191,8 +251,19 @@ class Denoiser(CachedGraph):
         return x_t + step * (x_pred - x_t), x_pred
 
 
+class VisionEncoder(CachedGraph):
+    """Pictures as tokens that the text decoder reads: encoder and connector."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the table of the module."""
+        rows, columns = (side // self.config.patch_size for side in pixels.shape[2:])
+        features = self.model.encoder(pixels.to(self.model.encoder.patch_in.weight.dtype))
+        return self.model.connector(features, rows, columns)
+
+
 GRAPHS: Final[dict[GraphName, type[CachedGraph]]] = {
     "text_decoder": TextDecoder,
     "rep_decoder": RepDecoder,
     "denoiser": Denoiser,
+    "vision_encoder": VisionEncoder,
 }

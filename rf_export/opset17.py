@@ -1,8 +1,9 @@
 """Pass: a graph of opset 18 as one of opset 17, the newest that TensorRT 8.6 reads.
 
 The torch exporter writes 18 at the oldest. From 17 to 18 ONNX moved the axes of reductions from an attribute to an
-input and gave Split a count of its outputs; whatever else changed its meaning is refused, not guessed
-(https://github.com/onnx/onnx/blob/main/docs/Changelog.md, version 18). Knows nothing of what a graph computes.
+input, gave Split a count of its outputs and ScatterElements more ways to reduce; whatever else changed its meaning is
+refused, not guessed (https://github.com/onnx/onnx/blob/main/docs/Changelog.md, version 18). Knows nothing of what a
+graph computes.
 """
 
 from typing import Final
@@ -38,6 +39,8 @@ def to_opset_17(model: ir.Model) -> None:
 
 
 def _is_the_same_in_both(node: ir.Node) -> bool:
+    if node.op_type == "ScatterElements" and node.attributes.get_string("reduction", "none") == "none":
+        return True
     try:
         old, new = (get_schema(node.op_type, opset, node.domain) for opset in (OPSET, OPSET + 1))
     except SchemaError:

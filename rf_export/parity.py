@@ -2,8 +2,9 @@
 
 The reference is `rf_export.eager`, which has its own loop, caches, sampling and times, and takes the defaults of
 sampling from the checkpoint; the graphs take them from the manifest. Two prompts of different length are
-drawn together through the graphs (so padding, masks and guidance rows are in play) and one by one in eager. This is
-agreement of implementations, not quality of pictures. Axes: N representation tokens, K representation vocabulary.
+drawn together through the graphs (so padding, masks and guidance rows are in play) and one by one in eager; then a
+question about two images is answered (`parity_understanding.py`). This is agreement of implementations, not quality of
+pictures. Axes: N representation tokens, K representation vocabulary.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from rf_export.eager import EagerRequest, EagerResult, generate, shifted_times
 from rf_export.model import RFModel, Segment
+from rf_export.parity_understanding import UnderstandingParity, compare_understanding, worst_cosine
 from runtime import noise
 from runtime.backends import Session, create_backend
 from runtime.bundle import open_bundle
@@ -66,6 +68,11 @@ class ParityReport:
     denoising_steps: int
     x_pred_cosine: float
     picture_psnr_db: float
+    image_features_cosine: float
+    answer_logits_cosine: float
+    answer_tokens: int  # half of them greedy, half drawn with every option of sampling
+    answer_tokens_equal: int
+    answer_tokens_unexplained: int
     passed: bool
 
 
@@ -127,7 +134,8 @@ def compare(
     num_slots = _num_slots(sessions["rep_decoder"], max(map(len, prompts)) + plan.num_rep_tokens + 1)
     cache = KVCache(manifest.model, precision, 2 * len(prompts), num_slots, dialect=dialect)
     drawn = _draw_graphs(sessions, plan, manifest, cache, prompts, [result.rep_ids.tolist() for result in eager])
-    return _measure(_text_logits(model, prompts), eager, drawn, plan, TOLERANCES[precision])
+    answers = compare_understanding(model, sessions, manifest.model, precision, dialect, SEED)
+    return _measure(_text_logits(model, prompts), eager, drawn, plan, answers, TOLERANCES[precision])
 
 
 def _options(model: RFModel) -> GenerationOptions:
@@ -270,6 +278,7 @@ def _measure(
     eager: list[EagerResult],
     drawn: _Drawn,
     plan: DrawingPlan,
+    answers: UnderstandingParity,
     tolerance: Tolerance,
 ) -> ParityReport:
     rep_logits = np.stack([torch.stack(result.logits).numpy() for result in eager], axis=1)  # [N, R, K]
@@ -279,12 +288,13 @@ def _measure(
     error = np.abs(drawn.rep_logits - rep_logits).max(axis=2)  # [N, R]
     different = drawn.rep_ids != expected_ids  # [R, N]
     unexplained = int((different.T & (_leads(eager, plan) > 2 * error / plan.temperature)).sum())
-    text_cosine = _worst_cosine(drawn.text_logits, text_logits)
-    rep_cosine = _worst_cosine(drawn.rep_logits, rep_logits)
-    x_cosine = _worst_cosine(drawn.x_preds.reshape(*drawn.x_preds.shape[:2], -1),
+    text_cosine = worst_cosine(drawn.text_logits, text_logits)
+    rep_cosine = worst_cosine(drawn.rep_logits, rep_logits)
+    x_cosine = worst_cosine(drawn.x_preds.reshape(*drawn.x_preds.shape[:2], -1),
                              x_preds.reshape(*x_preds.shape[:2], -1)) if same_steps else -1.0  # fmt: skip
     psnr = min(psnr_db(pixels, result.pixels.numpy()) for pixels, result in zip(drawn.pixels, eager, strict=True))
-    cosines = (text_cosine, rep_cosine, x_cosine)
+    cosines = (text_cosine, rep_cosine, x_cosine, answers.features_cosine, answers.logits_cosine)
+    surprises = unexplained + answers.tokens_unexplained
     return ParityReport(
         text_logits_cosine=text_cosine,
         rep_logits_cosine=rep_cosine,
@@ -295,7 +305,12 @@ def _measure(
         denoising_steps=len(drawn.x_preds),
         x_pred_cosine=x_cosine,
         picture_psnr_db=psnr,
-        passed=same_steps and unexplained == 0 and min(cosines) >= tolerance.cosine and psnr >= tolerance.psnr_db,
+        image_features_cosine=answers.features_cosine,
+        answer_logits_cosine=answers.logits_cosine,
+        answer_tokens=answers.num_tokens,
+        answer_tokens_equal=answers.tokens_equal,
+        answer_tokens_unexplained=answers.tokens_unexplained,
+        passed=same_steps and surprises == 0 and min(cosines) >= tolerance.cosine and psnr >= tolerance.psnr_db,
     )
 
 
@@ -315,13 +330,6 @@ def _leads(eager: list[EagerResult], plan: DrawingPlan) -> NDArray[np.float32]:
             first, second = np.sort(np.where(scaled >= ordered[plan.top_k - 1], noisy, -np.inf))[::-1][:2]
             leads[step, row] = min(first - second, border)
     return leads
-
-
-def _worst_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Smallest cosine over the last axis, in float64; -1 where a value is not finite."""
-    a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    cosine = (a64 * b64).sum(-1) / (np.linalg.norm(a64, axis=-1) * np.linalg.norm(b64, axis=-1))
-    return float(cosine.min()) if np.isfinite(cosine).all() else -1.0
 
 
 def psnr_db(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

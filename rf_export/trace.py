@@ -28,7 +28,9 @@ from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, Pre
 
 # 18 is what torch's exporter writes natively: TensorRT from 10 on and ONNX Runtime take it as it is.
 OPSETS: Final[dict[Dialect, int]] = {"classic": 18, "modern": 24}
-_EXAMPLE_SIZES = {"batch": 2, "sequence": 3, "cache": 5, "request": 2, "2*request": 4}  # 0 and 1 would specialise
+# 0 and 1 would specialise.
+_EXAMPLE_SIZES = {"batch": 2, "sequence": 3, "cache": 5, "request": 2, "2*request": 4, "features": 6, "answer": 7,
+                  "images": 2}  # fmt: skip
 
 
 def trace(
@@ -63,7 +65,7 @@ def trace(
             GRAPHS[graph](model, dialect).eval(),
             tuple(inputs),
             dynamo=True,
-            dynamic_shapes=(*free[:num_plain], tuple(free[num_plain:])),
+            dynamic_shapes=(*free[:num_plain], *([tuple(free[num_plain:])] if free[num_plain:] else [])),
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
             opset_version=OPSETS[dialect],
@@ -83,11 +85,15 @@ def trace(
 def _example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[list[Tensor], list[dict[int, object]]]:
     patch = config.patch_size
     sizes = {**_EXAMPLE_SIZES, "height": 4 * patch, "width": 6 * patch}
-    free: dict[str, object] = {name: Dim(name, min=1) for name in ("batch", "sequence", "cache", "request")}
+    names = ("batch", "sequence", "cache", "request", "features", "answer", "images")
+    free: dict[str, object] = {name: Dim(name, min=1) for name in names}
     free["2*request"] = 2 * free["request"]  # type: ignore[operator]
     # One representation token stands for 2x2 patches, so there are two at least.
     free["height"] = patch * Dim("patch_rows", min=2, max=2 * config.max_grid)
     free["width"] = patch * Dim("patch_columns", min=2, max=2 * config.max_grid)
+    if signature.inputs[0].name == "pixels":  # the encoder merges 2x2 patches, so their numbers are even
+        free["height"] = config.cell * Dim("cell_rows", min=1, max=config.max_grid)
+        free["width"] = config.cell * Dim("cell_columns", min=1, max=config.max_grid)
     inputs, shapes = [], []
     for spec in signature.inputs:
         shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
@@ -103,7 +109,9 @@ def _check_ranges(captured: ExportedProgram, signature: GraphSignature, config: 
     Where code branches on a size, torch (2.13) narrows the dimension to the sizes of one branch and goes on:
     `torch.export` for derived dimensions, `torch.onnx.export` for all.
     """
-    side = (2 * config.patch_size, 2 * config.max_grid * config.patch_size)
+    # Of a multiple of a free number, torch claims two at the least: tests run the encoder on pictures of one cell.
+    smallest = 2 * config.cell if graph == "vision_encoder" else config.cell
+    side = (smallest, config.max_grid * config.cell)
     asked = {"height": side, "width": side, "2*request": (2, math.inf)}
     sizes = {node.name: node.meta["val"].shape for node in captured.graph.nodes if node.op == "placeholder"}
     for spec, name in zip(signature.inputs, captured.graph_signature.user_inputs, strict=True):
@@ -150,7 +158,8 @@ def name_dimensions(model: ir.Model, signature: GraphSignature) -> None:
     """Pass: give free dimensions the names of the signature (torch derives `4*patch_rows` and the like).
 
     Only symbolic dimensions are renamed, and those of outputs only where an input has the same symbol: one that was
-    baked static, or became another expression such as `Min(16, 4*s63)`, stays visible to the check that follows.
+    baked static, or became another expression such as `Min(16, 4*s63)`, stays visible to the check that follows. A
+    name that no input has is of a product of others, such as the tokens of an image.
     """
     symbols = collections.defaultdict[str, set[str]](set)
     num_inputs = len(signature.inputs)
@@ -164,7 +173,8 @@ def name_dimensions(model: ir.Model, signature: GraphSignature) -> None:
             if isinstance(wanted, str) and isinstance(found, ir.SymbolicDim):
                 if i < num_inputs:
                     symbols[wanted].add(str(found))
-                dims.append(wanted if str(found) in symbols[wanted] else found)
+                is_new = i >= num_inputs and wanted not in symbols and "*" in str(found)
+                dims.append(wanted if is_new or str(found) in symbols[wanted] else found)
             else:
                 dims.append(found)
         value.shape = ir.Shape(dims)

@@ -1,13 +1,16 @@
-"""Draws pictures with an exported bundle: the part of rf-export that ships, without torch.
+"""Draws and reads pictures with an exported bundle: the part of rf-export that ships, without torch.
 
     from runtime import Pipeline
-    picture = Pipeline.load("bundle").draw("a red car", seed=7)
+    pipeline = Pipeline.load("bundle")
+    picture = pipeline.draw("a red car", seed=7)
+    caption = pipeline.understand(picture)
 
 Importing this package loads nothing: each name is imported when it is first used, and the library that runs
 graphs when a pipeline is loaded.
 
 Code map: signature (what goes in and out of graphs) -> manifest, bundle, engine (files) -> backends
-(libraries that run graphs) -> cache, stages, stage_runner, request, pipeline (drawing) -> handle, batches, dispatch,
+(libraries that run graphs) -> cache, stages, stage_runner, request, pipeline (drawing), answers, conversation
+(understanding; images reads files) -> handle, batches, dispatch,
 scheduler (drawing for many callers); noise, schedule, options, tokenizer, events, png, doctor stand alone. On a GPU:
 backends/tensorrt, backends/ort_cuda -> backends/device_stages -> backends/device_memory, backends/cuda_device ->
 backends/cuda_driver.
@@ -18,16 +21,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle, open_bundle
+    from runtime.conversation import Conversation
     from runtime.errors import RFError
-    from runtime.events import Event, PictureEvent, StepEvent, TokenEvent
+    from runtime.events import AnswerEvent, Event, PictureEvent, StepEvent, TokenEvent, WordEvent
     from runtime.handle import DrawingHandle
-    from runtime.options import GenerationOptions
+    from runtime.options import AnswerOptions, GenerationOptions
     from runtime.pipeline import Pipeline
     from runtime.png import save_png
     from runtime.scheduler import Scheduler
 
 __all__ = [
+    "AnswerEvent",
+    "AnswerOptions",
     "Bundle",
+    "Conversation",
     "DrawingHandle",
     "Event",
     "GenerationOptions",
@@ -37,12 +44,16 @@ __all__ = [
     "Scheduler",
     "StepEvent",
     "TokenEvent",
+    "WordEvent",
     "open_bundle",
     "save_png",
 ]
 
 _HOMES: Final = {
+    "AnswerEvent": "events",
+    "AnswerOptions": "options",
     "Bundle": "bundle",
+    "Conversation": "conversation",
     "DrawingHandle": "handle",
     "Event": "events",
     "GenerationOptions": "options",
@@ -52,6 +63,7 @@ _HOMES: Final = {
     "Scheduler": "scheduler",
     "StepEvent": "events",
     "TokenEvent": "events",
+    "WordEvent": "events",
     "open_bundle": "bundle",
     "save_png": "png",
 }

@@ -1,11 +1,12 @@
-"""What a drawing reports while it runs. Knows nothing of how it is made.
+"""What a drawing or an answer reports while it runs. Knows nothing of how it is made.
 
 Every array is the receiver's own: it stays as it is when the drawing goes on.
-Legend: R requests (prompts), N representation tokens, K representation vocabulary, H and W pixels.
+Legend: R requests (prompts), N representation tokens, K representation vocabulary, H and W pixels, V text
+vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,28 @@ class PictureEvent:
     picture: npt.NDArray[np.uint8]  # [H, W, 3]
     pixels: npt.NDArray[np.float32]  # [3, H, W], -1 to 1 but not clipped
     rep_ids: npt.NDArray[np.int64]  # [N]
+
+
+@dataclass(frozen=True, eq=False)
+class WordEvent:
+    """A token of an answer was drawn, the one that ends it too."""
+
+    step: int  # 0 to max_tokens - 1
+    max_tokens: int
+    token_id: int
+    text: str  # what it adds to the answer; empty for the end, and for a part of a character
+    logits: npt.NDArray[np.float32]  # [V] before penalty and temperature
+
+
+@dataclass(frozen=True)
+class AnswerEvent:
+    """An answer is complete."""
+
+    question: str
+    text: str
+    token_ids: list[int]  # the one that ends it too
+    seed: int
+    ended_by: Literal["stop", "length"]  # the model, or max_tokens
 
 
 Event: TypeAlias = TokenEvent | StepEvent | PictureEvent

@@ -40,6 +40,7 @@ def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]
         "checkpoint": manifest.checkpoint,
         "model": vars(manifest.model),
         "sampling": vars(manifest.sampling),
+        "understanding": manifest.understanding.to_dict() if manifest.understanding else None,
         "graphs": [_describe_graph(bundle, graph) for graph in manifest.graphs],
         "files": {name: entry.size for name, entry in manifest.files.items()},
         "cache_bytes": {name: cache_bytes(manifest.model, name) for name in manifest.precisions},
@@ -98,6 +99,8 @@ def format_description(description: dict[str, Any]) -> str:
         f"default picture {model['default_height']} x {model['default_width']}",
         "  " + ", ".join(f"{name} {version}" for name, version in description["created_by"].items()),
     ]
+    ids = description["understanding"]
+    lines.append(f"  answers questions, between id {ids['start_id']} and {ids['stop_ids']}" if ids else "  draws only")
     for graph in description["graphs"]:
         lines.append(f"\n{graph['name']} {graph['precision']} {graph['dialect']} (opset {graph['opset']})")
         lines += [f"  in   {text}" for text in _folded(graph["inputs"])]

@@ -27,7 +27,7 @@ from runtime.signature import (
 )
 
 FORMAT: Final = "rf-export-bundle"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # in 1 there was no vision_encoder
 MANIFEST_NAME: Final = "manifest.json"
 
 
@@ -56,6 +56,23 @@ class SamplingDefaults:
             raise ValueError("num_steps, top_k and shift_base_patches must be >= 1")
         if self.temperature < 0 or self.shift <= 0:
             raise ValueError("temperature must be >= 0 and shift > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderstandingDefaults:
+    """The ids around a question and its answer, and how many tokens an answer has at the most."""
+
+    start_id: int  # between images and question
+    stop_ids: tuple[int, ...]  # the end of an answer
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        if not self.stop_ids or min(self.start_id, *self.stop_ids) < 0 or self.max_tokens < 1:
+            raise ValueError("understanding needs ids >= 0, one stop_id at least, and max_tokens >= 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {**asdict(self), "stop_ids": list(self.stop_ids)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +106,7 @@ class Manifest:
     graphs: tuple[GraphEntry, ...]
     files: dict[str, FileEntry]
     verified: dict[str, Any] = field(default_factory=dict)
+    understanding: UnderstandingDefaults | None = None  # None where the model answers no questions
 
     def __post_init__(self) -> None:
         names = [name for graph in self.graphs for name in graph.files] + [self.tokenizer]
@@ -100,11 +118,16 @@ class Manifest:
             if keys.count(key) > 1:
                 raise ValueError(f"graph {' '.join(key)} is there twice")
         for precision, dialect in sorted({key[1:] for key in keys}):
-            lengths = {graph.signature.cache_slots for graph in self.graphs_of(precision, dialect)}
+            graphs = [graph for graph in self.graphs_of(precision, dialect) if graph.name != "vision_encoder"]
+            lengths = {graph.signature.cache_slots for graph in graphs}
             if len(lengths) > 1:
                 raise ValueError(f"the {precision} {dialect} graphs have caches of different lengths")
         if self.sampling.top_k > self.model.max_top_k:
             raise ValueError(f"top_k must be at most {self.model.max_top_k}, got {self.sampling.top_k}")
+        if self.understanding:
+            largest = max(self.understanding.start_id, *self.understanding.stop_ids)
+            if largest >= self.model.vocab_size:
+                raise ValueError(f"understanding has id {largest}, and the model knows {self.model.vocab_size}")
 
     @property
     def bundle_id(self) -> str:
@@ -134,6 +157,7 @@ class Manifest:
             "checkpoint": self.checkpoint,
             "model": asdict(self.model),
             "sampling": asdict(self.sampling),
+            **({"understanding": self.understanding.to_dict()} if self.understanding else {}),
             "tokenizer": {"file": self.tokenizer},
             "graphs": [_graph_to_dict(graph) for graph in self.graphs],
             "files": {name: asdict(entry) for name, entry in sorted(self.files.items())},
@@ -165,6 +189,7 @@ class Manifest:
                 graphs=tuple(_read_graph(section, model) for section in top.sections("graphs")),
                 files=read_files(top.section("files")),
                 verified=top.mapping("verified"),
+                understanding=_read_understanding(top) if "understanding" in top.names() else None,
             )
         except ValueError as error:
             raise RFError(f"{where}: {error}.") from error
@@ -198,7 +223,7 @@ def _check_format(top: Section) -> None:
     if version != FORMAT_VERSION:
         raise RFError(
             f"{top.where} has format version {version}, and this rf-export reads {FORMAT_VERSION}. "
-            "Install a newer rf-export, or export the bundle again."
+            f"{'Install a newer rf-export, or export' if version > FORMAT_VERSION else 'Export'} the bundle again."
         )
 
 
@@ -223,6 +248,20 @@ def _read_sampling(section: Section) -> SamplingDefaults:
     )
     section.done()
     return sampling
+
+
+def _read_understanding(top: Section) -> UnderstandingDefaults:
+    section = top.section("understanding")
+    stop_ids = section.array("stop_ids")
+    if not all(type(each) is int for each in stop_ids):
+        raise RFError(f"{section.where}: 'stop_ids' must be a list of whole numbers.")
+    understanding = UnderstandingDefaults(
+        start_id=section.integer("start_id", 0),
+        stop_ids=tuple(stop_ids),
+        max_tokens=section.integer("max_tokens", 1),
+    )
+    section.done()
+    return understanding
 
 
 def _read_tokenizer(section: Section) -> str:

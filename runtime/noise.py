@@ -20,23 +20,25 @@ import numpy.typing as npt
 
 REPRESENTATION_STAGE: Final = 0  # step = index of the representation token
 PIXEL_STAGE: Final = 1  # step = 0
+TEXT_STAGE: Final = 2  # step = index of the token in the answer
 
 MAX_SEED: Final = 2**64 - 1
 _LARGEST_UNIFORM: Final = 1.0 - 2.0**-53
 
 
-def gumbel(seed: int, step: int, size: int) -> npt.NDArray[np.float32]:
-    """Gumbel noise of one representation token: `argmax(logits + noise)` is a draw from softmax(logits).
+def gumbel(seed: int, step: int, size: int, stage: int = REPRESENTATION_STAGE) -> npt.NDArray[np.float32]:
+    """Gumbel noise of one token: `argmax(logits + noise)` is a draw from softmax(logits).
 
     Args:
         seed: Seed of the request, 0 to 2**64 - 1.
-        step: Index of the representation token.
-        size: How many numbers, the representation vocabulary K.
+        step: Index of the token.
+        size: How many numbers: the size of the vocabulary.
+        stage: `REPRESENTATION_STAGE` or `TEXT_STAGE`.
 
     Returns:
         [size] float32.
     """
-    values = uniform(seed, REPRESENTATION_STAGE, step, size)
+    values = uniform(seed, stage, step, size)
     for _ in range(2):
         np.log(values, out=values)
         np.negative(values, out=values)
@@ -66,7 +68,7 @@ def uniform(seed: int, stage: int, step: int, size: int) -> npt.NDArray[np.float
 
     Args:
         seed: 0 to 2**64 - 1.
-        stage: `REPRESENTATION_STAGE` or `PIXEL_STAGE`.
+        stage: One of those above.
         step: 0 to 2**32 - 1.
         size: How many numbers.
 

@@ -1,4 +1,4 @@
-"""How a picture is drawn: what the caller may choose, and what comes of it for a given model.
+"""How a picture is drawn and a question answered: what the caller may choose, and what comes of it for a given model.
 
 Knows nothing of graphs and prompts. A value that is out of range is refused here, before anything runs.
 """
@@ -11,6 +11,7 @@ from runtime.errors import RFError
 from runtime.manifest import Manifest
 
 MAX_STEPS: Final = 1000
+MAX_PENALTY: Final = 1000
 MAX_GUIDANCE: Final = 1000  # beyond any use, and far from the limits of float32
 
 
@@ -64,6 +65,74 @@ class DrawingPlan:
     def num_rep_tokens(self) -> int:
         """Representation tokens N of a picture."""
         return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """What the caller chooses of an answer; None stands for the bundle's default, and for as many as there are.
+
+    A temperature of 0 takes the most likely token every time. top_k draws among the k most likely ones, top_p among the
+    fewest that together have that probability. A repetition_penalty above 1 makes tokens of the answer less likely.
+
+    Raises:
+        RFError: A value that no model takes.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RFError(f"{name} must be >= 1, got {value}.")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise RFError(f"temperature must be >= 0, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise RFError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+        if not 0 < self.repetition_penalty <= MAX_PENALTY:
+            raise RFError(f"repetition_penalty must be above 0 and at most {MAX_PENALTY}, got "
+                          f"{self.repetition_penalty}.")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPlan:
+    """Every value that an answer needs, fit for the model."""
+
+    max_tokens: int
+    temperature: float  # > 0
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    greedy: bool  # no noise: the most likely token every time
+
+
+def plan_answer(options: AnswerOptions, manifest: Manifest) -> AnswerPlan:
+    """Fill in the bundle's defaults and check against the model.
+
+    Raises:
+        RFError: The model was not trained to answer, or not with such options.
+    """
+    if manifest.understanding is None:
+        raise RFError(
+            "This model answers no questions: its bundle says nothing of the ids around a question. If it was trained "
+            'to, add a section "understanding" with start_id and stop_ids to config.json, and export it again.'
+        )
+    limit = manifest.model.max_text_top_k
+    if options.top_k is not None and options.top_k > limit:
+        raise RFError(f"top_k must be 1 to {limit} for this model, got {options.top_k}.")
+    greedy = options.temperature == 0
+    return AnswerPlan(
+        max_tokens=options.max_tokens or manifest.understanding.max_tokens,
+        temperature=1.0 if greedy else options.temperature,
+        top_k=1 if greedy else options.top_k or limit,
+        top_p=options.top_p,
+        repetition_penalty=options.repetition_penalty,
+        greedy=greedy,
+    )
 
 
 def plan_drawing(options: GenerationOptions, manifest: Manifest) -> DrawingPlan:

@@ -1,4 +1,4 @@
-"""Texts in, pictures out: loads a bundle and runs its stages.
+"""Texts in, pictures out, and questions about pictures: loads a bundle and runs its stages.
 
 Knows nothing of libraries that run graphs, and nothing of how graphs are made.
 """
@@ -14,10 +14,12 @@ import numpy.typing as npt
 
 from runtime.backends import Backend, Session, create_backend
 from runtime.bundle import Bundle, Verify, open_bundle
+from runtime.conversation import Conversation, Loaded
 from runtime.engine import Engine, find_engine, open_engine, require_weights, use_engine
 from runtime.errors import RFError
-from runtime.events import Event, PictureEvent
-from runtime.options import GenerationOptions
+from runtime.events import AnswerEvent, Event, PictureEvent
+from runtime.images import Picture
+from runtime.options import AnswerOptions, GenerationOptions
 from runtime.request import Request, check_requests
 from runtime.signature import GRAPHS, Dialect, GraphName, Precision, check_signature
 from runtime.stage_runner import Drawing, HostStages, StageRunner
@@ -159,6 +161,28 @@ class Pipeline:
         *_, last = self.generate([prompt], seed=seed, options=options, previews=False)
         assert isinstance(last, PictureEvent)
         return last.picture
+
+    def converse(self) -> Conversation:
+        """Begin a conversation about pictures; raises RFError where the model answers no questions."""
+        return Conversation(
+            Loaded(
+                sessions=self._sessions,
+                manifest=self.bundle.manifest,
+                tokenizer=self._tokenizer,
+                precision=self.precision,
+                dialect=self.dialect,
+            )
+        )
+
+    def understand(
+        self, *pictures: Picture, question: str = "", seed: int = 0, options: AnswerOptions | None = None
+    ) -> str:
+        """The answer to one question about pictures, or a caption; see `converse`, `Conversation.ask`."""
+        conversation = self.converse()
+        conversation.show(*pictures)
+        *_, last = conversation.ask(question, seed=seed, options=options)
+        assert isinstance(last, AnswerEvent)
+        return last.text
 
     def start(
         self, num_requests: int, prompt_length: int, num_rep_tokens: int, *, previews: bool = True

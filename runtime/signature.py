@@ -5,12 +5,16 @@ dimensions have names, the ONNX `dim_param`s, and profiles of engines are set on
 
 Legend: R requests, B rows (2R in rep_decoder and denoiser: R conditional rows, then R unconditional),
 S new tokens, P cache slots, L layers, H key/value heads, D head size, V text vocabulary,
-K representation vocabulary.
+K representation vocabulary, I images of one size, N tokens of an image, F image tokens, d width of the decoder,
+A tokens of an answer.
 
 text_decoder
-    in   input_ids int64 [B, S] · row_starts int64 [B] · past_length int64 [1]
+    in   input_ids int64 [B, S]: ids of texts, and V + f for the image token in row f of image_features
+         row_starts int64 [B] · past_length int64 [1] · image_features kv [F, d], one row where nobody asks for any
+         answer_ids int64 [B, A], drawn so far: V stands for none · gumbel float32 [B, V] · temperature float32 [B]
+         top_k int64 [B] · top_p float32 [B] · repetition_penalty float32 [B]
          past_key_values.{i}.key and .value kv [B, H, P, D]
-    out  logits float32 [B, V], of the last position
+    out  next_ids int64 [B] · logits float32 [B, V] of the last position, before penalty and temperature
          present.{i}.key and .value kv: classic [B, H, S, D], modern [B, H, P, D]
 rep_decoder
     in   rep_ids int64 [R] · grid_positions int64 [R, 2] · row_starts int64 [2R] · past_length int64 [1]
@@ -22,13 +26,16 @@ denoiser
     in   x_t float32 [R, 3, height, width] · t float32 [R] · t_next float32 [R] · guidance_scale float32 [R]
          row_starts int64 [2R] · past_length int64 [1] · past_key_values.* kv [2R, H, P, D]
     out  x_next float32 [R, 3, height, width] · x_pred the same: the guided estimate of the picture
+vision_encoder
+    in   pixels float32 [I, 3, height, width] in [-1, 1]
+    out  image_features kv [I, N, d], which text_decoder takes in place of the embeddings of texts
 
 kv is float16 in precision fp16 and int8-fp16, and float32 in fp32 and int8: INT8 is inside of matrix products
 only. Slot s of row b is seen where row_starts[b] <= s < past_length; the new tokens take the slots from
 past_length on. In the classic dialect only their keys and values come out: the caller owns the cache and
 writes them. In the modern dialect the graph writes them: present is past with the new rows in it, and both may
-be bound to the same memory. There P may be one fixed number in all three graphs, since TensorRT writes in place
-only into a cache of fixed length.
+be bound to the same memory. There P may be one fixed number in all graphs that have it, since TensorRT writes in
+place only into a cache of fixed length.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +43,7 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 
 from runtime.errors import RFError
 
-GraphName: TypeAlias = Literal["text_decoder", "rep_decoder", "denoiser"]
+GraphName: TypeAlias = Literal["text_decoder", "rep_decoder", "denoiser", "vision_encoder"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8-fp16"]
 Dialect: TypeAlias = Literal["classic", "modern"]
 Dim: TypeAlias = int | str
@@ -46,7 +53,8 @@ PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 DIALECTS: Final[tuple[Dialect, ...]] = get_args(Dialect)
 ANY_DIM: Final = "?"  # a free dimension whose name is not known: engines keep no names
 MAX_LAYERS: Final = 1024
-MAX_TOP_K: Final = 1024  # rep_decoder's in-graph TopK is this wide, or K wide where K is smaller
+MAX_ANSWER: Final = 256  # so many tokens of an answer, the last ones, a repetition penalty looks at
+MAX_TOP_K: Final = 1024  # the in-graph TopK is this wide, or as wide as a vocabulary that is smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +62,7 @@ class ModelSpec:
     """What a host has to know of a model, the `model` section of the manifest. Sizes are in pixels."""
 
     patch_size: int
+    hidden_size: int  # width d of the decoder
     num_layers: int
     num_kv_heads: int
     head_dim: int
@@ -83,6 +92,11 @@ class ModelSpec:
     def max_top_k(self) -> int:
         """Largest top_k that rep_decoder takes."""
         return min(MAX_TOP_K, self.rep_vocab_size)
+
+    @property
+    def max_text_top_k(self) -> int:
+        """Largest top_k that text_decoder takes."""
+        return min(MAX_TOP_K, self.vocab_size)
 
     def rep_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of representation tokens of a picture; raises ValueError for other sizes."""
@@ -154,8 +168,10 @@ class GraphSignature:
             free = cls(_text_inputs(model, kv), _text_outputs(model, kv, "cache" if in_place else "sequence"))
         elif graph == "rep_decoder":
             free = cls(_rep_inputs(model, kv), _rep_outputs(model, kv, "cache" if in_place else 1))
-        else:
+        elif graph == "denoiser":
             free = cls(_denoiser_inputs(model, kv), _denoiser_outputs())
+        else:
+            free = cls(*_vision_tensors(model, kv))
         if cache_slots is None:
             return free
         return cls(_fix_cache(free.inputs, cache_slots), _fix_cache(free.outputs, cache_slots))
@@ -222,13 +238,23 @@ def _text_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
         TensorSpec("input_ids", "int64", ("batch", "sequence")),
         TensorSpec("row_starts", "int64", ("batch",)),
         TensorSpec("past_length", "int64", (1,)),
+        TensorSpec("image_features", kv, ("features", model.hidden_size)),
+        TensorSpec("answer_ids", "int64", ("batch", "answer")),
+        TensorSpec("gumbel", "float32", ("batch", model.vocab_size)),
+        TensorSpec("temperature", "float32", ("batch",)),
+        TensorSpec("top_k", "int64", ("batch",)),
+        TensorSpec("top_p", "float32", ("batch",)),
+        TensorSpec("repetition_penalty", "float32", ("batch",)),
         *_kv("past_key_values", model, kv, "batch", "cache"),
     )
 
 
 def _text_outputs(model: ModelSpec, kv: str, slots: Dim) -> tuple[TensorSpec, ...]:
-    logits = TensorSpec("logits", "float32", ("batch", model.vocab_size))
-    return (logits, *_kv("present", model, kv, "batch", slots))
+    return (
+        TensorSpec("next_ids", "int64", ("batch",)),
+        TensorSpec("logits", "float32", ("batch", model.vocab_size)),
+        *_kv("present", model, kv, "batch", slots),
+    )
 
 
 def _rep_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
@@ -270,3 +296,8 @@ def _denoiser_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
 
 def _denoiser_outputs() -> tuple[TensorSpec, ...]:
     return (TensorSpec("x_next", "float32", _PICTURE), TensorSpec("x_pred", "float32", _PICTURE))
+
+
+def _vision_tensors(model: ModelSpec, kv: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    pixels = TensorSpec("pixels", "float32", ("images", 3, "height", "width"))
+    return (pixels,), (TensorSpec("image_features", kv, ("images", "tokens", model.hidden_size)),)

@@ -10,6 +10,7 @@ representation stage, and neither text nor representation tokens in the denoiser
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from runtime.backends import Session
 from runtime.cache import KVCache
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
+from runtime.signature import TensorSpec
 
 
 def prefill(
@@ -45,6 +47,7 @@ def prefill(
             "input_ids": input_ids,
             "row_starts": row_starts[rows],
             "past_length": np.zeros(1, np.int64),
+            **unsampled_inputs(len(rows), *text_widths(session), cache.values.dtype),
             **write.inputs,
         },
         write.outputs,
@@ -54,6 +57,27 @@ def prefill(
     for row in rows:
         cache.hide(int(row), int(row_starts[row]))  # what a graph computes for the padding stays out of the cache
     return row_starts
+
+
+def text_widths(session: Session) -> tuple[int, int]:
+    """Size V of the vocabulary and width d of the decoder, as text_decoder tells them."""
+    return _width(session.signature.input("gumbel")), _width(session.signature.input("image_features"))
+
+
+def unsampled_inputs(
+    num_rows: int, vocab_size: int, hidden_size: int, kv: npt.DTypeLike
+) -> dict[str, npt.NDArray[Any]]:
+    """What else text_decoder reads, for a text without images whose next token nobody wants."""
+    ones = np.ones(num_rows, np.float32)
+    return {
+        "image_features": np.zeros((1, hidden_size), kv),
+        "answer_ids": np.full((num_rows, 1), vocab_size, np.int64),
+        "gumbel": np.zeros((num_rows, vocab_size), np.float32),
+        "temperature": ones,
+        "top_k": np.ones(num_rows, np.int64),
+        "top_p": ones,
+        "repetition_penalty": ones,
+    }
 
 
 class TokenStep:
@@ -73,7 +97,7 @@ class TokenStep:
         row_starts: npt.NDArray[np.int64],  # [2R]
     ) -> None:
         self._plans, self._cache = plans, cache
-        self.gumbel = np.zeros((len(plans), _vocabulary(session)), np.float32)
+        self.gumbel = np.zeros((len(plans), _width(session.signature.output("logits"))), np.float32)
         self.next_rep_ids = np.zeros(len(plans), np.int64)
         self.logits = np.zeros_like(self.gumbel)
         self._rep_ids = np.zeros(len(plans), np.int64)
@@ -217,8 +241,8 @@ def denoise(
         yield StepEvent(step, num_steps, t, t_next, x_t.copy(), run.x_pred.copy())
 
 
-def _vocabulary(session: Session) -> int:
-    """Size K of the representation vocabulary."""
-    size = session.signature.output("logits").shape[1]
+def _width(spec: TensorSpec) -> int:
+    """Size of the last axis."""
+    size = spec.shape[-1]
     assert isinstance(size, int)
     return size

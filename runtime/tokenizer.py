@@ -1,5 +1,6 @@
-"""Prompts to token ids, with a Hugging Face `tokenizer.json`. Knows nothing of models and pictures."""
+"""Prompts to token ids and back, with a Hugging Face `tokenizer.json`. Knows nothing of models and pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,11 +60,19 @@ class PromptTokenizer:
             )
         return list(encoding.ids)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids. One that ends within a character ends with the sign of the unknown."""
+        return str(self._tokenizer.decode(list(ids)))
+
     def _refuse_unknown(self, prompt: str, encoding: "Encoding") -> None:
         if self._unknown_id is None or self._unknown_id not in encoding.ids:
             return
-        spans = zip(encoding.ids, encoding.offsets, strict=True)
-        words = [_word_at(prompt, *span) for token, span in spans if token == self._unknown_id]
+        tokens = zip(encoding.ids, encoding.offsets, strict=True)
+        spans = [span for token, span in tokens if token == self._unknown_id]
+        parts = [prompt[start:end] for start, end in spans]
+        # The word before a sign may be known, so signs are named where there is nothing else to name.
+        of_words = [span for span, part in zip(spans, parts, strict=True) if any(map(str.isalnum, part))]
+        words = [_word_at(prompt, *span) for span in of_words] or parts
         names = ", ".join(repr(word) for word in dict.fromkeys(words))
         raise RFError(
             f"The model does not know {names} in the prompt {_shortened(prompt)!r}. Use words of its vocabulary."

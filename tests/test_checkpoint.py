@@ -231,7 +231,7 @@ def test_no_wrong_value_anywhere_in_a_config_is_taken_for_a_model(folder: Path, 
     wrong = [None, "x", True, [], {"x": 1}, math.nan, math.inf]
     if place != ("model_type",):
         wrong += [10**400] if number else [2.5]
-        wrong += [0, -1] if positive else []
+        wrong += [-1] if place[-1] == "start_id" else [0, -1] if positive else []
     for value in wrong:
         config = json.loads(json.dumps(CONFIG))
         functools.reduce(dict.__getitem__, place[:-1], config)[place[-1]] = value

@@ -18,8 +18,8 @@ from runtime.device_layout import ALIGNMENT, cache_slots, padded_prompt
 from runtime.signature import GRAPHS, GraphSignature, ModelSpec
 
 MODEL = ModelSpec(
-    patch_size=4, num_layers=2, num_kv_heads=2, head_dim=8, vocab_size=61, rep_vocab_size=40, rep_start_id=40,
-    max_grid=4, max_positions=128, default_height=16, default_width=24, num_parameters=1,
+    patch_size=4, hidden_size=32, num_layers=2, num_kv_heads=2, head_dim=8, vocab_size=61, rep_vocab_size=40,
+    rep_start_id=40, max_grid=4, max_positions=128, default_height=16, default_width=24, num_parameters=1,
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_a_wrong_range_is_refused(text):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dims": {"cache": DimRange(1, 1, 1)}}, "no dimension 'cache'; choose from batch, prompt, height, width"),
+        ({"dims": {"cache": DimRange(1, 1, 1)}}, "no dimension 'cache'; choose from batch, prompt, images, height"),
         ({"workspace_mib": 0}, "workspace_mib must be >= 1"),
         ({"builder_optimization_level": 6}, "must be 0 to 5"),
         ({"compute_capabilities": ("sm_86",)}, "written like 8.6"),
@@ -72,9 +72,19 @@ def test_the_cache_holds_the_longest_prompt_and_the_largest_picture():
     (profile,) = profiles("denoiser", MODEL, "fp16", dims)
     assert profile["cache"].max >= 40 + 4 * 3 + 1
     assert profile["cache"].min <= 1 + 1 * 3 + 1 + 8
-    prefill, decode = profiles("text_decoder", MODEL, "fp16", dims)
+    prefill, decode, further = profiles("text_decoder", MODEL, "fp16", dims)
     assert (prefill["sequence"], prefill["cache"]) == (DimRange(1, 8, 40), DimRange(1, 1, 1))
     assert (decode["sequence"], decode["cache"].max) == (DimRange(1, 1, 1), profile["cache"].max)
+    assert (further["sequence"], further["cache"]) == (prefill["sequence"], decode["cache"])
+
+
+def test_images_have_tokens_for_the_prompt_and_a_profile_of_the_encoder():
+    dims = resolve_dims(MODEL, {"images": DimRange(1, 2, 3), "height": DimRange(8, 16, 32)})
+    for profile in profiles("text_decoder", MODEL, "fp16", dims):
+        assert profile["features"] == DimRange(1, 2 * 2 * 3, 3 * 4 * 3)
+    assert profiles("vision_encoder", MODEL, "fp16", dims) == [
+        {"images": DimRange(1, 2, 3), "height": DimRange(8, 16, 32), "width": DimRange(24, 24, 24)}
+    ]
 
 
 def test_defaults_fit_the_model():
@@ -111,8 +121,9 @@ def test_probes_are_inside_their_profile(low, more, prompt, longer):
             sizes = probe_sizes(profile)
             assert all(profile[dim].min <= sizes[dim] <= profile[dim].max for dim in profile)
             inputs = probe_inputs(GraphSignature.of(name, MODEL, "fp16"), MODEL, sizes)
-            assert inputs["past_length"][0] <= sizes["cache"]
-            assert (inputs["row_starts"] <= inputs["past_length"]).all()
+            if "past_length" in inputs:
+                assert inputs["past_length"][0] <= sizes["cache"]
+                assert (inputs["row_starts"] <= inputs["past_length"]).all()
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

@@ -18,7 +18,7 @@ from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
 from runtime import GenerationOptions, PictureEvent, Pipeline
 
-NOT_IN_GRAPHS = ("encoder.", "connector.", "quantiser.")  # of image understanding
+NOT_IN_GRAPHS = ("quantiser.",)  # of training
 
 
 @pytest.mark.slow

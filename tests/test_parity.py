@@ -79,12 +79,18 @@ def test_an_honest_export_passes(exported: Exported, tiny_bundle: Path, precisio
     assert figures["rep_tokens_equal"] >= figures["rep_tokens"] - 1  # fp16 may round one over the border
     assert figures["rep_tokens_unexplained"] == 0
     assert figures["denoising_steps"] == 25
+    assert figures["answer_tokens"] == 2 * 12  # greedy and sampled
+    assert figures["answer_tokens_equal"] >= figures["answer_tokens"] - 1
+    assert figures["answer_tokens_unexplained"] == 0
 
 
 @pytest.mark.parametrize(
     ("graph", "wrong"),
     [("rep_decoder", {"guidance_scale": 1}), ("denoiser", {"guidance_scale": 1}), ("rep_decoder", {"top_k": 1}),
-     ("rep_decoder", {"temperature": 2}), ("rep_decoder", {"gumbel": 0}), ("rep_decoder", {"grid_positions": 0})],
+     ("rep_decoder", {"temperature": 2}), ("rep_decoder", {"gumbel": 0}), ("rep_decoder", {"grid_positions": 0}),
+     ("text_decoder", {"temperature": 2}), ("text_decoder", {"gumbel": 0}), ("text_decoder", {"top_k": 1}),
+     ("text_decoder", {"top_p": 1}), ("text_decoder", {"repetition_penalty": 1}), ("text_decoder", {"answer_ids": 61}),
+     ("text_decoder", {"image_features": 0}), ("vision_encoder", {"pixels": 0})],
     ids=str,
 )  # fmt: skip
 def test_a_graph_that_ignores_an_input_fails(exported: Exported, graph: GraphName, wrong: Mapping[str, float]) -> None:
@@ -127,6 +133,18 @@ def swap_rows_and_columns(model: RFModel) -> None:
 
 
 @torch.no_grad()
+def swap_rows_and_columns_of_the_encoder(model: RFModel) -> None:
+    position = model.encoder.position
+    position.rows, position.columns = position.columns, position.rows
+
+
+@torch.no_grad()
+def merge_patches_in_another_order(model: RFModel) -> None:
+    weight = model.connector.fc1.weight
+    weight.copy_(weight.reshape(2, 2, -1, weight.shape[1]).transpose(0, 1).reshape(weight.shape).clone())
+
+
+@torch.no_grad()
 def lose_a_bias(model: RFModel) -> None:
     assert model.time.fc1.bias is not None
     model.time.fc1.bias.add_(0.1)  # the graph has the zeros of a fresh model
@@ -140,7 +158,7 @@ def spoil_by_nan(model: RFModel) -> None:
 @pytest.mark.parametrize(
     "fault",
     [swap_experts, permute_heads, transpose_output, transpose_time, swap_gate_and_up, swap_rows_and_columns,
-     lose_a_bias, spoil_by_nan],
+     swap_rows_and_columns_of_the_encoder, merge_patches_in_another_order, lose_a_bias, spoil_by_nan],
 )  # fmt: skip
 def test_weights_in_the_wrong_place_fail(exported: Exported, fault: Fault) -> None:
     model = copy.deepcopy(exported.model)
@@ -249,7 +267,7 @@ def test_a_wrong_shift_of_the_times_fails(exported: Exported, monkeypatch: pytes
 
 
 def test_graphs_that_are_not_there_are_named(exported: Exported) -> None:
-    with pytest.raises(RFError, match="no fp16 graphs for text_decoder, denoiser; export it again"):
+    with pytest.raises(RFError, match="no fp16 graphs for text_decoder, denoiser, vision_encoder; export it again"):
         exported.compare(sessions={"rep_decoder": exported.sessions["rep_decoder"]})
 
 
@@ -266,6 +284,8 @@ def test_an_export_that_fails_parity_raises_and_leaves_nothing(
 
     def trace(_model: RFModel, graph: str, precision: str, *_: object) -> ir.Model:
         traced = ir.load(tiny_bundle / "graphs" / f"{graph}.{precision}.classic.onnx")
+        if graph == "vision_encoder":  # has no layers of the decoder
+            return traced
         weight = traced.graph.initializers["model.layers.0.out.weight"]
         assert weight.const_value is not None
         weight.const_value = ir.tensor(weight.const_value.numpy().T.copy(), name=weight.name)

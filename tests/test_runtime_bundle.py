@@ -53,7 +53,7 @@ def test_a_damaged_manifest_is_refused(bundle_path, text):
 def test_a_missing_file_and_a_wrong_size_are_always_found(bundle_path):
     weights = bundle_path / "graphs/weights/fp32.bin"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(RFError, match=re.escape(f"{weights} has 102 bytes and 103 are expected")):
+    with pytest.raises(RFError, match=re.escape(f"{weights} has 103 bytes and 104 are expected")):
         open_bundle(bundle_path)
     weights.unlink()
     with pytest.raises(RFError, match=re.escape(f"{weights} is missing")):
@@ -100,7 +100,7 @@ def test_a_graph_that_is_not_there_is_refused_with_what_is(bundle_path):
 def test_the_manifest_is_readable_text(bundle_path):
     text = (bundle_path / "manifest.json").read_text()
     assert text.endswith("}\n")
-    assert json.loads(text)["format_version"] == 1
+    assert json.loads(text)["format_version"] == 2
 
 
 def test_force_replaces_a_bundle_and_nothing_else(bundle_path, tmp_path):

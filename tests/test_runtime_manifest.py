@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import RFError
-from runtime.manifest import FileEntry, GraphEntry, Manifest, SamplingDefaults, format_manifest
+from runtime.manifest import FileEntry, GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults, format_manifest
 from runtime.signature import GRAPHS, GraphSignature, ModelSpec, TensorSpec, check_signature, kv_names
 
 MODEL = ModelSpec(
-    patch_size=4, num_layers=2, num_kv_heads=2, head_dim=8, vocab_size=61, rep_vocab_size=40, rep_start_id=40,
-    max_grid=4, max_positions=128, default_height=16, default_width=24, num_parameters=1000,
+    patch_size=4, hidden_size=32, num_layers=2, num_kv_heads=2, head_dim=8, vocab_size=61, rep_vocab_size=40,
+    rep_start_id=40, max_grid=4, max_positions=128, default_height=16, default_width=24, num_parameters=1000,
 )  # fmt: skip
 SAMPLING = SamplingDefaults(
     num_steps=25, rep_guidance_scale=2.0, pix_guidance_scale=3.0, temperature=1.0, top_k=10, shift=1.0,
@@ -37,6 +37,7 @@ def sample_manifest(precision="fp32"):
         sampling=SAMPLING, tokenizer="tokenizer.json", graphs=graphs,
         files={name: FileEntry(sha256=f"{i:064x}", size=i) for i, name in enumerate(names)},
         verified={"fp32": {"logits_cosine": 1.0}},
+        understanding=UnderstandingDefaults(start_id=2, stop_ids=(3, 4), max_tokens=8) if precision == "fp32" else None,
     )  # fmt: skip
 
 
@@ -68,10 +69,15 @@ def test_precisions_are_those_with_all_graphs():
     ("path", "value", "message"),
     [
         (["format"], "zip", "not the manifest of a bundle"),
-        (["format_version"], 2, "Install a newer rf-export"),
+        (["format_version"], 3, "Install a newer rf-export"),
+        (["format_version"], 1, r"format version 1, and this rf-export reads 2\. Export the bundle again"),
+        (["understanding"], {"start_id": 2, "stop_ids": [], "max_tokens": 8}, "one stop_id at least"),
+        (["understanding"], {"start_id": 2, "stop_ids": [3.5], "max_tokens": 8}, "list of whole numbers"),
+        (["understanding"], {"start_id": 2, "stop_ids": [61], "max_tokens": 8}, "has id 61, and the model knows 61"),
+        (["understanding"], {"start_id": 2, "stop_ids": [3]}, "'max_tokens' is missing"),
         (["format_version"], "1", "whole number"),
         (["extra"], 1, "unknown 'extra'"),
-        (["model", "hidden_size"], 1, "unknown 'hidden_size'"),
+        (["model", "ffn_size"], 1, "unknown 'ffn_size'"),
         (["model", "num_layers"], 0, "'num_layers' must be a whole number >= 1, found 0"),
         (["model", "num_layers"], 3, "past_key_values.2.key"),
         (["model", "num_layers"], True, "found true"),
@@ -83,9 +89,9 @@ def test_precisions_are_those_with_all_graphs():
         (["tokenizer"], "tokenizer.json", "expected an object"),
         (["tokenizer", "file"], "other.json", "'other.json' is not in the table of files"),
         (["graphs"], {}, "must be a list"),
-        (["graphs", 0, "name"], "decoder", "'text_decoder' or 'rep_decoder' or 'denoiser'"),
+        (["graphs", 0, "name"], "decoder", "'text_decoder' or 'rep_decoder' or 'denoiser' or 'vision_encoder'"),
         (["graphs", 0, "precision"], "fp64", "'fp32' or 'fp16' or 'int8'"),
-        (["graphs", 0, "precision"], "fp16", "expected input past_key_values.0.key float16"),
+        (["graphs", 0, "precision"], "fp16", "expected input image_features float16"),
         (["graphs", 0, "file"], "graphs/nothing.onnx", "not in the table of files"),
         (["graphs", 0, "weights"], ["graphs/weights/none.bin"], "not in the table of files"),
         (["graphs", 0, "weights"], [1], "must be a list of paths"),
@@ -94,7 +100,7 @@ def test_precisions_are_those_with_all_graphs():
         (["graphs", 1, "outputs", 0, "name"], "ids", "expected output next_rep_ids"),
         (["files", "tokenizer.json", "sha256"], "00", "64 hexadecimal digits"),
         (["files", "tokenizer.json", "size"], -1, "whole number >= 0"),
-        (["files", "tokenizer.json", "size"], 5, "bundle_id .* does not fit"),
+        (["files", "tokenizer.json", "size"], 50, "bundle_id .* does not fit"),
         (["bundle_id"], "0123456789abcdef", "bundle_id .* does not fit"),
         (["model", "num_layers"], 10**12, "num_layers must be at most 1024"),  # would fill the memory with names
         (["created_by", "torch"], 2, "must be a text"),
@@ -153,7 +159,7 @@ def test_any_change_is_read_or_refused_and_never_crashes(path, value):
 
 @given(st.sampled_from([path for path in ALL_PATHS if isinstance(path[-1], str) and path[:1] != ["files"]]))
 def test_a_missing_key_is_named(path):
-    if (len(path) > 1 and path[0] in ("created_by", "checkpoint")) or path[-1] == "lint":  # the one optional key
+    if (len(path) > 1 and path[0] in ("created_by", "checkpoint")) or path[-1] in ("lint", "understanding"):  # optional
         return
     content = copy.deepcopy(sample_manifest().to_dict())
     parent = content

@@ -60,7 +60,14 @@ class SlowDrawing:
     def draw(self, ids, seed, plan):
         text = self.empty(1)
         if ids:
-            outputs = self.run("text_decoder", text, input_ids=np.array([ids]), row_starts=np.zeros(1, np.int64))
+            one = np.ones(1, np.float32)
+            outputs = self.run(
+                "text_decoder", text, input_ids=np.array([ids]), row_starts=np.zeros(1, np.int64),
+                image_features=np.zeros((1, self.model.hidden_size), np.float32),
+                answer_ids=np.array([[self.model.vocab_size]]), top_k=np.ones(1, np.int64),
+                gumbel=np.zeros((1, self.model.vocab_size), np.float32), temperature=one, top_p=one,
+                repetition_penalty=one,
+            )  # fmt: skip
             text = self.extend(text, outputs)
         past = [np.concatenate([layer, np.zeros_like(layer)]) for layer in text]  # the second row sees no text
         tokens = []

@@ -38,6 +38,16 @@ def test_unknown_words_are_named_once_and_whole(tokenizer):
         tokenizer.encode("a red Zebra, dog-like fish5 Zebra", 20)
 
 
+def test_a_sign_that_is_unknown_is_named_and_not_the_word_before_it(tokenizer):
+    with pytest.raises(RFError, match=r"does not know '\?' in the prompt 'a red fish\?'"):
+        tokenizer.encode("a red fish?", 20)
+
+
+def test_ids_become_words(tokenizer):
+    assert tokenizer.decode(tokenizer.encode("A red car", 9)) == "a red car"
+    assert tokenizer.decode([]) == ""
+
+
 def test_a_long_prompt_is_refused_with_the_limit(tokenizer):
     assert len(tokenizer.encode("a car " * 3, 6)) == 6
     with pytest.raises(RFError, match=r"The prompt has 7 tokens and the model takes 6 .* Shorten it"):

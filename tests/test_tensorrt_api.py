@@ -117,15 +117,19 @@ def test_an_option_that_a_version_lacks_is_refused(bundle, machine, options):
         build_engine(bundle, machine("8.6.1"), **options)
 
 
-def test_text_is_read_with_two_profiles(bundle, machine):
+def test_text_is_read_with_three_profiles(bundle, machine):
     here = machine()
     path = build_engine(bundle, here)
     plan = json.loads((path / "text_decoder.fp16.engine").read_bytes())
-    prefill, decode = plan["profiles"]
+    prefill, decode, further = plan["profiles"]
     assert prefill["input_ids"] == [[1, 1], [1, 32], [4, 120]]
     assert decode["input_ids"] == [[1, 1], [1, 1], [4, 1]]
     assert prefill["past_key_values.0.key"][2][2] == 1
     assert decode["past_key_values.0.key"][2][2] >= 120 + 6 + 1
+    assert (further["input_ids"], further["past_key_values.0.key"]) == (
+        prefill["input_ids"], decode["past_key_values.0.key"],
+    )  # fmt: skip
+    assert prefill["image_features"] == [[1, 32], [6, 32], [24, 32]]
 
 
 def test_timings_are_kept_per_version_and_gpu_and_used_again(bundle, machine, caplog):

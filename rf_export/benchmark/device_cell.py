@@ -22,12 +22,12 @@ from rf_export.benchmark.accelerator import Accelerator
 from rf_export.benchmark.baseline import PRECISIONS, Attention, Baseline, Variant
 from rf_export.benchmark.contenders import STAGES, Contender, Drawer, Stage, draw_reference
 from rf_export.benchmark.floor import denoise_step_cost, measure_rates, rep_step_cost
-from rf_export.benchmark.measure import Timing, interleave, ratio
 from rf_export.benchmark.workload import Workload
 from rf_export.eager import EagerResult
 from rf_export.layers import RMSNorm
 from rf_export.model import RFModel
 from rf_export.parity import TOLERANCES, psnr_db
+from runtime.timing import Timing, interleave, ratio
 
 CHECK_STEPS = 3  # Euler steps whose result is compared
 TURN_STEPS = 10  # Euler steps of a timed turn

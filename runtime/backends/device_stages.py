@@ -24,6 +24,7 @@ from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
 from runtime.signature import GraphName, kv_names
 from runtime.stage_runner import Drawing, FillNoise
+from runtime.stages import unsampled_inputs
 
 Enqueue: TypeAlias = Callable[[Mapping[str, int]], None]  # puts one run on the stream; names -> addresses
 
@@ -211,11 +212,13 @@ class DeviceStages:
             new = NewRows(self._device, model, kv, len(rows), slots)
             past = NewRows(self._device, model, kv, len(rows), 1)  # an empty past has one hidden slot
             self._device.zero(past.addresses()[0], past.num_bytes)
-        values = {"input_ids": input_ids, "row_starts": starts[rows], "past_length": np.zeros(1, np.int64)}
+        values = {"input_ids": input_ids, "row_starts": starts[rows], "past_length": np.zeros(1, np.int64),
+                  **unsampled_inputs(len(rows), model.vocab_size, model.hidden_size, kv)}  # fmt: skip
         tables = {
             name: StepTable(self._device, 1, array.shape, session.dtype(name)) for name, array in values.items()
         }
         tables["logits"] = StepTable(self._device, 1, (len(rows), model.vocab_size), np.float32)
+        tables["next_ids"] = StepTable(self._device, 1, (len(rows),), session.dtype("next_ids"))
         for name, array in values.items():
             tables[name].upload(array[None])
         # The first rows of a tensor are a tensor too.

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from tests.emulation.api import VERSIONS, read_api, restrict
 from tests.emulation.cuda import ALIGNMENT, POISON
 
-ARENA_BYTES = {"text_decoder": 1000, "rep_decoder": 3000, "denoiser": 2000}
+ARENA_BYTES = {"text_decoder": 1000, "rep_decoder": 3000, "denoiser": 2000, "vision_encoder": 500}
 _DTYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
 _LAYERS = {"Attention": "ATTENTION_INPUT", "TensorScatter": "KV_CACHE_UPDATE"}
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32}
@@ -333,7 +333,11 @@ def _classes(trt, gpu, old):
             sizes = {}
             for key, shape in self._shapes.items():
                 sizes.update(zip(self._engine._nodes[key].shape, shape, strict=True))
-            return Dims(sizes.get(size, size) for size in self._engine._nodes[name].shape)
+            shape = [sizes.get(size, size) for size in self._engine._nodes[name].shape]
+            if "tokens" in shape:  # a product of others: TensorRT computes shapes, here the graph itself tells
+                zeros = {key: np.zeros(each, np.float32) for key, each in self._shapes.items()}
+                shape = self._engine._session.run([name], zeros)[0].shape
+            return Dims(shape)
 
         def set_tensor_address(self, name, memory):
             self._changes()

@@ -1,0 +1,51 @@
+"""What the commands share on a terminal: parameter types, a progress bar, and usage errors. Knows no command."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+FOLDER = click.Path(path_type=Path)
+PRECISION = click.Choice(["fp32", "fp16", "int8", "int8-fp16"])
+DIALECT = click.Choice(["classic", "modern"])
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr with time left; calls are (what, done, total)."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Values that a config refuses are wrong options."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def parse_size(text: str | None) -> tuple[int | None, int | None]:
+    """Read HxW; raises click.BadParameter."""
+    if text is None:
+        return None, None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise click.BadParameter(f"expected HxW in pixels such as 48x48, got {text!r}", param_hint="--size")
+    return int(height), int(width)
