@@ -149,6 +149,7 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @main.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--prompts", "prompts_file", type=FOLDER, required=True, help="Text file, one prompt per line.")
+@click.option("--images", type=FOLDER, help="More pictures for the image encoder, beside those that are drawn.")
 @click.option("--target", type=click.Choice(["ort", "tensorrt", "tensorrt-rtx"]), default="ort", show_default=True,
               help="ort makes int8 on fp32 and times every group here; the others int8-fp16, untimed without a GPU.")
 @click.option("--method", type=click.Choice(["mse", "percentile", "entropy", "minmax"]), default="mse",
@@ -168,9 +169,9 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @click.option("--export-inputs", type=FOLDER, help="Only write recorded inputs to this folder, as .npz for ModelOpt.")
 @click.option("--force", is_flag=True, help="Write the graphs even if they are not faster or not good enough.")
 @click.option("--json", "as_json", is_flag=True)
-def calibrate(bundle: Path, prompts_file: Path, min_psnr: float, min_cosine: float, scene_score: int,
-              cache_path: Path | None, report_path: Path | None, export_inputs: Path | None, as_json: bool,
-              **options: Any) -> None:  # fmt: skip
+def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: float, min_cosine: float,
+              scene_score: int, cache_path: Path | None, report_path: Path | None, export_inputs: Path | None,
+              as_json: bool, **options: Any) -> None:  # fmt: skip
     """Give BUNDLE INT8 graphs, calibrated on what it draws for the prompts, where they are faster and as good.
 
     \b
@@ -181,6 +182,7 @@ def calibrate(bundle: Path, prompts_file: Path, min_psnr: float, min_cosine: flo
     from rf_export.lint import takers
 
     prompts = calibration.read_prompts(prompts_file)
+    pictures = calibration.find_pictures(images) if images is not None else []
     if export_inputs is not None:
         click.echo("\n".join(map(str, calibration.export_inputs(bundle, prompts, export_inputs))))
         return
@@ -193,8 +195,9 @@ def calibrate(bundle: Path, prompts_file: Path, min_psnr: float, min_cosine: flo
 
         scorer = scene_scorer(scene_score)
     with progress("calibrate") as report:
-        outcome = calibration.calibrate(bundle, prompts, config, cache_path=cache_path, report_path=report_path,
-                                        scorer=scorer, lint=takers, on_progress=report)  # fmt: skip
+        outcome = calibration.calibrate(bundle, prompts, config, pictures=pictures, cache_path=cache_path,
+                                        report_path=report_path, scorer=scorer, lint=takers,
+                                        on_progress=report)  # fmt: skip
     click.echo(json.dumps(outcome.to_dict(), indent=1) if as_json else outcome.table())
 
 

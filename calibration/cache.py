@@ -59,7 +59,7 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
         RFError: It is damaged, or belongs to another bundle, other prompts or other options.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             meta = json.loads(file[_META].tobytes())
             arrays = {name: file[name] for name in file.files if name != _META}
         if meta["format"] != FORMAT or meta["sha256"] != _digest(arrays):
@@ -71,8 +71,8 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
     different = [name for name, value in key.items() if meta["key"].get(name) != value]
     if different:
         raise RFError(
-            f"The calibration cache {path} is of something else: other {', '.join(different)}. Name another --cache, or "
-            "delete it and calibrate again."
+            f"The calibration cache {path} is of something else: other {', '.join(different)}. Name another --cache, "
+            "or delete it and calibrate again."
         )
     return recorded, progress
 

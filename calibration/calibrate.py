@@ -25,7 +25,6 @@ from calibration.layers import find_layers
 from calibration.report import decision_lines, write_report
 from calibration.statistics import Recorded, coverage_table, missing_coverage
 from calibration.trajectory import (
-    DRAWN,
     GUIDED,
     NUM_EXAMPLES,
     Recording,
@@ -87,6 +86,7 @@ def calibrate(
     prompts: Sequence[str],
     config: CalibrationConfig,
     *,
+    pictures: Sequence[Path] = (),
     cache_path: Path | None = None,
     report_path: Path | None = None,
     scorer: Scorer | None = None,
@@ -99,6 +99,7 @@ def calibrate(
         path: The bundle; it has graphs in the precision that the target starts from.
         prompts: What such a model is asked to draw; a part is kept for the gate.
         config: How.
+        pictures: Files that the image encoder is calibrated with too, beside what the model draws.
         cache_path: Where recorded activations are kept; the default is beside the bundle.
         report_path: Where the HTML report goes; the default is beside the bundle.
         scorer: Scores pictures of a pipeline, the same ones every time, for the gate.
@@ -120,7 +121,7 @@ def calibrate(
         (folder / "graphs").mkdir()
         backend = create_backend("ort")
         _check_prompts(bundle, backend, [*learn, *judge], config)
-        recorded = record(bundle, folder / "graphs", backend, learn, config, cache_path, report)
+        recorded = record(bundle, folder / "graphs", backend, learn, pictures, config, cache_path, report)
         examples = record_examples(bundle, config.base, backend, learn[:NUM_EXAMPLES], config.num_threads)
         benches = {
             name: Workbench(name, bundle, folder / "graphs", backend, recorded[name], examples[name], config)
@@ -160,6 +161,14 @@ def read_prompts(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
+def find_pictures(folder: Path) -> list[Path]:
+    """The files of a folder, sorted; raises RFError where there are none."""
+    found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    if not found:
+        raise RFError(f"{folder} holds no pictures. Give a folder of image files.")
+    return found
+
+
 def split_prompts(
     prompts: Sequence[str], config: CalibrationConfig
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
@@ -181,8 +190,8 @@ def split_prompts(
 
 
 def record(
-    bundle: Bundle, folder: Path, backend: Backend, prompts: Sequence[tuple[str, int]], config: CalibrationConfig,
-    cache_path: Path, report: Progress,
+    bundle: Bundle, folder: Path, backend: Backend, prompts: Sequence[tuple[str, int]], pictures: Sequence[Path],
+    config: CalibrationConfig, cache_path: Path, report: Progress,
 ) -> Recorded:  # fmt: skip
     """Draw the prompts with all layers tapped; goes on from the cache, and leaves it there.
 
@@ -191,25 +200,28 @@ def record(
     """
     plan = load_pipeline(bundle, config.base, backend, config).check([prompts[0][0]])[0].plan
     layers = {
-        name: find_layers(ir.load(bundle.file(bundle.graph(name, config.base).file)).graph) for name in DRAWN
+        name: find_layers(ir.load(bundle.file(bundle.graph(name, config.base).file)).graph) for name in GRAPHS
     }
-    num_steps = {"text_decoder": 1, "rep_decoder": plan.num_rep_tokens + 1, "denoiser": plan.num_steps}
-    recording = Recording(layers, num_steps)  # type: ignore[arg-type]
+    num_steps: dict[GraphName, int] = {"vision_encoder": 1, "text_decoder": 1, "denoiser": plan.num_steps}
+    recording = Recording(layers, {**num_steps, "rep_decoder": plan.num_rep_tokens + 1})
     key = {
         "graphs": [bundle.graph_sha256(name, config.base) for name in GRAPHS],
         "prompts or seeds": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "pictures": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures],
         "memory limits": config.memory_mib,
     }
     done = cache.Progress()
     if cache_path.exists():
         recording.recorded, done = cache.load(cache_path, key)
-    num_rows = {"text_decoder": 64, "rep_decoder": 2, "denoiser": 8 * plan.num_rep_tokens}
+    patches = 4 * plan.num_rep_tokens
+    num_rows = {"vision_encoder": patches, "text_decoder": 64, "rep_decoder": 2, "denoiser": 2 * patches}
     passes = plan_passes(layers, num_rows, config.memory_mib)  # type: ignore[arg-type]
     for number in range(done.passes, len(passes)):
         first = done.prompts if number == done.passes else 0
         for count in draw_recorded(
-            bundle, folder, config.base, backend, recording, passes[number], prompts[first:], config.num_threads
-        ):
+            bundle, folder, config.base, backend, recording, passes[number], prompts[first:],
+            [] if first else pictures, config.num_threads,
+        ):  # fmt: skip
             report("recording", number * len(prompts) + first + count, len(passes) * len(prompts))
             if (first + count) % SAVE_EVERY == 0 and first + count < len(prompts):
                 cache.save(cache_path, key, recording.recorded, cache.Progress(number, first + count))
@@ -266,16 +278,12 @@ def _write_graphs(
     bundle: Bundle, folder: Path, benches: dict[GraphName, Workbench], decisions: dict[GraphName, Decision],
     config: CalibrationConfig, lint: Lint | None,
 ) -> Bundle:  # fmt: skip
-    """Write all graphs; the manifest of the result names them instead of those that were there before.
-
-    A graph that no drawing runs has nothing to be calibrated with, and stays as it is.
-    """
+    """Write all graphs; the manifest of the result names them instead of those that were there before."""
     precision, entries = config.precision, []
     location = f"weights/{precision}.bin"
     with WeightFile(folder / "graphs", location) as file:
-        for name in GRAPHS:
-            source = bundle.file(bundle.graph(name, config.base).file)
-            model = benches[name].rewrite(decisions[name].formats) if name in benches else ir.load(source)
+        for name, bench in benches.items():
+            model = bench.rewrite(decisions[name].formats)
             targets = tuple(lint(model)) if lint is not None else ()
             file_name = f"{name}.{precision}.classic.onnx"
             file.save(model, file_name)
@@ -326,7 +334,7 @@ def _pass_gate(
         correct(benches[blamed], decisions[blamed],
                 lambda session, name=blamed, allowed=allowed: alone(name, session) <= allowed, counted)  # type: ignore[misc]  # fmt: skip
         if config.target == "ort":
-            settle(benches[blamed], decisions[blamed], counted)
+            settle(benches[blamed], decisions[blamed], config, counted)
     return result, quality
 
 
@@ -351,11 +359,15 @@ def _score(
 
 
 def _slow(decisions: dict[GraphName, Decision]) -> list[str]:
-    """Graphs of which no layer earned its place: as a whole INT8 is refused only where that is all of them."""
-    drawing: list[GraphName] = ["rep_decoder", "denoiser"]
-    if all(not decisions[name].formats for name in drawing):
-        return ["no layer of rep_decoder and denoiser is faster in INT8 and good enough"]
-    return []
+    """What is wrong with the speed: a graph that was forced though slower, or no graph of a drawing that gains."""
+    problems = [
+        f"{name}: INT8 is not faster, {found.before.ms:.3f} ms before and {found.after.ms:.3f} ms after"
+        for name, found in decisions.items()
+        if found.formats and found.before and found.after and found.after.ms >= found.before.ms
+    ]
+    if not any(decisions[name].formats for name in GUIDED):
+        problems.append(f"no layer of {' and '.join(GUIDED)} is good enough in INT8 and as fast")
+    return problems
 
 
 def _weights_share(manifest: Manifest, config: CalibrationConfig) -> float:

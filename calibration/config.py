@@ -60,7 +60,7 @@ class CalibrationConfig:
         method: range of activations.
         percentile: of `percentile`.
         smooth: let norms and up-projections take over outlying channels where that lowers the error.
-        formats: ways to quantise layers of the denoiser that are tried; it is bound by arithmetic.
+        formats: ways to quantise layers of denoiser and vision_encoder that are tried; these are bound by arithmetic.
         ar_formats: the same for the decoders, which go token by token and are bound by memory.
         block: rows of a weight that share a scale in `weight-only`, at most; 0 for all; None for the target's.
         min_prompts: fewer different prompts are refused.
@@ -110,7 +110,7 @@ class CalibrationConfig:
 
     def formats_of(self, graph: GraphName) -> tuple[Format, ...]:
         """The formats that are tried for a graph."""
-        return self.formats if graph == "denoiser" else self.ar_formats
+        return self.formats if graph in ("denoiser", "vision_encoder") else self.ar_formats
 
     @property
     def form(self) -> TargetForm:

@@ -2,8 +2,8 @@
 
     1. every kind alone, in every format: time against the original, agreement on recorded inputs
     2. of each kind the fastest format that agrees, if it saves time, or at least costs none and saves memory
-    3. all of these together: they agree, or the layers that hurt most get the next, more exact format that costs no
-       time, and in the end their old precision, until they do
+    3. all of these together: they agree, or the layers that hurt most get a more exact format that costs no time, or
+       their old precision, until they do
     4. together faster than the original, or nothing is kept
 
 Knows nothing of bundles and of whole drawings: see `calibration.gate`.
@@ -106,9 +106,7 @@ def decide(bench: Workbench, config: CalibrationConfig, *, timed: bool, report: 
     fallbacks: dict[str, list[Format]] = {}
     rows: list[Row] = []
     for kind in bench.kinds:
-        options = [
-            (format, trials[kind, format], _saved(times, kind, format) if timed else None) for format in formats
-        ]
+        options = [(format, trials[kind, format], _saved(times, kind, format) if timed else None) for format in formats]
         good = _eligible(kind, options, times, config)
         best = good[0][0] if good else None
         rows += [_row(bench, kind, option, best, times, config) for option in options]
@@ -121,7 +119,7 @@ def decide(bench: Workbench, config: CalibrationConfig, *, timed: bool, report: 
     if decision.agreement.cosine < config.limits.cosine:
         correct(bench, decision, lambda session: bench.compare(session).cosine >= config.limits.cosine, report)
     if timed:
-        settle(bench, decision, report)
+        settle(bench, decision, config, report)
     return decision
 
 
@@ -138,14 +136,23 @@ def _noise_ms(times: dict[str, StepTime], kind: str, format: Format, config: Cal
 def _eligible(
     kind: str, options: Sequence[Option], times: dict[str, StepTime], config: CalibrationConfig
 ) -> list[Option]:
-    """The formats that agree and cost no time, the fastest first; without times in their order."""
+    """The formats that agree and cost no time, the fastest first; in their order where no difference can be told.
+
+    Forced, those that cost time too.
+    """
+
+    def noise(format: Format) -> float:
+        return _noise_ms(times, kind, format, config)
+
     good = [
         option
         for option in options
         if option[1].cosine >= config.limits.cosine
-        and (option[2] is None or option[2] > -_noise_ms(times, kind, option[0], config))
+        and (option[2] is None or option[2] > -noise(option[0]) or config.force)
     ]
-    return sorted(good, key=lambda option: -(option[2] or 0.0))
+    fastest = max((option[2] or 0.0 for option in good), default=0.0)
+    slower = [option for option in good if times and (option[2] or 0.0) < fastest - noise(option[0])]
+    return [option for option in good if option not in slower] + slower
 
 
 def _more_exact(good: Sequence[Option]) -> list[Format]:
@@ -167,27 +174,28 @@ def _row(
     sizes = {weight: layer.in_size * layer.out_size for weight, layer in bench.layers.items()}
     if agreement.cosine < config.limits.cosine:
         why = f"cosine below {config.limits.cosine}"
-    elif saved is not None and saved <= -_noise_ms(times, kind, format, config):
+    elif saved is not None and saved <= -_noise_ms(times, kind, format, config) and not config.force:
         why = "costs time"
     elif format != best:
         why = f"{best} is faster" if saved is not None else f"{best} comes first"
     elif saved is None:
         why = "not timed"
     else:
-        why = "saves time" if saved > _noise_ms(times, kind, format, config) else "as fast, and smaller"
+        noise = _noise_ms(times, kind, format, config)
+        why = "saves time" if saved > noise else "as fast, and smaller" if saved > -noise else "forced: costs time"
     share = sum(sizes[weight] for weight in weights) / sum(sizes.values())
     kept = len(weights) if format == best else 0
     return Row(bench.graph, kind, format, len(weights), share, agreement.cosine, agreement.error, saved, kept, why)
 
 
-def settle(bench: Workbench, decision: Decision, report: Report) -> None:
-    """Time the mixed graph; nothing is kept where it is not faster as a whole."""
+def settle(bench: Workbench, decision: Decision, config: CalibrationConfig, report: Report) -> None:
+    """Time the mixed graph; unless forced, nothing is kept where it is not faster as a whole."""
     if not decision.formats:
         return
     report(f"{bench.graph}: timing all together")
     times = bench.time({"original": bench.original, "mixed": bench.candidate(decision.formats)})
     decision.before, decision.after = times["original"], times["mixed"]
-    if decision.after.ms >= decision.before.ms:
+    if decision.after.ms >= decision.before.ms and not config.force:
         decision.formats, decision.agreement = {}, Agreement(1.0, 0.0)
         decision.returned = "the graph as a whole is not faster"
 
@@ -195,41 +203,57 @@ def settle(bench: Workbench, decision: Decision, report: Report) -> None:
 def correct(bench: Workbench, decision: Decision, is_good: Callable[[Session], bool], report: Report) -> None:
     """Change the fewest layers such that the graph is good, those that err most alone first.
 
-    A layer goes on to its next fallback, and after the last one back to its precision; where that is not enough with
-    all layers, the next round begins.
+    They go on to their next fallback, or all the way back to their precision: whichever saves more time in the end.
     """
     if not decision.sensitivity:
         for weight, format in decision.formats.items():
             report(f"{bench.graph}: sensitivity of {weight}")
             decision.sensitivity.append((weight, bench.compare(bench.candidate({weight: format})).error))
         decision.sensitivity.sort(key=lambda item: -item[1])
-    decision.returned = "the layers that hurt most were changed to pass the limits"
-    found = False
-    while decision.formats and not found:
-        order = [weight for weight, _ in decision.sensitivity if weight in decision.formats]
+    order = [weight for weight, _ in decision.sensitivity if weight in decision.formats]
 
-        def passes(number: int, order: list[str] = order) -> bool:
+    def fewest(change: Callable[[Sequence[str]], dict[str, Format]]) -> dict[str, Format] | None:
+        """The formats after the fewest changes that do, or None."""
+
+        def passes(number: int) -> bool:
             report(f"{bench.graph}: {number} of {len(order)} layers changed")
-            return is_good(bench.candidate(_changed(bench, decision, order[:number])))
+            return is_good(bench.candidate(change(order[:number])))
 
         few, many = 0, len(order)  # changing `few` is not enough
-        found = passes(many)
-        while found and many - few > 1:
+        if not passes(many):
+            return None
+        while many - few > 1:
             middle = (few + many) // 2
             few, many = (few, middle) if passes(middle) else (middle, many)
-        decision.formats = _changed(bench, decision, order[:many])
-        if not found:
-            decision.fallbacks = {kind: chain[1:] for kind, chain in decision.fallbacks.items()}
+        return change(order[:many])
+
+    ways = (fewest(lambda weights: _fallen_back(bench, decision, weights)), fewest(lambda w: _without(decision, w)))
+    found = [formats for formats in ways if formats is not None]
+    decision.formats = max(found, key=lambda formats: _saving(bench, decision, formats)) if found else {}
+    decision.returned = "the layers that hurt most were changed to pass the limits"
     decision.agreement = bench.compare(bench.candidate(decision.formats))
 
 
-def _changed(bench: Workbench, decision: Decision, weights: Sequence[str]) -> dict[str, Format]:
-    """The formats with some layers at their next fallback, or gone."""
-    formats = dict(decision.formats)
+def _without(decision: Decision, weights: Sequence[str]) -> dict[str, Format]:
+    return {weight: format for weight, format in decision.formats.items() if weight not in weights}
+
+
+def _fallen_back(bench: Workbench, decision: Decision, weights: Sequence[str]) -> dict[str, Format]:
+    """The formats with some layers at their next fallback, or gone where there is none."""
+    formats = _without(decision, weights)
     for weight in weights:
-        chain = decision.fallbacks.get(bench.layers[weight].kind, [])
-        if chain:
-            formats[weight] = chain[0]
-        else:
-            del formats[weight]
+        before = decision.formats[weight]
+        chain = [before, *decision.fallbacks.get(bench.layers[weight].kind, [])]
+        after = chain[chain.index(before) + 1 :]
+        if after:
+            formats[weight] = after[0]
     return formats
+
+
+def _saving(bench: Workbench, decision: Decision, formats: Mapping[str, Format]) -> float:
+    """Time that these formats save, from the trials of whole kinds; the number of layers where nothing was timed."""
+    saved = {(row.kind, row.format): row.saved_ms for row in decision.trials}
+    each = [saved[bench.layers[weight].kind, format] for weight, format in formats.items()]
+    counts = collections.Counter(layer.kind for layer in bench.layers.values())
+    kinds = [bench.layers[weight].kind for weight in formats]
+    return sum(1.0 if ms is None else ms / counts[kind] for ms, kind in zip(each, kinds, strict=True))

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.config import GateLimits
+from calibration.trajectory import see
 from calibration.workbench import cosine
 from runtime.events import PictureEvent, StepEvent, TokenEvent
 from runtime.pipeline import Pipeline
@@ -40,6 +41,7 @@ class Quality:
     Attributes:
         logits_cosine, x_pred_cosine: [steps] mean over the prompts.
         worst_cosine: of any step and prompt, of both.
+        features_cosine: of what the image encoder sees in the pictures, mean.
         tokens_equal: part of the tokens that are the same after the same history.
         psnr_db: of the pictures from the same tokens.
         score_before, score_after, score_change: of the task in percent and points; None without a scorer.
@@ -49,6 +51,7 @@ class Quality:
     logits_cosine: list[float]
     x_pred_cosine: list[float]
     worst_cosine: float
+    features_cosine: float
     tokens: int
     tokens_equal: Interval
     psnr_db: Interval
@@ -65,6 +68,8 @@ class Quality:
             step = int(np.argmin(values))
             if not values[step] >= limits.cosine:
                 found.append(f"{name}: cosine {values[step]:.6f} in step {step}, expected at least {limits.cosine}")
+        if not self.features_cosine >= limits.cosine:
+            found.append(f"vision_encoder: cosine {self.features_cosine:.6f}, expected at least {limits.cosine}")
         if not self.psnr_db.value >= limits.psnr_db:
             found.append(f"pictures: PSNR {self.psnr_db.value:.1f} dB, expected at least {limits.psnr_db}")
         if self.score_change is not None and not self.score_change.value >= -limits.max_score_loss:
@@ -75,7 +80,7 @@ class Quality:
 
     def shortfall(self, limits: GateLimits) -> float:
         """Error in units of what the limits allow: above 1 fails."""
-        cosine = min(*self.logits_cosine, *self.x_pred_cosine)
+        cosine = min(*self.logits_cosine, *self.x_pred_cosine, self.features_cosine)
         psnr = 10 ** ((limits.psnr_db - self.psnr_db.value) / 10)
         return max((1 - cosine) / (1 - limits.cosine), psnr)
 
@@ -93,6 +98,7 @@ class Drawn:
     tokens: list[TokenEvent]
     steps: list[StepEvent]
     picture: PictureEvent
+    features: npt.NDArray[Any]  # [N, d] of the picture
 
 
 def draw(pipeline: Pipeline, prompt: str, seed: int, rep_ids: npt.NDArray[np.int64] | None = None) -> Drawn:
@@ -105,17 +111,19 @@ def draw(pipeline: Pipeline, prompt: str, seed: int, rep_ids: npt.NDArray[np.int
         [event for event in events if isinstance(event, TokenEvent)],
         [event for event in events if isinstance(event, StepEvent)],
         picture,
+        see(pipeline, picture.picture),
     )
 
 
 def measure_quality(originals: Sequence[Drawn], pipeline: Pipeline, report: Callable[[int], None]) -> Quality:
     """Draw again what was drawn with the original graphs; `report` is told how many are done."""
-    logits, pixels, psnr, equal = [], [], [], []
+    logits, pixels, psnr, equal, features = [], [], [], [], []
     for done, wanted in enumerate(originals, 1):
         found = draw(pipeline, wanted.prompt, wanted.seed, wanted.picture.rep_ids)
         logits.append([cosine(a.logits, b.logits) for a, b in zip(wanted.tokens, found.tokens, strict=True)])
         pixels.append([cosine(a.x_pred, b.x_pred) for a, b in zip(wanted.steps, found.steps, strict=True)])
         equal += [bool(a.rep_ids[0] == b.rep_ids[0]) for a, b in zip(wanted.tokens, found.tokens, strict=True)]
+        features.append(cosine(wanted.features, see(pipeline, wanted.picture.picture)))
         psnr.append(psnr_db(wanted.picture.pixels, found.picture.pixels))
         report(done)
     return Quality(
@@ -123,6 +131,7 @@ def measure_quality(originals: Sequence[Drawn], pipeline: Pipeline, report: Call
         logits_cosine=np.mean(logits, 0).tolist(),
         x_pred_cosine=np.mean(pixels, 0).tolist(),
         worst_cosine=float(min(np.min(logits), np.min(pixels))),
+        features_cosine=float(np.mean(features)),
         tokens=len(equal),
         tokens_equal=proportion(sum(equal), len(equal)),
         psnr_db=mean_interval(psnr),

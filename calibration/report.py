@@ -75,6 +75,7 @@ def _quality(summary: Mapping[str, Any]) -> Section:
     ]
     tokens = quality["logits_cosine"]
     worst = f"Logits: worst cosine {min(tokens):.6f}, in step {int(np.argmin(tokens))} of {len(tokens)}."
+    worst += f" Features of the image encoder: mean cosine {quality['features_cosine']:.6f}."
     body = report.table(("figure", "value", "95% interval", "of"), rows) + report.note(worst)
     body += report.note("The denoiser's estimate by timestep, mean cosine; bars in digits.")
     return Section("Quality gate", body + report.bars(steps))

@@ -21,11 +21,11 @@ from calibration.weights import WeightFile
 from runtime.backends import Arrays, Backend, Session
 from runtime.bundle import Bundle
 from runtime.events import PictureEvent
+from runtime.images import Picture, load_pixels
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
 
 GUIDED: Final[tuple[GraphName, ...]] = ("rep_decoder", "denoiser")
-DRAWN: Final[tuple[GraphName, ...]] = ("text_decoder", *GUIDED)  # what a drawing runs, and so what is recorded
 NUM_EXAMPLES: Final = 4  # to time and compare candidates with
 Inputs = dict[str, npt.NDArray[Any]]
 
@@ -49,8 +49,10 @@ class TappedSession:
         self._session, self.signature, self._take = session, signature, take
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run without recording."""
-        return self._session.run(inputs)
+        """Run once, as step 0 of a stage of its own."""
+        found = self._session.run(inputs)
+        self._take(0, found, inputs)
+        return found
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
         """Prepare the runs of one drawing: the n-th is step n."""
@@ -90,9 +92,10 @@ def draw_recorded(
     recording: Recording,
     tapped: Sequence[tuple[GraphName, str]],
     prompts: Iterable[tuple[str, int]],  # with their seeds
+    pictures: Iterable[Picture],
     num_threads: int,
 ) -> Iterator[int]:
-    """Draw prompts one by one with some layers tapped; yields how many are done.
+    """Draw prompts one by one and look at the pictures, with some layers tapped; yields how many are done.
 
     Args:
         bundle: The bundle.
@@ -102,6 +105,7 @@ def draw_recorded(
         recording: Where to.
         tapped: Graph and weight of the layers.
         prompts: What to draw.
+        pictures: More pictures to look at, before.
         num_threads: Threads of a run.
     """
     sessions: dict[GraphName, Session] = {}
@@ -121,13 +125,30 @@ def draw_recorded(
             take = _taker(recording, name, taps)
             sessions[name] = TappedSession(session, bundle.graph(name, precision).signature, take)
         pipeline = Pipeline(bundle, precision, None, sessions, num_threads)
+        for picture in pictures:
+            see(pipeline, picture)
         for done, (prompt, seed) in enumerate(prompts, 1):
-            for _ in pipeline.generate([prompt], seed=seed, previews=False):
-                pass
+            draw_and_see(pipeline, prompt, seed)
             yield done
     finally:
         for path in files:
             path.unlink(missing_ok=True)
+
+
+def draw_and_see(pipeline: Pipeline, prompt: str, seed: int) -> PictureEvent:
+    """Draw a picture and let the image encoder read it."""
+    *_, last = pipeline.generate([prompt], seed=seed, previews=False)
+    assert isinstance(last, PictureEvent)
+    see(pipeline, last.picture)
+    return last
+
+
+def see(pipeline: Pipeline, picture: Picture) -> npt.NDArray[Any]:
+    """Features of a picture in the default size, `[N, d]`; raises RFError for a file that is no picture."""
+    model = pipeline.bundle.manifest.model
+    pixels = load_pixels(picture, model.default_height, model.default_width)
+    features: npt.NDArray[Any] = pipeline.sessions["vision_encoder"].run({"pixels": pixels[None]})["image_features"][0]
+    return features
 
 
 def _taker(
@@ -214,8 +235,7 @@ def record_examples(
         pipeline = Pipeline(bundle, precision, None, sessions, num_threads)
         plan = pipeline.check([prompt], seed=seed)[0].plan
         wanted["rep_decoder"].num_steps, wanted["denoiser"].num_steps = plan.num_rep_tokens, plan.num_steps
-        (*_, last) = pipeline.generate([prompt], seed=seed, previews=False)
-        assert isinstance(last, PictureEvent)
+        draw_and_see(pipeline, prompt, seed)
         for name in GRAPHS:
             examples[name] += runs[name]
     return examples

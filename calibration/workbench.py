@@ -26,7 +26,12 @@ from runtime.bundle import Bundle
 from runtime.signature import GraphName
 from runtime.timing import Timing, interleave
 
-MAIN_OUTPUT: dict[GraphName, str] = {"text_decoder": "logits", "rep_decoder": "logits", "denoiser": "x_pred"}
+MAIN_OUTPUT: dict[GraphName, str] = {
+    "text_decoder": "logits",
+    "rep_decoder": "logits",
+    "denoiser": "x_pred",
+    "vision_encoder": "image_features",
+}
 _TURN_SECONDS = 0.03  # shorter turns are noise
 Formats = Mapping[str, Format]  # weight -> format
 
@@ -115,29 +120,33 @@ class Workbench:
         return Agreement(min(cosines), max(errors))
 
     def time(self, sessions: Mapping[str, Session]) -> dict[str, "StepTime"]:
-        """Time per run, contenders in turns; the processor's time where one thread runs, or else the wall's."""
+        """Time per run, contenders in turns; the processor's time where one thread runs, or else the wall's.
+
+        Runs that are short are repeated, on all recorded inputs; of those that are long one input has to do.
+        """
+        outputs = [{name: np.empty_like(array) for name, array in run.items()} for run in self._expected]
+
+        def bind(session: Session) -> list[Callable[[], None]]:
+            return [session.bind(inputs, out) for inputs, out in zip(self._examples, outputs, strict=True)]
+
+        first = bind(self.original)[0]
+        first()
+        started = time.perf_counter()
+        first()
+        repeats = round(_TURN_SECONDS / (time.perf_counter() - started) / len(self._examples))
 
         def contender(session: Session) -> Callable[[], int]:
-            outputs = [{name: np.empty_like(array) for name, array in run.items()} for run in self._expected]
-            bound = [session.bind(inputs, out) for inputs, out in zip(self._examples, outputs, strict=True)]
-
-            for one in bound:
-                one()
-            started = time.perf_counter()
-            for one in bound:
-                one()
-            repeats = max(1, round(_TURN_SECONDS / (time.perf_counter() - started)))
+            runs = max(repeats, 1) * bind(session) if repeats else bind(session)[-1:]
 
             def run() -> int:
-                for _ in range(repeats):
-                    for one in bound:
-                        one()
-                return repeats * len(bound)
+                for one in runs:
+                    one()
+                return len(runs)
 
             return run
 
         steps = {name: contender(session) for name, session in sessions.items()}
-        timings = interleave(steps, self._config.num_rounds, warm=True)
+        timings = interleave(steps, self._config.num_rounds, warm=bool(repeats))
         return {name: StepTime.of(timing, self._config.num_threads) for name, timing in timings.items()}
 
     def _choice(self, weight: str, format: Format) -> Choice:
