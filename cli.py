@@ -219,9 +219,11 @@ def calibrate(bundle: Path, prompts_file: Path, min_psnr: float, min_cosine: flo
               help="TensorRT: refittable ones can be exchanged (refit-engine), stripped ones are left out until then.")
 @click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="8.6",
               help="tensorrt-rtx: compile for these GPUs, on any machine; repeat it.")
+@click.option("--dialect", type=DIALECT, default="classic", show_default=True,
+              help="TensorRT from 10.15 on and tensorrt-rtx: modern, from graphs exported with --cache-slots.")
 @click.option("--json", "as_json", is_flag=True)
-def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_json: bool, dims: tuple[str, ...],
-                 **options: Any) -> None:  # fmt: skip
+def build_engine(bundle: Path, backend: str, precision: Any, dialect: Any, force: bool, as_json: bool,
+                 dims: tuple[str, ...], **options: Any) -> None:  # fmt: skip
     """Compile the graphs of BUNDLE for this machine, or ahead of time for RTX cards.
 
     \b
@@ -234,7 +236,7 @@ def build_engine(bundle: Path, backend: str, precision: Any, force: bool, as_jso
 
     with usage_errors():
         tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)
-    config = EngineConfig(backend=backend, precision=precision, force=force, tensorrt=tensorrt)
+    config = EngineConfig(backend=backend, precision=precision, dialect=dialect, force=force, tensorrt=tensorrt)
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
     with progress("build") as report:

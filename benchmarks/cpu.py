@@ -18,16 +18,11 @@ import torch
 
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import BenchOptions, run_bench
+from rf_export.benchmark.models import prepare_checkpoint
 from rf_export.benchmark.tables import format_bench
-from rf_export.checkpoint import save_checkpoint
-from rf_export.config import preset
 from rf_export.export import ExportOptions, export
-from rf_export.model import RFModel
-from rf_export.training.scenes import SceneConfig
-from rf_export.training.tokens import build_tokenizer
 
 HERE = Path(__file__).parent
-REFERENCE = HERE.parent / "examples" / "reference" / "checkpoint"
 
 
 @click.command(help=__doc__)
@@ -54,11 +49,8 @@ def main(names: tuple[str, ...], work: Path, results: Path, **options: object) -
 
 def prepare(name: str, work: Path) -> tuple[Path, Path]:
     """Checkpoint and bundle with its engine, made if they are not there."""
-    checkpoint = REFERENCE if name == "reference" else work / name / "checkpoint"
+    checkpoint = prepare_checkpoint(name, work, torch.float32)
     bundle = work / name / "bundle"
-    if not checkpoint.exists():
-        torch.manual_seed(0)
-        save_checkpoint(RFModel(preset(name)), build_tokenizer(SceneConfig()).to_str(), checkpoint, torch.float32)
     if not bundle.exists():
         export(checkpoint, bundle, ExportOptions(precisions=("fp32",)), progress_line)
     build(bundle, EngineConfig())

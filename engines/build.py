@@ -22,10 +22,11 @@ from engines.tensorrt_config import require_defaults
 from runtime.atomic import write_folder
 from runtime.backends import BACKENDS, Backend, Target, create_backend, naming_extra
 from runtime.backends.cpu import cpu_name
+from runtime.backends.tensorrt_library import TensorRTName
 from runtime.bundle import Bundle, describe_file, open_bundle
 from runtime.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, GraphName, Precision
+from runtime.signature import GRAPHS, Dialect, GraphName, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +35,17 @@ def _create_ort(config: EngineConfig) -> Builder:
     from engines.ort import OrtBuilder
 
     require_defaults(config.tensorrt, config.backend)
+    if config.dialect != "classic":
+        raise RFError(f"Engines of ONNX Runtime are built from classic graphs, and {config.dialect} was asked for. "
+                      "Use classic, or draw with the ONNX graphs: rf-export generate --dialect modern.")  # fmt: skip
     return OrtBuilder()
 
 
 def _create_tensorrt(config: EngineConfig) -> Builder:
     from engines.tensorrt import TensorRTBuilder
 
-    return TensorRTBuilder("tensorrt-rtx" if config.backend == "tensorrt-rtx" else "tensorrt", config.tensorrt)
+    name: TensorRTName = "tensorrt-rtx" if config.backend == "tensorrt-rtx" else "tensorrt"
+    return TensorRTBuilder(name, config.tensorrt, config.dialect)
 
 
 _CREATORS: Final[Mapping[str, Callable[[EngineConfig], Builder]]] = {
@@ -74,11 +79,12 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
     opened = open_bundle(bundle)
     builder = create_builder(config)
     target = builder.target()
-    out = opened.path / "engines" / engine_label(target, config.precision)
-    if not config.force and _is_up_to_date(out, opened, config.precision, target, builder.options()):
+    out = opened.path / "engines" / engine_label(target, config.precision, config.dialect)
+    if not config.force and _is_up_to_date(out, opened, config, target, builder.options()):
         _log.info("%s is up to date", out)
         return out
-    opened.verify([file for name in GRAPHS for file in opened.graph(name, config.precision).files], "hash")
+    entries = [opened.graph(name, config.precision, config.dialect) for name in GRAPHS]
+    opened.verify([file for entry in entries for file in entry.files], "hash")
     # A graph is compiled and checked, and the end is written.
     report = counted(on_progress, 2 * len(GRAPHS) + 1)
     started = time.monotonic()
@@ -97,17 +103,18 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
             "options": builder.options(),
             **builder.details(),
         }
-        described = describe_engine(opened, config.precision, target, folder, files)
+        described = describe_engine(opened, (config.precision, config.dialect), target, folder, files)
         record = replace(described, build=details, verified=verified)
         text = json.dumps(record.to_dict(), indent=1) + "\n"
         (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
     return out
 
 
-def engine_label(target: Target, precision: Precision) -> str:
+def engine_label(target: Target, precision: Precision, dialect: Dialect) -> str:
     """The name of an engine's folder. For people: nothing is read from it."""
+    suffix = "" if dialect == "classic" else f"-{dialect}"
     device = hashlib.sha256(target.device.encode()).hexdigest()[:8]
-    return f"{target.backend}-{target.version.split()[0]}-{platform.machine()}-{device}-{precision}"
+    return f"{target.backend}-{target.version.split()[0]}-{platform.machine()}-{device}-{precision}{suffix}"
 
 
 def peak_memory_mib() -> int | None:
@@ -135,11 +142,11 @@ def create_builder(config: EngineConfig) -> Builder:
 
 
 def _is_up_to_date(
-    out: Path, bundle: Bundle, precision: Precision, target: Target, options: Mapping[str, Any]
+    out: Path, bundle: Bundle, config: EngineConfig, target: Target, options: Mapping[str, Any]
 ) -> bool:
     try:
         engine = open_engine(out)
-        use_engine(engine, bundle, precision, target, "hash")
+        use_engine(engine, bundle, config.precision, target, "hash", config.dialect)
     except RFError:
         return False
     return engine.record.target == target and engine.record.build.get("options") == options
@@ -169,13 +176,14 @@ def _check(
     bundle: Bundle, config: EngineConfig, builder: Builder, backend: Backend, name: GraphName, compiled: Path
 ) -> float:
     """Run a compiled graph and its ONNX graph on the same inputs; the largest relative error."""
-    source = bundle.file(bundle.graph(name, config.precision).file)
+    entry = bundle.graph(name, config.precision, config.dialect)
+    source = bundle.file(entry.file)
     # ONNX Runtime on the CPU is the reference of every backend.
     reference = create_backend("ort").open(source, num_threads=config.num_threads, compiled=False)
     session = backend.open(compiled, num_threads=config.num_threads, compiled=True)
     error = 0.0
     for sizes in builder.probes(bundle, name, config.precision):
-        inputs = probe_inputs(name, bundle.manifest.model, config.precision, sizes)
+        inputs = probe_inputs(entry.signature, bundle.manifest.model, sizes)
         error = max(error, largest_error(reference.run(inputs), session.run(inputs)))
     limit = builder.max_relative_error(config.precision)
     if not error <= limit:
@@ -187,16 +195,18 @@ def _check(
 
 
 def describe_engine(
-    bundle: Bundle, precision: Precision, target: Target, folder: Path, files: Mapping[GraphName, str]
+    bundle: Bundle, kind: tuple[Precision, Dialect], target: Target, folder: Path, files: Mapping[GraphName, str]
 ) -> EngineRecord:
     """What an engine belongs to, and what it consists of."""
+    precision, dialect = kind
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return EngineRecord(
         target=target,
         precision=precision,
+        dialect=dialect,
         bundle_id=bundle.manifest.bundle_id,
         graphs={
-            name: EngineGraph(file=files[name], source_sha256=bundle.graph_sha256(name, precision))
+            name: EngineGraph(file=files[name], source_sha256=bundle.graph_sha256(name, *kind))
             for name in GRAPHS
         },
         files={name: describe_file(folder / name) for name in names},

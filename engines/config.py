@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 from engines.tensorrt_config import TensorRTConfig
 from runtime.backends import Backend, Target
 from runtime.bundle import Bundle
-from runtime.signature import GraphName, Precision
+from runtime.signature import Dialect, GraphName, Precision
 
 Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, stages done, stages in all
 
@@ -20,6 +20,7 @@ class EngineConfig:
     Attributes:
         backend: What will run the engine.
         precision: Which graphs of the bundle.
+        dialect: How these are spelt: TensorRT builds both, ONNX Runtime classic.
         num_threads: Threads of the build and of its check; None leaves it to the backend.
         force: Build also where an engine is there that fits.
         tensorrt: Options of the backends tensorrt and tensorrt-rtx.
@@ -27,6 +28,7 @@ class EngineConfig:
 
     backend: str = "ort"
     precision: Precision = "fp32"
+    dialect: Dialect = "classic"
     num_threads: int | None = None
     force: bool = False
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)

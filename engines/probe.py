@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from runtime.signature import GraphName, GraphSignature, ModelSpec, Precision, TensorSpec
+from runtime.signature import GraphSignature, ModelSpec, TensorSpec
 
 _SIZES: Final = {"batch": 2, "request": 2, "2*request": 4, "sequence": 5, "cache": 9, "features": 3, "answer": 4,
                  "images": 2}  # fmt: skip
@@ -19,15 +19,15 @@ _SEED: Final = 20240
 
 
 def probe_inputs(
-    graph: GraphName, model: ModelSpec, precision: Precision, sizes: Mapping[str, int] | None = None
+    signature: GraphSignature, model: ModelSpec, sizes: Mapping[str, int] | None = None
 ) -> dict[str, npt.NDArray[Any]]:
     """Inputs of a graph that every model takes; `sizes` of free dimensions replace the usual ones."""
     rng = np.random.default_rng(_SEED)
     cells = min(2, model.max_grid)
     picture = {"height": model.cell * cells, "width": model.cell * min(3, model.max_grid)}
     sizes = {**_SIZES, **picture, **(sizes or {})}
-    signature = GraphSignature.of(graph, model, precision)
-    return {spec.name: _probe(spec, sizes, model, rng) for spec in signature.inputs}
+    past_length = min(_PAST_LENGTH, _room(signature, sizes))
+    return {spec.name: _probe(spec, sizes, past_length, model, rng) for spec in signature.inputs}
 
 
 def largest_error(expected: Mapping[str, npt.NDArray[Any]], actual: Mapping[str, npt.NDArray[Any]]) -> float:
@@ -41,9 +41,19 @@ def largest_error(expected: Mapping[str, npt.NDArray[Any]], actual: Mapping[str,
     return worst
 
 
-def _probe(spec: TensorSpec, sizes: Mapping[str, int], model: ModelSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
+def _room(signature: GraphSignature, sizes: Mapping[str, int]) -> int:
+    """Slots of the cache that may be in use: a graph that writes there needs some for its new tokens."""
+    slots = signature.cache_slots or sizes["cache"]
+    present = {spec.name: spec.shape for spec in signature.outputs}.get("present.0.key")
+    if present != signature.input("past_key_values.0.key").shape:
+        return slots
+    return slots - (sizes["sequence"] if any(spec.name == "input_ids" for spec in signature.inputs) else 1)
+
+
+def _probe(
+    spec: TensorSpec, sizes: Mapping[str, int], past_length: int, model: ModelSpec, rng: np.random.Generator
+) -> npt.NDArray[Any]:
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
-    past_length = min(_PAST_LENGTH, sizes["cache"])
     constants = {
         "guidance_scale": 2.5,
         "temperature": 1.0,

@@ -24,7 +24,8 @@ from runtime.backends.tensorrt_library import TensorRTName, import_library
 from runtime.bundle import Bundle
 from runtime.compatibility import any_device, from_capability, from_version
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
+from runtime.manifest import GraphEntry
+from runtime.signature import GRAPHS, Dialect, GraphName, Precision
 
 # Other kernels in another order: fp16 sums have 10 bits, and a model adds some hundred of them in every layer.
 MAX_RELATIVE_ERROR: Final[dict[Precision, float]] = {"fp32": 1e-3, "fp16": 5e-2, "int8": 5e-2, "int8-fp16": 5e-2}
@@ -38,10 +39,17 @@ _AMPERE: Final = "8.0"
 class TensorRTBuilder:
     """See `engines.config.Builder`."""
 
-    def __init__(self, name: TensorRTName, config: TensorRTConfig) -> None:
+    def __init__(self, name: TensorRTName, config: TensorRTConfig, dialect: Dialect = "classic") -> None:
+        """Raises RFError where the options ask for what this machine or version cannot do."""
         self._name = name
         self._config = config
+        self._dialect: Dialect = dialect
         self._trt = import_library(name)
+        if dialect == "modern" and not hasattr(self._trt.ICudaEngine, "get_aliased_input_tensor"):
+            raise RFError(
+                f"TensorRT {self._trt.__version__} does not write a cache in place, as modern graphs do: version 10.15 "
+                "does. Build from classic graphs: leave out --dialect modern."
+            )
         self._gpu = self._find_gpu()
         self._details: dict[str, Any] = {}
 
@@ -85,16 +93,19 @@ class TensorRTBuilder:
 
     def estimate(self, bundle: Bundle, precision: Precision) -> BuildEstimate:
         """One graph at a time; every plan holds all weights of its graph."""
-        sizes = [sum(external_sizes(bundle.file(bundle.graph(name, precision).file)).values()) for name in GRAPHS]
+        files = [bundle.file(self._entry(bundle, name, precision).file) for name in GRAPHS]
+        sizes = [sum(external_sizes(file).values()) for file in files]
         memory = _BASE_MEMORY_MIB[self._name] + (_COPIES * max(sizes) >> 20)
         return BuildEstimate(memory, 32 + (int(1.1 * sum(sizes)) >> 20))
 
     def compile(self, bundle: Bundle, config: EngineConfig, folder: Path, report: Report) -> dict[GraphName, str]:
         """Compile the graphs one after another."""
         cache = self._timing_cache(bundle)
-        dims = resolve_dims(bundle.manifest.model, self._config.dims)
+        slots = self._cache_slots(bundle, config.precision)
+        dims = resolve_dims(bundle.manifest.model, self._config.dims, slots)
         self._details = {
             "dims": {name: str(range_) for name, range_ in dims.items()},
+            "cache_slots": slots,
             "profiles": {name: _texts(self._profiles(bundle, name, config.precision)) for name in GRAPHS},
             "timing_cache": cache.name if cache is not None else None,
             "gpu": asdict(self._gpu) if self._gpu is not None else None,
@@ -102,10 +113,10 @@ class TensorRTBuilder:
         files: dict[GraphName, str] = {}
         for name in GRAPHS:
             report(f"compiling {name}")
-            entry = bundle.graph(name, config.precision)
+            entry = self._entry(bundle, name, config.precision)
             job = Job(
                 source=bundle.file(entry.file),
-                signature=GraphSignature.of(name, bundle.manifest.model, config.precision),
+                signature=entry.signature,
                 precision=config.precision,
                 profiles=self._profiles(bundle, name, config.precision),
                 config=self._config,
@@ -146,8 +157,23 @@ class TensorRTBuilder:
         return None
 
     def _profiles(self, bundle: Bundle, name: GraphName, precision: Precision) -> list[Profile]:
-        model = bundle.manifest.model
-        return profiles(name, model, precision, resolve_dims(model, self._config.dims))
+        model, slots = bundle.manifest.model, self._cache_slots(bundle, precision)
+        return profiles(name, model, precision, resolve_dims(model, self._config.dims, slots), slots)
+
+    def _entry(self, bundle: Bundle, name: GraphName, precision: Precision) -> GraphEntry:
+        return bundle.graph(name, precision, self._dialect)
+
+    def _cache_slots(self, bundle: Bundle, precision: Precision) -> int | None:
+        """Slots of the cache of modern graphs, which TensorRT wants fixed; None in the classic dialect."""
+        if self._dialect == "classic":
+            return None
+        slots = self._entry(bundle, "rep_decoder", precision).signature.cache_slots
+        if slots is None:
+            raise RFError(
+                f"The modern graphs of {bundle.path} have a cache of free length, and TensorRT writes in place into "
+                "one of fixed length only. Export them with --cache-slots, or with --target tensorrt-rtx."
+            )
+        return slots
 
     def _timing_cache(self, bundle: Bundle) -> Path | None:
         """Where timings are kept: they belong to a version and a GPU. TensorRT-RTX measures nothing."""

@@ -98,9 +98,21 @@ def _parse(trt: Any, network: Any, messages: Messages, job: Job) -> None:
             f"The parser of TensorRT {trt.__version__} refuses {job.source.name}: {reasons}. "
             "Export the bundle again for this version."
         )
+    _let_attention_decompose(trt, network)
     found = {network.get_input(i).name for i in range(network.num_inputs)}
     if found != {spec.name for spec in job.signature.inputs}:
         raise RFError(f"{job.source.name} has the inputs {sorted(found)}, not those of its signature. Export it again.")
+
+
+def _let_attention_decompose(trt: Any, network: Any) -> None:
+    """Allow plain kernels where there is no fused one, as for fp32: else such a graph is refused (10.14 and later)."""
+    if not hasattr(trt, "IAttentionInputLayer"):
+        return
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # how the bindings spell a downcast
+            layer.attention.decomposable = True
 
 
 def _set_options(trt: Any, config: Any, job: Job) -> None:
@@ -109,6 +121,9 @@ def _set_options(trt: Any, config: Any, job: Job) -> None:
     config.clear_flag(flags.TF32)  # fp32 graphs are fp32: the default would round products to 10 bits
     if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
         config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+        # The runtime makes a context per kind of run: without it two contexts cannot have one profile. Later versions
+        # always allow that.
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if job.precision != "fp32":
             config.set_flag(flags.FP16)
         if job.precision == "int8":

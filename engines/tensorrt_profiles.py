@@ -4,7 +4,8 @@
 (runtime/signature.py), one dict per optimisation profile. text_decoder has three profiles: prefill reads whole prompts
 into an empty cache, decode one token at a time after a long past, and a further question is read after a past; kernels
 that are good at one are bad at the others. The cache of a drawing holds the prompt and the representation tokens, so
-its range follows from the others. Images are read as part of a prompt, so it has to be long enough for them.
+its range follows from the others; modern graphs have it fixed. Images are read as part of a prompt, so it has to be
+long enough for them.
 """
 
 from collections.abc import Mapping
@@ -23,11 +24,18 @@ _DEFAULT_PROMPT: Final = (1, 32, 256)
 _PROBE: Final = {"batch": 2, "sequence": 5, "cache": 9, "request": 2, "features": 3, "answer": 4, "images": 2}
 
 
-def resolve_dims(model: ModelSpec, given: Mapping[str, DimRange]) -> dict[str, DimRange]:
+def resolve_dims(
+    model: ModelSpec, given: Mapping[str, DimRange], cache_slots: int | None = None
+) -> dict[str, DimRange]:
     """Fill in what was not given, and check against the model.
 
     Not given: 1 to 4 pictures drawn or read at once, best for one; prompts up to 256 tokens, best for 32; the default
     size of pictures.
+
+    Args:
+        model: The model.
+        given: What was given.
+        cache_slots: Length of the cache, where the graphs have a fixed one.
 
     Raises:
         RFError: The model cannot do this.
@@ -39,6 +47,13 @@ def resolve_dims(model: ModelSpec, given: Mapping[str, DimRange]) -> dict[str, D
     except ValueError as error:
         raise RFError(f"This model cannot draw such pictures: {error}. Change --dim height or --dim width.") from error
     longest = model.max_positions - tokens[2] - 2  # the start token, and one position for all pixel patches
+    if cache_slots is not None:
+        if cache_slots < tokens[2] + 2:
+            raise RFError(
+                f"These graphs have {cache_slots} cache slots, and pictures of {tokens[2]} tokens take "
+                f"{tokens[2] + 1} and a prompt. Export with more --cache-slots, or choose smaller pictures."
+            )
+        longest = min(longest, cache_slots - tokens[2] - 1)
     if longest < 1:
         raise RFError(
             f"Pictures of {tokens[2]} tokens leave no room for a prompt: the model has {model.max_positions} "
@@ -47,38 +62,49 @@ def resolve_dims(model: ModelSpec, given: Mapping[str, DimRange]) -> dict[str, D
     prompt = given.get("prompt", DimRange(*(min(each, longest) for each in _DEFAULT_PROMPT)))
     if prompt.max > longest:
         raise RFError(
-            f"Prompts of up to {prompt.max} tokens do not fit: with {tokens[2]} representation tokens the model takes "
-            f"{longest}. Choose a smaller --dim prompt, or smaller pictures."
+            f"Prompts of up to {prompt.max} tokens do not fit: with {tokens[2]} representation tokens the "
+            f"{'model' if cache_slots is None else 'cache of these graphs'} takes {longest}. "
+            "Choose a smaller --dim prompt, or smaller pictures."
         )
     images = given.get("images", _DEFAULT_IMAGES)
     return {"batch": given.get("batch", _DEFAULT_BATCH), "prompt": prompt, "images": images, **dims}
 
 
-def profiles(graph: GraphName, model: ModelSpec, precision: Precision, dims: Mapping[str, DimRange]) -> list[Profile]:
-    """The optimisation profiles of a graph; the runtime takes the first one that fits.
+def profiles(
+    graph: GraphName,
+    model: ModelSpec,
+    precision: Precision,
+    dims: Mapping[str, DimRange],
+    cache_slots: int | None = None,
+) -> list[Profile]:
+    """The optimisation profiles of a graph; the runtime takes the one that was made for the length of its input.
 
     Args:
         graph: The graph.
         model: The model.
         precision: Of the graph; a half-precision cache is rounded to other sizes.
         dims: From `resolve_dims`.
+        cache_slots: Length of the cache where it is fixed, so that it is no free dimension.
     """
     batch, prompt = dims["batch"], dims["prompt"]
+    one = DimRange(1, 1, 1)
     cache = _cache_range(model, precision, dims)
     if graph == "vision_encoder":
         return [{"images": dims["images"], "height": dims["height"], "width": dims["width"]}]
+    empty, filled, read = {"cache": one}, {"cache": DimRange(1, cache.opt, cache.max)}, {"cache": cache}
+    if cache_slots is not None:
+        empty, filled, read = {}, {}, {}
     if graph == "text_decoder":
-        one, past = DimRange(1, 1, 1), DimRange(1, cache.opt, cache.max)
         rows = DimRange(1, batch.opt, batch.max)  # empty prompts are not read
         opt, most = (_num_tokens(model, dims["height"], dims["width"], end) * getattr(dims["images"], end)
                      for end in ("opt", "max"))  # fmt: skip
         common = {"batch": rows, "features": DimRange(1, opt, most), "answer": DimRange(1, 1, MAX_ANSWER)}
         return [
-            {**common, "sequence": prompt, "cache": one},
-            {**common, "sequence": one, "cache": past},
-            {**common, "sequence": DimRange(1, prompt.opt, prompt.max), "cache": past},
+            {**common, "sequence": prompt, **empty},
+            {**common, "sequence": one, **filled},
+            {**common, "sequence": DimRange(1, prompt.opt, prompt.max), **filled},
         ]
-    shared = {"request": batch, "2*request": DimRange(2 * batch.min, 2 * batch.opt, 2 * batch.max), "cache": cache}
+    shared = {"request": batch, "2*request": DimRange(2 * batch.min, 2 * batch.opt, 2 * batch.max), **read}
     if graph == "rep_decoder":
         return [shared]
     return [{**shared, "height": dims["height"], "width": dims["width"]}]

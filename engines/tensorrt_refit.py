@@ -46,21 +46,22 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
     record = source.record
     name, options = _check_refittable(source)
     backend = create_backend(name)
-    use_device(source, record.precision, backend.target())
-    opened.verify([file for graph in GRAPHS for file in opened.graph(graph, record.precision).files], "hash")
+    use_device(source, backend.target())
+    kind = (record.precision, record.dialect)
+    opened.verify([file for graph in GRAPHS for file in opened.graph(graph, *kind).files], "hash")
     report = counted(on_progress, 2 * len(GRAPHS))
     started = time.monotonic()
-    config = EngineConfig(backend=name, precision=record.precision, tensorrt=options)
-    out = opened.path / "engines" / engine_label(record.target, record.precision)
+    config = EngineConfig(backend=name, precision=record.precision, dialect=record.dialect, tensorrt=options)
+    out = opened.path / "engines" / engine_label(record.target, *kind)
     with write_folder(out, replaceable=is_engine, force=True, what="engine") as folder:
         files = {graph: record.graphs[graph].file for graph in GRAPHS}
         with naming_extra(name):
             trt = import_library(name)
         for graph in GRAPHS:
             report(f"refitting {graph}")
-            weights = opened.file(opened.graph(graph, record.precision).file)
+            weights = opened.file(opened.graph(graph, *kind).file)
             (folder / files[graph]).write_bytes(_refit_graph(trt, source.file(graph), weights))
-        builder = TensorRTBuilder(name, options)
+        builder = TensorRTBuilder(name, options, record.dialect)
         verified = verify_engine(opened, config, builder, {graph: folder / files[graph] for graph in GRAPHS}, report)
         build = {
             **record.build,
@@ -69,7 +70,7 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
             "options": builder.options(),
             "refitted_from": record.bundle_id,
         }
-        described = describe_engine(opened, record.precision, record.target, folder, files)
+        described = describe_engine(opened, kind, record.target, folder, files)
         text = json.dumps(replace(described, build=build, verified=verified).to_dict(), indent=1) + "\n"
         (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
     return out

@@ -20,12 +20,12 @@ from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpo
 from rf_export.export_plan import ExportOptions, ExportPlan
 from rf_export.lint import lint
 from rf_export.lint_targets import KNOWN_TARGETS
-from rf_export.model import RFModel
+from rf_export.model import RFModel, model_spec
 from rf_export.opset17 import OPSET as OLD_OPSET
 from rf_export.opset17 import to_opset_17
 from rf_export.parity import check_parity
 from rf_export.shared_weights import SharedWeights
-from rf_export.trace import model_spec, trace
+from rf_export.trace import trace
 from runtime.bundle import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.errors import RFError
 from runtime.manifest import GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults, verified_key

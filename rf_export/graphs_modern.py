@@ -11,7 +11,6 @@ Attention in 4-D with a mask of exactly `[B, 1, S, P]`, no past inside, one outp
 
 import torch
 import torch.nn.functional as F
-from onnxscript.onnx_opset import opset24
 from torch import Tensor
 
 from rf_export.config import Expert
@@ -33,6 +32,8 @@ def _(past: Tensor, update: Tensor, write_indices: Tensor) -> Tensor:
 
 
 def _onnx_tensor_scatter(past: object, update: object, write_indices: object) -> object:
+    from onnxscript.onnx_opset import opset24  # the modules themselves run without it
+
     return opset24.TensorScatter(past, update, write_indices, axis=-2, mode="linear")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rf_export.config import EXPERTS, Expert, ModelConfig
 from rf_export.layers import GridEmbedding, Linear, RMSNorm, SwiGLU, TimeEmbedding, patchify, rotate, rotation
 from rf_export.vision import Connector, ImageEncoder, Quantiser
+from runtime.signature import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -158,3 +159,12 @@ class RFModel(nn.Module):
             pieces = mixed.split(lengths, dim=1)
             hidden = [layer.finish(s.expert, h, m) for s, h, m in zip(segments, hidden, pieces, strict=True)]
         return [self.final_norms[s.expert](h) for s, h in zip(segments, hidden, strict=True)], new
+
+
+def model_spec(model: RFModel) -> ModelSpec:
+    """What a host has to know of a model."""
+    config = model.config
+    names = ("patch_size", "hidden_size", "num_layers", "num_kv_heads", "head_dim", "vocab_size", "rep_vocab_size",
+             "rep_start_id", "max_grid", "max_positions", "default_height", "default_width")  # fmt: skip
+    num_parameters = sum(p.numel() for p in model.parameters())
+    return ModelSpec(**{name: getattr(config, name) for name in names}, num_parameters=num_parameters)

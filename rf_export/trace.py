@@ -33,15 +33,6 @@ _EXAMPLE_SIZES = {"batch": 2, "sequence": 3, "cache": 5, "request": 2, "2*reques
                   "images": 2}  # fmt: skip
 
 
-def model_spec(model: RFModel) -> ModelSpec:
-    """What a host has to know of a model."""
-    config = model.config
-    names = ("patch_size", "hidden_size", "num_layers", "num_kv_heads", "head_dim", "vocab_size", "rep_vocab_size",
-             "rep_start_id", "max_grid", "max_positions", "default_height", "default_width")  # fmt: skip
-    num_parameters = sum(p.numel() for p in model.parameters())
-    return ModelSpec(**{name: getattr(config, name) for name in names}, num_parameters=num_parameters)
-
-
 def trace(
     model: RFModel,
     graph: GraphName,

@@ -20,7 +20,7 @@ from runtime.compatibility import device_fits, version_fits
 from runtime.errors import RFError
 from runtime.manifest import FileEntry, read_files
 from runtime.sections import Section, read_json
-from runtime.signature import GRAPHS, PRECISIONS, GraphName, Precision
+from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, GraphName, Precision
 
 FORMAT: Final = "rf-export-engine"
 FORMAT_VERSION: Final = 2
@@ -43,6 +43,7 @@ class EngineRecord:
 
     target: Target
     precision: Precision
+    dialect: Dialect
     bundle_id: str
     graphs: dict[GraphName, EngineGraph]
     files: dict[str, FileEntry]
@@ -63,6 +64,8 @@ class EngineRecord:
         record = cls(
             target=Target(target.string("backend"), target.string("version"), target.string("device")),
             precision=cast(Precision, top.string("precision", PRECISIONS)),
+            # Engines of before there was a choice do not say it.
+            dialect=cast(Dialect, top.string("dialect", DIALECTS)) if "dialect" in top.names() else "classic",
             bundle_id=top.string("bundle_id"),
             graphs=_read_graphs(top.section("graphs")),
             files=read_files(top.section("files")),
@@ -94,7 +97,9 @@ def open_engine(path: Path) -> Engine:
     return Engine(path, EngineRecord.from_dict(read_json(path / ENGINE_NAME), str(path / ENGINE_NAME)))
 
 
-def use_engine(engine: Engine, bundle: Bundle, precision: Precision, target: Target, verify: Verify) -> None:
+def use_engine(
+    engine: Engine, bundle: Bundle, precision: Precision, target: Target, verify: Verify, dialect: Dialect = "classic"
+) -> None:
     """Make sure that an engine may run: see runtime/compatibility.py.
 
     Args:
@@ -103,23 +108,24 @@ def use_engine(engine: Engine, bundle: Bundle, precision: Precision, target: Tar
         precision: The precision that is wanted.
         target: Where it is to run.
         verify: As in `Bundle.verify`, for the files of the engine.
+        dialect: Of the graphs that are wanted.
 
     Raises:
         RFError: It belongs to something else, or is damaged.
     """
-    reason = _mismatch(engine.record, precision, target) or _foreign(engine.record, bundle)
+    command = _build_command(bundle, target, precision, dialect)
+    reason = _mismatch(engine.record, precision, dialect, target) or _foreign(engine.record, bundle)
     if reason:
-        raise RFError(f"The engine {engine.path} {reason}. Run: {_build_command(bundle, target, precision)}")
+        raise RFError(f"The engine {engine.path} {reason}. Run: {command}")
     try:
         check_files(engine.path, engine.record.files, verify)
     except RFError as error:
-        command = _build_command(bundle, target, precision)
         raise RFError(f"The engine is damaged: {error} Build it again: {command}") from error
 
 
-def use_device(engine: Engine, precision: Precision, target: Target) -> None:
+def use_device(engine: Engine, target: Target) -> None:
     """Make sure that a device runs an engine, of whatever bundle; raises RFError."""
-    reason = _mismatch(engine.record, precision, target)
+    reason = _mismatch(engine.record, engine.record.precision, engine.record.dialect, target)
     if reason:
         raise RFError(f"The engine {engine.path} {reason}. Build one on this machine.")
 
@@ -134,11 +140,17 @@ def require_weights(engine: Engine, bundle: Bundle) -> None:
 
 
 def find_engine(
-    bundle: Bundle, precision: Precision, target: Target, verify: Verify, *, required: bool = False
+    bundle: Bundle,
+    precision: Precision,
+    target: Target,
+    verify: Verify,
+    dialect: Dialect = "classic",
+    *,
+    required: bool = False,
 ) -> Engine | None:
     """The engine of a bundle that fits, checked, or None.
 
-    Engines of other targets and precisions are passed over; where all are of this backend and precision and
+    Engines of other targets, precisions and dialects are passed over; where all are of this backend and precision and
     none fits, a warning says how to build one. With `required` it is an error.
 
     Raises:
@@ -154,32 +166,32 @@ def find_engine(
         except RFError as error:
             _log.warning("An engine is passed over: %s", error)
             continue
-        if engine.record.precision != precision or engine.record.target.backend != target.backend:
+        kind = (engine.record.precision, engine.record.dialect, engine.record.target.backend)
+        if kind != (precision, dialect, target.backend):
             continue
-        reason = _mismatch(engine.record, precision, target)
+        reason = _mismatch(engine.record, precision, dialect, target)
         if not reason:
-            use_engine(engine, bundle, precision, target, verify)
+            use_engine(engine, bundle, precision, target, verify, dialect)
             require_weights(engine, bundle)
             return engine
         passed_over = f"The engine {engine.path} {reason}"
+    command = _build_command(bundle, target, precision, dialect)
     if required:
-        what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {precision}"
-        command = _build_command(bundle, target, precision)
+        spelling = "" if dialect == "classic" else f" {dialect}"
+        what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {precision}{spelling}"
         raise RFError(f"{what}, and {target.backend} runs engines only. Run: {command}")
     if passed_over:
-        _log.warning(
-            "%s: the ONNX graphs are used instead. For the faster engine run: %s",
-            passed_over,
-            _build_command(bundle, target, precision),
-        )
+        _log.warning("%s: the ONNX graphs are used instead. For the faster engine run: %s", passed_over, command)
     return None
 
 
-def _mismatch(record: EngineRecord, precision: Precision, target: Target) -> str:
+def _mismatch(record: EngineRecord, precision: Precision, dialect: Dialect, target: Target) -> str:
     if record.target.backend != target.backend:
         return f"is of the backend {record.target.backend}, and {target.backend} was asked for"
     if record.precision != precision:
         return f"is in {record.precision}, and {precision} was asked for"
+    if record.dialect != dialect:
+        return f"was built from {record.dialect} graphs, and {dialect} was asked for"
     if not version_fits(record.target, target):
         return f"was built with {target.backend} {record.target.version}, and {target.version} is installed"
     if not device_fits(record.target, target):
@@ -190,7 +202,7 @@ def _mismatch(record: EngineRecord, precision: Precision, target: Target) -> str
 def _foreign(record: EngineRecord, bundle: Bundle) -> str:
     """Graphs count, not the bundle's id: a bundle that gets more graphs keeps the engines of those that it had."""
     for name, graph in record.graphs.items():
-        if graph.source_sha256 != bundle.graph_sha256(name, record.precision):
+        if graph.source_sha256 != bundle.graph_sha256(name, record.precision, record.dialect):
             ids = f"bundle {record.bundle_id}, and this is bundle {bundle.manifest.bundle_id}"
             return f"was built from another {name}: from {ids}"
     return ""
@@ -203,8 +215,9 @@ def _difference(built: str, here: str) -> str:
     return ", ".join(parts)
 
 
-def _build_command(bundle: Bundle, target: Target, precision: Precision) -> str:
+def _build_command(bundle: Bundle, target: Target, precision: Precision, dialect: Dialect) -> str:
     suffix = "" if precision == "fp32" else f" --precision {precision}"
+    suffix += "" if dialect == "classic" else f" --dialect {dialect}"
     return f"rf-export build-engine {bundle.path} --backend {target.backend}{suffix}"
 
 

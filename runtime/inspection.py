@@ -85,8 +85,8 @@ def _describe_engines(path: Path) -> list[dict[str, Any]]:
             engines.append({"path": str(file.parent), "error": str(error)})
             continue
         size = sum(entry.size for entry in record.files.values())
-        engines.append({"path": str(file.parent), "precision": record.precision, "bytes": size,
-                        "target": vars(record.target), "build": record.build})  # fmt: skip
+        engines.append({"path": str(file.parent), "precision": record.precision, "dialect": record.dialect,
+                        "bytes": size, "target": vars(record.target), "build": record.build})  # fmt: skip
     return engines
 
 

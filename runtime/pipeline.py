@@ -82,23 +82,18 @@ class Pipeline:
             engine: "auto" takes the bundle's engine where one fits and the ONNX graphs otherwise; "none"
                 takes the ONNX graphs; a path takes that engine or refuses.
             verify: How the files that are read are checked, as in `Bundle.verify`.
-            dialect: The graphs to run; engines are built from the classic ones.
+            dialect: The graphs to run. Engines of ONNX Runtime are built from the classic ones.
 
         Raises:
             RFError: Says what is missing, damaged or does not fit.
         """
         bundle = open_bundle(path)
         runner = create_backend(backend)
-        if dialect != "classic":
+        if dialect != "classic" and not runner.needs_engine:
             if backend != "ort":
                 raise RFError(f"The backend {backend} runs classic graphs, and {dialect} was asked for. Use classic.")
             engine = "none" if engine == "auto" else engine
-        chosen = _choose_engine(bundle, precision, runner, engine, verify)
-        if chosen and dialect != "classic":
-            raise RFError(
-                f"The engine {chosen.path} was built from classic graphs, and {dialect} was asked for. "
-                "Use the dialect classic, or no engine."
-            )
+        chosen = _choose_engine(bundle, (precision, dialect), runner, engine, verify)
         entries = {name: bundle.graph(name, precision, dialect) for name in GRAPHS}
         needed = [] if chosen else [file for entry in entries.values() for file in entry.files]
         bundle.verify([*needed, bundle.manifest.tokenizer], verify)
@@ -189,23 +184,30 @@ class Pipeline:
         assert isinstance(last, AnswerEvent)
         return last.text
 
-    def _draw(self, requests: list[Request], previews: bool) -> Generator[Event, None, None]:
-        plan, times = requests[0].plan, requests[0].times
-        prompt_length = max(len(request.ids) for request in requests)
+    def start(
+        self, num_requests: int, prompt_length: int, num_rep_tokens: int, *, previews: bool = True
+    ) -> StageRunner:
+        """The stages of a drawing, for callers with token ids and noise of their own; nothing is checked."""
         drawing = Drawing(
             model=self.bundle.manifest.model,
             precision=self.precision,
             dialect=self.dialect,
-            num_requests=len(requests),
+            num_requests=num_requests,
             prompt_length=prompt_length,
-            num_rep_tokens=plan.num_rep_tokens,
-            num_slots=self._fixed_slots or prompt_length + plan.num_rep_tokens + 1,
+            num_rep_tokens=num_rep_tokens,
+            num_slots=self._fixed_slots or prompt_length + num_rep_tokens + 1,
             previews=previews,
         )
+        return self._stages(self._sessions, drawing)
+
+    def _draw(self, requests: list[Request], previews: bool) -> Generator[Event, None, None]:
+        plan, times = requests[0].plan, requests[0].times
+        prompt_length = max(len(request.ids) for request in requests)
         given = [request.forced for request in requests if request.forced is not None]
         forced = np.stack(given) if given else None
         pixels = np.stack([request.first_pixels() for request in requests])
-        with contextlib.closing(self._stages(self._sessions, drawing)) as stages:
+        started = self.start(len(requests), prompt_length, plan.num_rep_tokens, previews=previews)
+        with contextlib.closing(started) as stages:
             stages.prefill([request.ids for request in requests])
             drawn = yield from stages.draw_tokens(plan, functools.partial(_fill_gumbel, requests), forced)
             pixels = yield from stages.denoise(plan, times, pixels)
@@ -221,13 +223,14 @@ def _fill_gumbel(requests: list[Request], step: int, out: npt.NDArray[np.float32
 
 
 def _choose_engine(
-    bundle: Bundle, precision: Precision, backend: Backend, choice: str | Path, verify: Verify
+    bundle: Bundle, kind: tuple[Precision, Dialect], backend: Backend, choice: str | Path, verify: Verify
 ) -> Engine | None:
+    precision, dialect = kind
     if choice == "none":
         return None
     if choice == "auto":
-        return find_engine(bundle, precision, backend.target(), verify, required=backend.needs_engine)
+        return find_engine(bundle, precision, backend.target(), verify, dialect, required=backend.needs_engine)
     engine = open_engine(Path(choice))
-    use_engine(engine, bundle, precision, backend.target(), verify)
+    use_engine(engine, bundle, precision, backend.target(), verify, dialect)
     require_weights(engine, bundle)
     return engine

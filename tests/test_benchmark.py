@@ -10,8 +10,9 @@ from click.testing import CliRunner
 
 import cli
 from rf_export.benchmark.baseline import Baseline
-from rf_export.benchmark.bench import baseline_variants, draw_reference
+from rf_export.benchmark.bench import baseline_variants
 from rf_export.benchmark.compiled import Compiled
+from rf_export.benchmark.contenders import draw_reference
 from rf_export.benchmark.floor import Rates, StepCost, denoise_step_cost, rep_step_cost
 from rf_export.benchmark.workload import Workload
 from rf_export.checkpoint import load_checkpoint, save_checkpoint

@@ -342,9 +342,9 @@ def test_probes_fit_every_signature(built):
     model = open_bundle(built).manifest.model
     for name in GRAPHS:
         for precision in ("fp32", "fp16"):
-            inputs = probe_inputs(name, model, precision)
-            specs = GraphSignature.of(name, model, precision).inputs
-            assert [(spec.name, spec.dtype) for spec in specs] == [
+            signature = GraphSignature.of(name, model, precision)
+            inputs = probe_inputs(signature, model)
+            assert [(spec.name, spec.dtype) for spec in signature.inputs] == [
                 (key, str(array.dtype)) for key, array in inputs.items()
             ]
             assert all(np.isfinite(array).all() for array in inputs.values())

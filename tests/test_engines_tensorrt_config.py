@@ -120,7 +120,7 @@ def test_probes_are_inside_their_profile(low, more, prompt, longer):
         for profile in profiles(name, MODEL, "fp16", dims):
             sizes = probe_sizes(profile)
             assert all(profile[dim].min <= sizes[dim] <= profile[dim].max for dim in profile)
-            inputs = probe_inputs(name, MODEL, "fp16", sizes)
+            inputs = probe_inputs(GraphSignature.of(name, MODEL, "fp16"), MODEL, sizes)
             if "past_length" in inputs:
                 assert inputs["past_length"][0] <= sizes["cache"]
                 assert (inputs["row_starts"] <= inputs["past_length"]).all()

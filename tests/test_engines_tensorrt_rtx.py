@@ -12,10 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from engines import DimRange, EngineConfig, TensorRTConfig, build, estimate
+from engines import DimRange, EngineConfig, TensorRTConfig, build, estimate, tensorrt_network
 from engines.build import peak_memory_mib
+from rf_export.export import ExportOptions, export
 from runtime import RFError
 from runtime.backends.cuda_driver import Gpu, probe_gpu
+from runtime.backends.tensorrt_library import messages_of
+from runtime.bundle import open_bundle
 from runtime.engine import open_engine
 from runtime.signature import GRAPHS
 
@@ -25,9 +28,9 @@ ROOT = Path(__file__).parent.parent
 TARGETS = ("8.6", "8.9", "12.0")
 
 
-def config(*capabilities, precision="fp16", force=False, **options):
+def config(*capabilities, precision="fp16", dialect="classic", force=False, **options):
     tensorrt = TensorRTConfig(compute_capabilities=capabilities or TARGETS, **options)
-    return EngineConfig(backend="tensorrt-rtx", precision=precision, force=force, tensorrt=tensorrt)
+    return EngineConfig(backend="tensorrt-rtx", precision=precision, dialect=dialect, force=force, tensorrt=tensorrt)
 
 
 def no_gpu():
@@ -44,6 +47,50 @@ def test_the_reference_checkpoint_compiles_for_three_rtx_generations(reference_b
     used = sum(entry.size for entry in record.files.values())
     assert used <= need.disk_mib << 20
     assert all(entry.size > 1_000_000 for entry in record.files.values()), "the weights are in the plans"
+
+
+@pytest.fixture(scope="module")
+def reference_modern(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference-modern") / "bundle"
+    options = ExportOptions(precisions=("fp16",), dialects=("modern",), targets=("tensorrt-rtx",), verify=False)
+    export(ROOT / "examples/reference/checkpoint", folder, options)
+    return folder
+
+
+def test_the_modern_graphs_of_the_reference_checkpoint_compile_for_three_generations_too(reference_modern):
+    record = open_engine(build(reference_modern, config(dialect="modern"))).record
+    assert record.dialect == "modern"
+    assert [device.split()[1] for device in record.target.device.split(" | ")] == ["sm_86", "sm_89", "sm_120"]
+    assert record.build["cache_slots"] == 192
+    assert record.build["profiles"]["rep_decoder"] == [{"request": "1:1:4", "2*request": "2:2:8"}]
+    assert all(entry.size > 1_000_000 for entry in record.files.values()), "the weights are in the plans"
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+def test_fp32_attention_has_no_fused_kernel_and_compiles_all_the_same(fixed_bundle, capability):
+    path = build(fixed_bundle, config(capability, precision="fp32", dialect="modern"))
+    assert path.name.endswith("-fp32-modern")
+
+
+def test_attention_that_may_not_be_taken_apart_is_refused_with_the_reason(fixed_bundle, monkeypatch):
+    """Why every attention is marked: this is what would be told otherwise."""
+    monkeypatch.setattr(tensorrt_network, "_let_attention_decompose", lambda *_: None)
+    with pytest.raises(RFError, match="does not build"):
+        build(fixed_bundle, config("8.9", precision="fp32", dialect="modern", force=True))
+
+
+def test_no_input_has_to_lie_in_the_memory_of_the_host(tiny_bundle, fixed_bundle):
+    """A tensor that shapes depend on would; the runtime hands out device memory alone."""
+    import tensorrt_rtx as trt
+
+    for bundle, dialect in ((tiny_bundle, "classic"), (fixed_bundle, "modern")):
+        opened = open_bundle(bundle)
+        for name in GRAPHS:
+            network = trt.Builder(messages_of(trt).logger).create_network(0)
+            parser = trt.OnnxParser(network, messages_of(trt).logger)
+            assert parser.parse_from_file(str(opened.file(opened.graph(name, "fp32", dialect).file)))
+            tensors = [network.get_input(i) for i in range(network.num_inputs)]
+            assert [tensor.name for tensor in tensors if tensor.is_shape_tensor] == []
 
 
 @pytest.mark.parametrize("capability", TARGETS)

@@ -13,7 +13,7 @@ from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, TokenEve
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle
 from runtime.cache import KVCache
-from runtime.engine import Engine
+from runtime.engine import Engine, EngineRecord
 from runtime.scheduler import Scheduler
 from runtime.signature import GRAPHS, GraphSignature
 from runtime.stages import prefill
@@ -178,8 +178,9 @@ def test_a_dialect_that_is_not_there_is_refused(tiny_bundle, modern_bundle):
 def test_engines_and_the_scheduler_are_for_classic_graphs(modern_bundle, monkeypatch, tmp_path):
     with pytest.raises(RFError, match="The scheduler runs classic graphs, and this pipeline is modern"):
         Scheduler(load(modern_bundle))
-    engine = Engine(tmp_path, record=None)
-    monkeypatch.setattr("runtime.pipeline._choose_engine", lambda *_: engine)
+    record = EngineRecord(target=create_backend("ort").target(), precision="fp32", dialect="classic", bundle_id="",
+                          graphs={}, files={}, build={}, verified={})  # fmt: skip
+    monkeypatch.setattr("runtime.pipeline.open_engine", lambda path: Engine(path, record))
     with pytest.raises(RFError, match="was built from classic graphs, and modern was asked for"):
         Pipeline.load(modern_bundle, dialect="modern", engine=tmp_path)
 

@@ -19,8 +19,8 @@ from rf_export import eager, graphs
 from rf_export.checkpoint import load_checkpoint
 from rf_export.config import preset
 from rf_export.graphs import sample
-from rf_export.model import RFModel
-from rf_export.trace import model_spec, trace
+from rf_export.model import RFModel, model_spec
+from rf_export.trace import trace
 from runtime.backends import Session, create_backend
 from runtime.bundle import open_bundle
 from runtime.errors import RFError

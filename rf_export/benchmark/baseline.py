@@ -2,7 +2,8 @@
 
 One conditional and one unconditional row in one batch, static caches written in place (no concatenation, unlike the
 reference in `rf_export.eager`), attention that reads only what is visible. What is fastest depends on the machine, so
-layouts and attention kernels are options, and the benchmark takes the best. Axes: P cache slots, M patches, B = 2 rows.
+layouts and attention kernels are options, and the benchmark takes the best. Everything that a step takes lies on the
+device before the first one. Axes: P cache slots, M patches, B = 2 rows.
 """
 
 import copy
@@ -16,15 +17,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rf_export.benchmark.accelerator import Accelerator
 from rf_export.benchmark.workload import Workload
 from rf_export.config import Expert
 from rf_export.graphs import sample
 from rf_export.layers import Linear, rotation, unpatchify
 from rf_export.model import RFModel
 
+# A mask [B, 1, S or 1, slots], or the end and each row's first one of the slots that all tokens see.
+Seen = Tensor | tuple[int, tuple[int, ...]]
 Layout = Literal["in_out", "out_in"]  # how weights lie in memory; nn.Linear is out_in
-Attention = Literal["sdpa", "matmul"]
-CompileMode = Literal["default", "max-autotune"]
+# "sdpa" has grouped queries and a mask, "repeat" repeats keys and values for SDPA's fused kernels, "split" needs no
+# mask, since each guidance row sees a run of slots, and "matmul" is plain products.
+Attention = Literal["sdpa", "matmul", "repeat", "split"]
+CompileMode = Literal["default", "max-autotune", "reduce-overhead"]
+TURN_RUNS = 64  # of the representation decoder in a timed turn
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +43,15 @@ class Variant:
     layout: Layout = "in_out"
     attention: Attention = "sdpa"
     compile: CompileMode | None = None
+    graphs: bool = False  # one CUDA graph per step, captured by hand
 
     @property
     def family(self) -> str:
         """What the variant competes as."""
-        precision = "fp32" if self.dtype == torch.float32 else "bf16"
-        return f"{'eager' if self.compile is None else 'torch.compile'} {precision}"
+        kind = "eager" if self.compile is None else "torch.compile"
+        if self.compile == "reduce-overhead":  # the one with CUDA graphs of its own
+            kind += " reduce-overhead"
+        return f"{'CUDA graphs of ' * self.graphs}{kind} {PRECISIONS[self.dtype]}"
 
     @property
     def name(self) -> str:
@@ -60,20 +71,40 @@ class StaticDecoder(nn.Module):
         self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(self.config.num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype) for _ in range(self.config.num_layers)]
 
-    def decode(self, expert: Expert, hidden: Tensor, positions: Tensor, slots: Tensor, mask: Tensor) -> Tensor:
-        """Write the tokens `[B, S, d]` into `slots [S]`, attend under `mask [B, 1, S or 1, slots]`, all layers."""
+    def decode(self, expert: Expert, hidden: Tensor, positions: Tensor, slots: Tensor, seen: Seen) -> Tensor:
+        """Write the tokens `[B, S, d]` into `slots [S]` and attend, all layers."""
         tables = rotation(positions, self.config.head_dim, self.config.rope_theta)
         for layer, keys, values in zip(self.model.decoder_layers, self.keys, self.values, strict=True):
             q, k, v = layer.project(expert, hidden, *tables)
             keys.index_copy_(2, slots, k.transpose(1, 2))
             values.index_copy_(2, slots, v.transpose(1, 2))
-            visible = mask.shape[-1]
-            hidden = layer.finish(expert, hidden, self.attend(q, keys[:, :, :visible], values[:, :, :visible], mask))
+            visible = seen[0] if isinstance(seen, tuple) else seen.shape[-1]
+            keys, values = keys[:, :, :visible], values[:, :, :visible]
+            if isinstance(seen, tuple):
+                mixed = self.attend_rows(q, keys, values, seen[1])
+            else:
+                mixed = self.attend(q, keys, values, seen)
+            hidden = layer.finish(expert, hidden, mixed)
         return self.model.final_norms[expert](hidden)
+
+    def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, firsts: tuple[int, ...]) -> Tensor:
+        """As `attend`, with row b seeing all slots from `firsts[b]` on."""
+        rows = [
+            F.scaled_dot_product_attention(
+                q[b : b + 1].transpose(1, 2), k[b : b + 1, :, first:], v[b : b + 1, :, first:], enable_gqa=True
+            )
+            for b, first in enumerate(firsts)
+        ]
+        return torch.cat(rows).transpose(1, 2).flatten(2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """`[B, S, Hq, D]`, two of `[B, H, P, D] -> [B, S, Hq*D]`."""
-        if self.attention == "sdpa":
+        if self.attention == "repeat":
+            groups = q.shape[2] // k.shape[1]
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+            mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+            return mixed.transpose(1, 2).flatten(2)
+        if self.attention in ("sdpa", "split"):  # split where rows do not see whole runs: in the prompt
             mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, enable_gqa=True)
             return mixed.transpose(1, 2).flatten(2)
         batch, tokens, heads, size = q.shape
@@ -89,24 +120,59 @@ class StaticDecoder(nn.Module):
 
 
 class Baseline:
-    """Draws the workload's picture; `draw_tokens` and `denoise` may be repeated."""
+    """Draws the workload's picture; `draw_tokens` and `denoise` may be repeated.
 
-    def __init__(self, model: RFModel, workload: Workload, variant: Variant) -> None:
-        model = copy.deepcopy(model).to(variant.dtype).requires_grad_(False)
+    Args:
+        model: On the device that computes.
+        workload: What to draw.
+        variant: How.
+        accelerator: Captures CUDA graphs.
+        share_weights: Take the model's tensors as they are, for several variants of one dtype and layout.
+    """
+
+    def __init__(
+        self,
+        model: RFModel,
+        workload: Workload,
+        variant: Variant,
+        accelerator: Accelerator | None = None,
+        *,
+        share_weights: bool = False,
+    ) -> None:
+        if not share_weights:
+            model = copy.deepcopy(model).to(variant.dtype).requires_grad_(False)
         if variant.layout == "out_in":
             for module in model.modules():
                 if isinstance(module, Linear):
                     module.weight.data = module.weight.data.t().contiguous().t()
         self.model, self.variant, self.work = model, variant, workload
-        num_patches = 4 * workload.plan.num_rep_tokens
-        self.decoder = StaticDecoder(model, workload.num_slots + num_patches, variant.attention)
-        self.starts = torch.tensor([0, len(workload.prompt_ids)])  # of the rows; no text in the second one
-        self._rep_step = self._compiled(self._rep_step_eager)
-        self._denoise_step = self._compiled(self._denoise_step_eager)
+        plan, device = workload.plan, model.text_embedding.device
+        self.num_patches = 4 * plan.num_rep_tokens
+        num_slots, columns = workload.num_slots, plan.grid[1]
+        num_runs = workload.num_decoder_runs
+        with device:
+            self.decoder = StaticDecoder(model, num_slots + self.num_patches, variant.attention)
+            self.starts = torch.tensor([0, len(workload.prompt_ids)])  # of the rows; no text in the second one
+            self.firsts = torch.tensor([0, num_slots])  # the unconditional row sees neither text nor tokens
+            self.slots = torch.arange(num_slots + self.num_patches)
+            self.spots = torch.tensor([divmod(max(n - 1, 0), columns) for n in range(num_runs)])  # [N + 1, 2]
+            self.temperature, self.top_k = torch.full((1,), plan.temperature), torch.full((1,), plan.top_k)
+            self.start = torch.tensor([workload.rep_start_id])
+        gumbel = torch.from_numpy(workload.gumbel)
+        self.gumbel = torch.cat([gumbel, gumbel[-1:]]).to(device)  # [N + 1, K]
+        self.noise = torch.from_numpy(workload.noise)[None].to(device)
+        self.times = torch.from_numpy(workload.times).to(device)
+        self._steps = GraphedSteps(self, accelerator) if variant.graphs and accelerator is not None else None
+        self._rep_step = self._compiled(self.rep_step)
+        self._denoise_step = self._compiled(self.denoise_step)
 
     def _compiled(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if self.variant.compile is None:
             return step
+        if self.noise.is_cuda:
+            for cache in (*self.decoder.keys, *self.decoder.values):  # else written caches rule CUDA graphs out
+                torch._dynamo.mark_static_address(cache)
+            return torch.compile(step, dynamic=False, mode=self.variant.compile)
         import torch._inductor.select_algorithm as inductor  # seconds, which eager variants need not pay
 
         inductor.PRINT_AUTOTUNE = False  # a page of text per shape
@@ -117,56 +183,140 @@ class Baseline:
     @torch.no_grad()
     def prefill(self) -> None:
         """Read the prompt."""
-        ids = torch.from_numpy(self.work.prompt_ids)
+        num_tokens = len(self.work.prompt_ids)
+        ids = torch.from_numpy(self.work.prompt_ids).to(self.noise.device)
         hidden = F.embedding(ids, self.model.text_embedding)[None].expand(2, -1, -1)
-        slots = torch.arange(len(ids))
-        causal = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()[None, None].expand(2, -1, -1, -1)
+        slots = self.slots[:num_tokens]
+        causal = (slots <= slots[:, None])[None, None].expand(2, -1, -1, -1)
         self.decoder.decode("understanding", hidden, slots.expand(2, -1), slots, causal)
 
     @torch.no_grad()
-    def draw_tokens(self) -> NDArray[np.int64]:
-        """The representation stage after `prefill`, `[N]`."""
-        work, columns = self.work, self.work.plan.grid[1]
-        last = torch.tensor([work.rep_start_id])
-        ids: list[Tensor] = []
-        for n in range(work.num_decoder_runs):
-            spot = torch.tensor([divmod(max(n - 1, 0), columns)])
-            slot = torch.tensor([len(work.prompt_ids) + n])
-            gumbel = torch.from_numpy(work.gumbel[min(n, len(work.gumbel) - 1)])[None]
-            # Compiled code needs one shape, and so sees all slots; eager code reads only the visible ones.
-            visible = work.num_slots if self.variant.compile else int(slot) + 1
-            last = self._rep_step(last, spot, slot, gumbel, visible)
-            ids.append(last)
-        return torch.cat(ids[:-1]).numpy()
+    def draw_tokens(
+        self, forced: NDArray[np.int64] | None = None, runs: range | None = None
+    ) -> NDArray[np.int64]:
+        """The representation stage after `prefill`, `[N]`: what was drawn.
 
-    def _rep_step_eager(self, last: Tensor, spot: Tensor, slot: Tensor, gumbel: Tensor, visible: int) -> Tensor:
-        plan = self.work.plan
+        Args:
+            forced: tokens to go on with instead, `[N]`.
+            runs: some of the N + 1 runs of the decoder only, to time them.
+        """
+        runs = runs or range(self.work.num_decoder_runs)
+        following = None if forced is None else torch.from_numpy(forced).to(self.noise.device)
+        if self._steps is not None:
+            return self._steps.draw_tokens(runs, following)
+        first_slot, last = len(self.work.prompt_ids), self.start
+        ids: list[Tensor] = []
+        for n in runs:
+            # Compiled code needs one shape, and so sees all slots; eager code reads only the visible ones.
+            visible = self.work.num_slots if self.variant.compile else first_slot + n + 1
+            slot = self.slots[first_slot + n : first_slot + n + 1]
+            last = self._stepped(self._rep_step, last, self.spots[n : n + 1], slot, self.gumbel[n : n + 1], visible)
+            ids.append(last)
+            if following is not None and n < len(following):
+                last = following[n : n + 1]
+        return torch.cat(ids).cpu().numpy()[: self.work.plan.num_rep_tokens]
+
+    def turn_tokens(self) -> int:
+        """Some runs of the representation stage, from the middle, where the cache is half full; returns how many."""
+        num_runs = self.work.num_decoder_runs
+        count = min(TURN_RUNS, num_runs)
+        first = (num_runs - count) // 2
+        self.draw_tokens(runs=range(first, first + count))
+        return count
+
+    def _stepped(self, step: Callable[..., Tensor], *arguments: object) -> Tensor:
+        if self.variant.compile != "reduce-overhead":
+            return step(*arguments)
+        torch.compiler.cudagraph_mark_step_begin()
+        return step(*arguments).clone()  # the next run of its CUDA graph overwrites the result
+
+    def rep_step(self, last: Tensor, spot: Tensor, slot: Tensor, gumbel: Tensor, visible: int) -> Tensor:
+        """One representation token: `[1]`, `[1, 2]`, `[1]`, `[1, K]`, the slots to look at `-> [1]`."""
+        plan, end = self.work.plan, len(self.work.prompt_ids)
         hidden = self.model.embed_rep(last[:, None], spot[:, None]).expand(2, -1, -1)
-        slots = torch.arange(visible)
-        mask = ((slots >= self.starts[:, None]) & (slots <= slot))[:, None, None]
-        hidden = self.decoder.decode("representation", hidden, (slot - self.starts)[:, None], slot, mask)
+        seen: Seen
+        if self.variant.attention == "split" and self.variant.compile is None and not self.variant.graphs:
+            seen = (visible, (0, end))
+        else:
+            slots = self.slots[:visible]
+            seen = ((slots >= self.starts[:, None]) & (slots <= slot))[:, None, None]
+        hidden = self.decoder.decode("representation", hidden, (slot - self.starts)[:, None], slot, seen)
         with_text, without_text = self.model.rep_head(hidden[:, 0]).float().unbind(0)
         logits = without_text + plan.rep_guidance_scale * (with_text - without_text)
-        temperature, top_k = torch.full((1,), plan.temperature), torch.full((1,), plan.top_k)
-        return sample(logits[None], gumbel, temperature, top_k)
+        return sample(logits[None], gumbel, self.temperature, self.top_k)
 
     @torch.no_grad()
     def denoise(self, num_steps: int) -> NDArray[np.float32]:
         """The first `num_steps` Euler steps after `draw_tokens`, `[3, H, W]`."""
-        x = torch.from_numpy(self.work.noise)[None]
-        for t, t_next in zip(self.work.times[:num_steps], self.work.times[1:], strict=False):
-            x = self._denoise_step(x, torch.tensor([t]), torch.tensor([t_next]))
-        return x[0].numpy()
+        if self._steps is not None:
+            return self._steps.denoise(num_steps)
+        x = self.noise
+        for i in range(num_steps):
+            x = self._stepped(self._denoise_step, x, self.times[i : i + 1], self.times[i + 1 : i + 2])
+        return x[0].cpu().numpy()
 
-    def _denoise_step_eager(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    def denoise_step(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """One Euler step: `[1, 3, H, W]`, `[1]`, `[1] -> [1, 3, H, W]`."""
         prefix, plan = self.work.num_slots, self.work.plan
         hidden = self.model.embed_pixels(x, t).expand(2, -1, -1)
-        slots = torch.arange(prefix + hidden.shape[1])
-        first = torch.tensor([0, prefix])  # the unconditional row sees neither text nor tokens
-        mask = (slots >= first[:, None])[:, None, None]
-        positions = (prefix - first)[:, None].expand(-1, hidden.shape[1])
-        hidden = self.decoder.decode("pixel", hidden, positions, slots[prefix:], mask)
+        seen: Seen = (prefix + self.num_patches, (0, prefix))
+        if self.variant.attention != "split":
+            seen = (self.slots >= self.firsts[:, None])[:, None, None]
+        positions = (prefix - self.firsts)[:, None].expand(-1, self.num_patches)
+        hidden = self.decoder.decode("pixel", hidden, positions, self.slots[prefix:], seen)
         rows = unpatchify(self.model.pixel_out(hidden), self.model.config.patch_size, *x.shape[2:]).float()
         with_prefix, without_prefix = rows.split(1)
         x_pred = without_prefix + plan.pix_guidance_scale * (with_prefix - without_prefix)
         return x + (t_next - t) / (1 - t) * (x_pred - x)
+
+
+class GraphedSteps:
+    """Both steps of a baseline as CUDA graphs that count by themselves: a replay copies nothing and takes nothing."""
+
+    def __init__(self, baseline: Baseline, accelerator: Accelerator) -> None:
+        self._baseline, self._capture = baseline, accelerator.capture
+        work = baseline.work
+        self._n = torch.zeros(1, dtype=torch.int64, device=baseline.noise.device)
+        self._last, self._x = baseline.start.clone(), baseline.noise.clone()
+        self._ids = self._n.repeat(work.num_decoder_runs)
+        self._slots = baseline.slots[len(work.prompt_ids) : work.num_slots]
+        self._replays: dict[str, Callable[[], None]] = {}
+
+    def _replay(self, name: str, body: Callable[[], None]) -> Callable[[], None]:
+        if name not in self._replays:
+            self._n.zero_()  # a capture may run the body
+            self._replays[name] = self._capture(body)
+        return self._replays[name]
+
+    def draw_tokens(self, runs: range, forced: Tensor | None) -> NDArray[np.int64]:
+        """See `Baseline.draw_tokens`."""
+        replay = self._replay("tokens", self._token)
+        self._n.fill_(runs.start)
+        self._last.copy_(self._baseline.start)
+        for n in runs:
+            replay()
+            if forced is not None and n < len(forced):
+                self._last.copy_(forced[n : n + 1])
+        return self._ids.cpu().numpy()[: self._baseline.work.plan.num_rep_tokens]
+
+    def denoise(self, num_steps: int) -> NDArray[np.float32]:
+        """See `Baseline.denoise`."""
+        replay = self._replay("pixels", self._pixels)
+        self._n.zero_()
+        self._x.copy_(self._baseline.noise)
+        for _ in range(num_steps):
+            replay()
+        return self._x[0].cpu().numpy()
+
+    def _token(self) -> None:
+        baseline, n = self._baseline, self._n
+        inputs = (table.index_select(0, n) for table in (baseline.spots, self._slots, baseline.gumbel))
+        self._last.copy_(baseline.rep_step(self._last, *inputs, baseline.work.num_slots))
+        self._ids.index_copy_(0, n, self._last)
+        n.add_(1)
+
+    def _pixels(self) -> None:
+        times, n = self._baseline.times, self._n
+        t, t_next = times.index_select(0, n), times.index_select(0, n + 1)
+        self._x.copy_(self._baseline.denoise_step(self._x, t, t_next))
+        n.add_(1)

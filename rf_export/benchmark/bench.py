@@ -9,19 +9,18 @@ short trial, and the trial's figures are reported too.
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from rf_export.benchmark.baseline import Attention, Baseline, Layout, Variant
 from rf_export.benchmark.compiled import Compiled
+from rf_export.benchmark.contenders import STAGES, Contender, Stage, draw_reference
 from rf_export.benchmark.environment import describe_machine
 from rf_export.benchmark.floor import denoise_step_cost, measure_rates, rep_step_cost
 from rf_export.benchmark.footprint import measure_footprint
 from rf_export.benchmark.workload import Workload
-from rf_export.eager import EagerRequest, EagerResult, generate
+from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
 from rf_export.parity import psnr_db
@@ -30,8 +29,6 @@ from runtime.options import GenerationOptions
 from runtime.signature import Precision
 from runtime.timing import Timing, interleave, ratio
 
-Stage = Literal["rep_step", "denoise_step", "picture"]
-STAGES: tuple[Stage, ...] = ("rep_step", "denoise_step", "picture")
 LAYOUTS: tuple[Layout, ...] = ("in_out", "out_in")
 ATTENTIONS: tuple[Attention, ...] = ("sdpa", "matmul")
 TRIAL_STEPS = 2  # denoising steps of a trial and of a timed turn
@@ -52,41 +49,6 @@ class BenchOptions:
     def __post_init__(self) -> None:
         if min(*self.threads, self.num_rounds, self.num_picture_rounds, self.num_prompt_tokens) < 1:
             raise ValueError("threads, num_rounds, num_picture_rounds and num_prompt_tokens must be >= 1")
-
-
-class Drawer(Protocol):
-    """A contender: stages that may be repeated after `prefill`."""
-
-    def prefill(self) -> None:
-        """Read the prompt."""
-
-    def draw_tokens(self) -> NDArray[np.int64]:
-        """The representation stage, `[N]`."""
-
-    def denoise(self, num_steps: int) -> NDArray[np.float32]:
-        """The first steps of the pixel stage, `[3, H, W]`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """A name in the tables, with what runs each stage (baselines may need different layouts)."""
-
-    name: str
-    tokens: Drawer
-    pixels: Drawer
-
-    def prepare(self) -> None:
-        """Fill the caches of both stages."""
-        for drawer in dict.fromkeys((self.tokens, self.pixels)):
-            drawer.prefill()
-            drawer.draw_tokens()
-
-    def picture(self, num_steps: int) -> int:
-        """Everything, from the prompt to the picture."""
-        self.tokens.prefill()
-        self.tokens.draw_tokens()
-        self.pixels.denoise(num_steps)
-        return 1
 
 
 def run_bench(
@@ -129,18 +91,6 @@ def run_bench(
         "runs": runs,
         "footprint": footprint,
     }  # fmt: skip
-
-
-def draw_reference(model: RFModel, work: Workload, num_steps: int) -> EagerResult:
-    """The picture after `num_steps` Euler steps, by the independent eager loop."""
-    plan = work.plan
-    request = EagerRequest(
-        prompt_ids=torch.from_numpy(work.prompt_ids), gumbel=torch.from_numpy(work.gumbel),
-        noise=torch.from_numpy(work.noise), timesteps=torch.from_numpy(work.times[: num_steps + 1]),
-        rep_guidance_scale=plan.rep_guidance_scale, pix_guidance_scale=plan.pix_guidance_scale,
-        temperature=plan.temperature, top_k=plan.top_k,
-    )  # fmt: skip
-    return generate(model, request)
 
 
 def _run(

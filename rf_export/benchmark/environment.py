@@ -7,7 +7,8 @@ from typing import Any
 
 from runtime.backends.cpu import cpu_features, cpu_name
 
-PACKAGES = ("torch", "onnxruntime", "onnx", "numpy")
+PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "pycuda", "cuda-bindings",
+            "onnx", "numpy")  # fmt: skip
 MATRIX_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimddp", "i8mm", "bf16")
 
 
@@ -22,5 +23,12 @@ def describe_machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -14,6 +14,7 @@ from rf_export.config import EXPERTS, Expert, ModelConfig
 
 GUIDANCE_ROWS = 2
 FP32_BYTES = 4
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,34 +39,36 @@ def layer_parameters(config: ModelConfig, expert: Expert) -> int:
     return attention + 3 * config.hidden_size * config.ffn_sizes[expert]
 
 
-def rep_step_cost(config: ModelConfig, num_slots: int) -> StepCost:
+def rep_step_cost(config: ModelConfig, num_slots: int, value_bytes: int = FP32_BYTES) -> StepCost:
     """A representation token: all weights of its expert once, and the cache of both rows once."""
     parameters = config.num_layers * layer_parameters(config, "representation")
     parameters += config.hidden_size * config.rep_vocab_size
     slots = config.num_layers * num_slots * config.head_dim
     attention = 2 * 2 * slots * config.num_heads  # scores, then values
     return StepCost(
-        weight_bytes=FP32_BYTES * parameters,
-        cache_bytes=FP32_BYTES * GUIDANCE_ROWS * 2 * slots * config.num_kv_heads,
+        weight_bytes=value_bytes * parameters,
+        cache_bytes=value_bytes * GUIDANCE_ROWS * 2 * slots * config.num_kv_heads,
         flops=GUIDANCE_ROWS * (2 * parameters + attention),
     )
 
 
-def denoise_step_cost(config: ModelConfig, num_slots: int, num_patches: int) -> StepCost:
+def denoise_step_cost(
+    config: ModelConfig, num_slots: int, num_patches: int, value_bytes: int = FP32_BYTES
+) -> StepCost:
     """M patches through the pixel expert; each sees the prefix and every patch."""
     per_patch = config.num_layers * layer_parameters(config, "pixel") + 2 * config.hidden_size * config.patch_dim
     slots = config.num_layers * config.head_dim * num_slots
     seen = config.num_layers * config.head_dim * (num_slots + num_patches)
     return StepCost(
-        weight_bytes=FP32_BYTES * per_patch,
-        cache_bytes=FP32_BYTES * GUIDANCE_ROWS * 2 * slots * config.num_kv_heads,
+        weight_bytes=value_bytes * per_patch,
+        cache_bytes=value_bytes * GUIDANCE_ROWS * 2 * slots * config.num_kv_heads,
         flops=GUIDANCE_ROWS * num_patches * (2 * per_patch + 4 * seen * config.num_heads),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What this machine does per second with the given threads, in fp32."""
+    """What this machine does per second, with the given threads or on a device, in one dtype."""
 
     bandwidth: float  # bytes per second, reading a working set of the size in question
     matrix: float  # FLOP per second of a large matrix product
@@ -75,40 +78,49 @@ class Rates:
         return max(cost.num_bytes / self.bandwidth, cost.flops / self.matrix)
 
 
-def measure_rates(num_bytes: int, *, repeats: int = 12) -> Rates:
-    """Measure both rates with torch's current number of threads.
+def measure_rates(
+    num_bytes: int, *, repeats: int = 12, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> Rates:
+    """Measure both rates, on a CPU with torch's current number of threads.
 
     Args:
         num_bytes: working set of the bandwidth test: weights that fit into a cache are read faster.
         repeats: the best of so many runs counts.
+        device: where.
+        dtype: of what is read and multiplied.
     """
-    return Rates(bandwidth=_bandwidth(num_bytes, repeats), matrix=_matrix_rate(repeats))
+    with device:
+        return Rates(bandwidth=_bandwidth(num_bytes, repeats, dtype), matrix=_matrix_rate(repeats, dtype))
 
 
-def _bandwidth(num_bytes: int, repeats: int) -> float:
+def _bandwidth(num_bytes: int, repeats: int, dtype: torch.dtype) -> float:
     columns = 1024
-    matrix = torch.rand(max(num_bytes // (FP32_BYTES * columns), 64), columns)
-    vector = torch.rand(columns)
-    size = matrix.numel() * FP32_BYTES
-    loops = max(1, 20_000_000 // size)  # a run of a few milliseconds at least
+    matrix = torch.rand(max(num_bytes // (dtype.itemsize * columns), 64), columns).to(dtype)
+    vector = torch.rand(columns).to(dtype)
+    size = matrix.numel() * dtype.itemsize
+    # A run of a few milliseconds at least, on a device also after the launches.
+    loops = max(1, (2_000_000_000 if matrix.is_cuda else 20_000_000) // size)
     kernels: tuple[Callable[[], object], ...] = (lambda: torch.mv(matrix, vector), matrix.sum, matrix.amax)
-    return max(size * loops / _best_seconds(kernel, loops, repeats) for kernel in kernels)
+    return max(size * loops / _best_seconds(kernel, loops, repeats, matrix.device) for kernel in kernels)
 
 
-def _matrix_rate(repeats: int) -> float:
+def _matrix_rate(repeats: int, dtype: torch.dtype) -> float:
     rates = []
-    for side in (512, 1024, 2048):
-        a, b = torch.rand(side, side), torch.rand(side, side)
-        out = torch.empty(side, side)
-        rates.append(2 * side**3 / _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 1, repeats))
+    for side in (512, 1024, 2048) if dtype == torch.float32 else (2048, 4096, 8192):
+        a, b = torch.rand(side, side).to(dtype), torch.rand(side, side).to(dtype)
+        out = torch.empty(side, side, dtype=dtype)
+        seconds = _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 1, repeats, a.device)
+        rates.append(2 * side**3 / seconds)
     return max(rates)
 
 
-def _best_seconds(run: Callable[[], object], loops: int, repeats: int) -> float:
+def _best_seconds(run: Callable[[], object], loops: int, repeats: int, device: torch.device) -> float:
     best = float("inf")
     for _ in range(repeats + 1):
         started = time.perf_counter()
         for _ in range(loops):
             run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
     return best

@@ -21,7 +21,7 @@ def format_bench(result: Mapping[str, Any]) -> str:
     for run in result["runs"]:
         lines += ["", f"{run['threads']} thread(s), ms: median [95% interval]; x: how many times as fast our "
                       f"{run['ours']} is"]  # fmt: skip
-        lines += _aligned([["", *STAGE_TITLES.values(), "tokens", "PSNR"], *_rows(run), *_floor_rows(run)])
+        lines += aligned([["", *STAGE_TITLES.values(), "tokens", "PSNR"], *_rows(run), *_floor_rows(run)])
     lines += ["", *_footprint_lines(result)]
     return "\n".join(lines)
 
@@ -68,7 +68,8 @@ def _footprint_lines(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of a table whose columns stand below one another."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from runtime.backends.cuda_driver import require_gpu
 from runtime.errors import RFError
 
+_NON_BLOCKING: Final = 1  # CU_STREAM_NON_BLOCKING: nothing that others put on the default stream disturbs a capture
+_MEMSET_BYTES: Final = 1 << 31  # pycuda 2026.1 takes the size of a memset as an unsigned int
 NO_GRAPHS: Final = (
     "cuda-bindings is not installed: every step is launched by the host instead of being replayed as one CUDA graph, "
     "which is slower. Install it with: pip install cuda-bindings"
@@ -60,7 +62,7 @@ class CudaDevice:
         self._garbage: list[Any] = []  # memory that nobody uses any more
         self._driver = _import_driver()
         with self.exclusive():
-            self._stream = self._cuda.Stream()
+            self._stream = self._cuda.Stream(_NON_BLOCKING)
 
     @property
     def stream(self) -> int:
@@ -104,7 +106,12 @@ class CudaDevice:
 
     def zero(self, target: int, num_bytes: int) -> None:
         """Write zeros."""
-        self._cuda.memset_d8_async(target, 0, num_bytes, self._stream)
+        for start in range(0, num_bytes, _MEMSET_BYTES):
+            self._cuda.memset_d8_async(target + start, 0, min(num_bytes - start, _MEMSET_BYTES), self._stream)
+
+    def zero_rows(self, target: int, pitch: int, width: int, height: int) -> None:
+        """Write zeros into the first `width` bytes of `height` rows that are `pitch` bytes apart."""
+        self._cuda.memset_d2d8_async(target, pitch, 0, width, height, self._stream)
 
     def copy(self, block: BlockCopy) -> None:
         """Copy on the device."""

@@ -68,7 +68,11 @@ class NewRows:
 
 
 class DeviceCache:
-    """The cache: [2 L] tensors [B, H, P, D] in one block, so that one copy writes the new rows of all layers."""
+    """The cache: [2 L] tensors [B, H, P, D] in one block, so that one copy writes the new rows of all layers.
+
+    Where graphs write it themselves, P is theirs, and a tensor may end before the next boundary: then nothing is
+    copied by `append` and `fill`, which know of no gaps.
+    """
 
     def __init__(
         self, device: CudaDevice, model: ModelSpec, dtype: npt.DTypeLike, num_rows: int, num_slots: int
@@ -79,8 +83,9 @@ class DeviceCache:
         self._device = device
         self._num_heads = model.num_kv_heads
         self._num_tensors = 2 * model.num_layers
-        self._tensor_bytes = num_rows * model.num_kv_heads * self._pitch
-        assert self._tensor_bytes % ALIGNMENT == 0
+        num_bytes = num_rows * model.num_kv_heads * self._pitch
+        self._tensor_bytes = aligned(num_bytes)
+        self._has_gaps = self._tensor_bytes != num_bytes
         self._memory = device.allocate(self._num_tensors * self._tensor_bytes)
 
     def addresses(self) -> list[int]:
@@ -91,8 +96,16 @@ class DeviceCache:
         """Write zeros: what an earlier drawing left would never show, but its NaN or infinity would."""
         self._device.zero(int(self._memory), self._num_tensors * self._tensor_bytes)
 
+    def hide(self, row: int, num_slots: int) -> None:
+        """Write zeros into the first slots of a row."""
+        if num_slots:
+            for tensor in self.addresses():
+                address = tensor + row * self._num_heads * self._pitch
+                self._device.zero_rows(address, self._pitch, num_slots * self._slot_bytes, self._num_heads)
+
     def append(self, new: NewRows, slot: int) -> None:
         """Copy the one new token of all rows and layers into a slot."""
+        assert not self._has_gaps
         self._device.copy(
             BlockCopy(
                 source=new.addresses()[0],
@@ -117,6 +130,7 @@ class DeviceCache:
             first: The first token and slot.
             num_tokens: How many.
         """
+        assert not self._has_gaps
         offset = first * self._slot_bytes
         self._device.copy(
             BlockCopy(

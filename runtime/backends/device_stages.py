@@ -2,19 +2,21 @@
 
 Knows nothing of the library that runs graphs: `DeviceSession`. Between two steps nothing goes through the host. The
 next token is fed back by its address: step i writes its token where step i + 1 reads it. What changes from step to step
-lies in tables, and step i is given entry i. One strided copy writes the new keys and values of all layers. So a stage
-is a fixed sequence of launches, captured once as a CUDA graph and replayed for every drawing of the same shape.
+lies in tables, and step i is given entry i. One strided copy writes the new keys and values of all layers; modern
+graphs write them themselves, with past and present at one address. So a stage is a fixed sequence of launches, captured
+once as a CUDA graph and replayed for every drawing of the same shape.
 
 Legend: R requests, N representation tokens, K representation vocabulary.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from runtime.backends import Session
 from runtime.backends.cuda_device import CudaDevice
 from runtime.backends.device_memory import DeviceCache, NewRows, StepTable
 from runtime.device_layout import cache_slots, padded_prompt
@@ -70,7 +72,9 @@ class Workspace:
         self, device: CudaDevice, drawing: Drawing, shape: Shape, kv: npt.DTypeLike, ids: npt.DTypeLike
     ) -> None:
         num_rows = 2 * shape.num_requests
-        slots = cache_slots(drawing.model, drawing.precision, shape.prompt_slots, shape.num_rep_tokens)
+        slots = drawing.num_slots  # of modern graphs, which have it fixed
+        if drawing.dialect == "classic":
+            slots = cache_slots(drawing.model, drawing.precision, shape.prompt_slots, shape.num_rep_tokens)
         self.cache = DeviceCache(device, drawing.model, kv, num_rows, slots)
         self.new = NewRows(device, drawing.model, kv, num_rows, 1)
         self.row_starts = StepTable(device, 1, (num_rows,), ids)
@@ -112,15 +116,20 @@ class DeviceStages:
     def __init__(
         self,
         device: CudaDevice,
-        sessions: Mapping[GraphName, DeviceSession],
+        sessions: Mapping[GraphName, Session],
         pool: WorkspacePool,
         drawing: Drawing,
     ) -> None:
-        self._device, self._sessions, self._pool, self._drawing = device, sessions, pool, drawing
-        shortest, longest = sessions["text_decoder"].sizes("input_ids", 1)
+        """`sessions` are of a backend whose sessions are `DeviceSession`s too."""
+        self._device, self._pool, self._drawing = device, pool, drawing
+        self._sessions = cast(Mapping[GraphName, DeviceSession], sessions)
+        self._in_place = drawing.dialect == "modern"
+        shortest, longest = self._sessions["text_decoder"].sizes("input_ids", 1)
+        if self._in_place:  # a graph that writes beyond its cache writes anywhere
+            longest = min(longest, drawing.num_slots - drawing.num_rep_tokens - 1)
         prompt_slots = max(padded_prompt(drawing.prompt_length, shortest, longest), drawing.prompt_length)
         self._shape = Shape(drawing.num_requests, prompt_slots, drawing.num_rep_tokens, drawing.previews)
-        rep = sessions["rep_decoder"]
+        rep = self._sessions["rep_decoder"]
         kv, ids = rep.dtype("past_key_values.0.key"), rep.dtype("row_starts")
         with device.exclusive():
             self._workspace = pool.take(self._shape) or Workspace(device, drawing, self._shape, kv, ids)
@@ -130,7 +139,8 @@ class DeviceStages:
         """Read the prompts into the conditional rows, padded on the left."""
         slots, cache = self._shape.prompt_slots, self._workspace.cache
         starts = np.array([slots - len(ids) for ids in prompts], np.int64)
-        rows = np.flatnonzero(starts < slots)
+        # Graphs that write the cache write its first rows. All others may leave out empty prompts.
+        rows = np.arange(len(starts)) if self._in_place and any(prompts) else np.flatnonzero(starts < slots)
         with self._device.exclusive():
             cache.clear()
             # Unconditional rows see no text in the representation stage.
@@ -195,10 +205,13 @@ class DeviceStages:
         input_ids = np.zeros((len(rows), slots), np.int64)
         for line, row in enumerate(rows):
             input_ids[line, starts[row] :] = prompts[int(row)]
-        kv = session.dtype("past_key_values.0.key")
-        new = NewRows(self._device, model, kv, len(rows), slots)
-        past = NewRows(self._device, model, kv, len(rows), 1)  # an empty past has one hidden slot
-        self._device.zero(past.addresses()[0], past.num_bytes)
+        cache, kv = self._workspace.cache, session.dtype("past_key_values.0.key")
+        past: DeviceCache | NewRows = cache
+        new: DeviceCache | NewRows = cache
+        if not self._in_place:
+            new = NewRows(self._device, model, kv, len(rows), slots)
+            past = NewRows(self._device, model, kv, len(rows), 1)  # an empty past has one hidden slot
+            self._device.zero(past.addresses()[0], past.num_bytes)
         values = {"input_ids": input_ids, "row_starts": starts[rows], "past_length": np.zeros(1, np.int64),
                   **unsampled_inputs(len(rows), model.vocab_size, model.hidden_size, kv)}  # fmt: skip
         tables = {
@@ -208,14 +221,17 @@ class DeviceStages:
         tables["next_ids"] = StepTable(self._device, 1, (len(rows),), session.dtype("next_ids"))
         for name, array in values.items():
             tables[name].upload(array[None])
-        enqueue = session.prepare(
-            {**{name: table.shape for name, table in tables.items()}, **self._kv_shapes(past.shape, new.shape)}
-        )
+        # The first rows of a tensor are a tensor too.
+        kv_shapes = self._kv_shapes(*((len(rows), *each.shape[1:]) for each in (past, new)))
+        enqueue = session.prepare({**{name: table.shape for name, table in tables.items()}, **kv_shapes})
         enqueue({**{name: table.address() for name, table in tables.items()},
                  **self._kv("past_key_values", past.addresses()), **self._kv("present", new.addresses())})  # fmt: skip
         for line, row in enumerate(rows):
             # What a graph computes for the padding stays out of the cache: hidden slots have to be finite.
-            self._workspace.cache.fill(new, line, int(row), int(starts[row]), int(slots - starts[row]))
+            if isinstance(new, NewRows):
+                cache.fill(new, line, int(row), int(starts[row]), int(slots - starts[row]))
+            else:
+                cache.hide(int(row), int(starts[row]))
         self._device.synchronize()  # before the buffers of this stage go
 
     def _run(self, key: Any, prepare: Callable[[], tuple[bool, Callable[[], None], Callable[[], None]]]) -> None:
@@ -285,13 +301,14 @@ class DeviceStages:
     ) -> tuple[bool, Callable[[], None], Callable[[], None]]:
         session, workspace, previews = self._sessions["rep_decoder"], self._workspace, self._drawing.previews
         shapes = {name: table.shape for name, table in tables.items()}
+        present = workspace.cache if self._in_place else workspace.new
         enqueue = session.prepare({**shapes, "row_starts": workspace.row_starts.shape,
-                                   **self._kv_shapes(workspace.cache.shape, workspace.new.shape)})  # fmt: skip
+                                   **self._kv_shapes(workspace.cache.shape, present.shape)})  # fmt: skip
         fixed = {
             "row_starts": workspace.row_starts.address(),
             **{name: tables[name].address() for name in ("guidance_scale", "temperature", "top_k")},
             **self._kv("past_key_values", workspace.cache.addresses()),
-            **self._kv("present", workspace.new.addresses()),
+            **self._kv("present", present.addresses()),
         }
 
         def put(step: int) -> None:
@@ -307,7 +324,8 @@ class DeviceStages:
         def record() -> None:
             for step in range(self._shape.num_rep_tokens + 1):  # the last run only fills the cache
                 put(step)
-                workspace.cache.append(workspace.new, self._shape.prompt_slots + step)
+                if not self._in_place:
+                    workspace.cache.append(workspace.new, self._shape.prompt_slots + step)
 
         return session.capturable, lambda: put(0), record
 

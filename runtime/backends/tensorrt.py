@@ -6,6 +6,7 @@ has only `create_execution_context(USER_MANAGED)` and `set_device_memory`, 8.6 o
 property `device_memory`.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from runtime.backends import Arrays, Session, Target
 from runtime.backends.cuda_device import CudaDevice
 from runtime.backends.device_memory import StepTable
-from runtime.backends.device_stages import DeviceSession, DeviceStages, Enqueue, WorkspacePool
+from runtime.backends.device_stages import DeviceStages, Enqueue, WorkspacePool
 from runtime.backends.tensorrt_library import TensorRTName, import_library, messages_of
 from runtime.errors import RFError
 from runtime.signature import ANY_DIM, GraphName, GraphSignature, TensorSpec
@@ -67,11 +68,7 @@ class TensorRTBackend:
 
     def stages(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> StageRunner:
         """Whole stages on the device."""
-        opened: dict[GraphName, DeviceSession] = {}
-        for name, session in sessions.items():
-            assert isinstance(session, TensorRTSession)
-            opened[name] = session
-        return DeviceStages(self._device, opened, self._pool, drawing)
+        return DeviceStages(self._device, sessions, self._pool, drawing)
 
 
 class Arena:
@@ -103,18 +100,20 @@ class TensorRTSession:
         self._inputs = [each for each in names if engine.get_tensor_mode(each) == trt.TensorIOMode.INPUT]
         self._outputs = [each for each in names if each not in self._inputs]
         self._dtypes = {each: np.dtype(_DTYPES[engine.get_tensor_dtype(each).name]) for each in names}
+        self._written_over = _written_over(engine, self._outputs)
         self._streams_weights = getattr(engine, "streamable_weights_size", 0) > 0
         if self._streams_weights:
             engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
             _log.info("%s: %s bytes of weights on the GPU", name, engine.weight_streaming_budget_v2)
-        arena.reserve(getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size)
+        size = "device_memory_size_v2" if hasattr(engine, "device_memory_size_v2") else "device_memory_size"
+        arena.reserve(getattr(engine, size))
 
     @property
     def signature(self) -> GraphSignature:
         """Inputs and outputs; an engine keeps no names of free dimensions. TensorRT 8.6 makes int32 of int64."""
         return GraphSignature(tuple(map(self._spec, self._inputs)), tuple(map(self._spec, self._outputs)))
 
-    @property
+    @functools.cached_property
     def capturable(self) -> bool:
         """Weights that are streamed are copied and allocated at run time, which cannot be captured."""
         return not self._streams_weights and self._stream_capturable()
@@ -161,7 +160,12 @@ class TensorRTSession:
             context = self._context(shapes)
             for name in self._outputs:  # those that nobody wants need a place too
                 shapes[name] = tuple(context.get_tensor_shape(name))
-            tables = {name: StepTable(self._device, 1, shape, self._dtypes[name]) for name, shape in shapes.items()}
+            tables = {
+                name: StepTable(self._device, 1, shape, self._dtypes[name])
+                for name, shape in shapes.items()
+                if name not in self._written_over
+            }
+            tables |= {name: tables[source] for name, source in self._written_over.items()}
             enqueue = self.prepare({name: shapes[name] for name in inputs})
 
         def run() -> None:
@@ -175,30 +179,49 @@ class TensorRTSession:
         return run
 
     def _context(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """A new context, with the first profile that takes the shapes and memory in the arena."""
-        engine = self._engine
-        if hasattr(self._trt, "ExecutionContextAllocationStrategy"):
-            context = engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        else:
-            context = engine.create_execution_context_without_device_memory()
+        """A new context, with the profile for these shapes and memory in the arena."""
+        context = self._create_context()
         address, num_bytes = self._arena.block()
         if hasattr(context, "set_device_memory"):
             context.set_device_memory(address, num_bytes)
         else:
             context.device_memory = address
-        context.set_optimization_profile_async(self._choose_profile(shapes), self._device.stream)
+        if not context.set_optimization_profile_async(self._choose_profile(shapes), self._device.stream):
+            raise RuntimeError(f"{self._name} does not take its profile: {messages_of(self._trt).last_error}")
         for name in self._inputs:
             if not context.set_input_shape(name, shapes[name]):
                 raise RFError(f"{self._name} does not take {name} of shape {shapes[name]}.")
         return context
 
+    def _create_context(self) -> Any:
+        engine, trt = self._engine, self._trt
+        if not hasattr(trt, "ExecutionContextAllocationStrategy"):
+            return engine.create_execution_context_without_device_memory()
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            return engine.create_execution_context(strategy)
+        # TensorRT-RTX compiles kernels for a shape in the background and changes to them later, unless told to do it
+        # at once. A context has one shape here, and captured work keeps the kernels that it was recorded with.
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return engine.create_execution_context(config)
+
     def _choose_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        reason = ""
+        """Of the profiles that take the shapes, the one whose best shape of the first input is nearest.
+
+        text_decoder has one for whole prompts and one for single tokens, and its first input is the ids.
+        """
+        first, reason = self._inputs[0], ""
+        fitting: dict[int, int] = {}  # profile -> how far off
         for index in range(self._engine.num_optimization_profiles):
             misfit = next(filter(None, (self._misfit(name, shapes[name], index) for name in self._inputs)), None)
+            reason = reason or misfit or ""
             if misfit is None:
-                return index
-            reason = reason or misfit
+                _, best, _ = self._engine.get_tensor_profile_shape(first, index)
+                fitting[index] = sum(abs(size - other) for size, other in zip(shapes[first], best, strict=True))
+        if fitting:
+            return min(fitting, key=lambda index: fitting[index])
         raise RFError(
             f"{self._name} was built for other sizes: {reason}. Draw other sizes or fewer pictures at once, or build "
             "it with wider ranges: rf-export build-engine with --dim batch=1:1:8, prompt, height or width."
@@ -216,10 +239,18 @@ class TensorRTSession:
         # TensorRT-RTX alone has engines that allocate at run time, and tells.
         if not hasattr(self._trt.IExecutionContext, "is_stream_capturable"):
             return True
-        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self._create_context()
         return bool(context.is_stream_capturable(self._device.stream))
 
     def _spec(self, name: str) -> TensorSpec:
         shape = tuple(ANY_DIM if size < 0 else int(size) for size in self._engine.get_tensor_shape(name))
         dtype = str(self._dtypes[name])
         return TensorSpec(name, "int64" if dtype == "int32" else dtype, shape)
+
+
+def _written_over(engine: Any, outputs: list[str]) -> dict[str, str]:
+    """Outputs that have to lie where an input lies, and that input: caches that are written in place (10.15)."""
+    if not hasattr(engine, "get_aliased_input_tensor"):
+        return {}
+    pairs = {name: engine.get_aliased_input_tensor(name) for name in outputs}
+    return {name: source for name, source in pairs.items() if source}

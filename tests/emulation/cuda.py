@@ -111,6 +111,7 @@ def make_pycuda(gpu):
 
     class Stream:
         def __init__(self, flags=0):
+            assert flags == 1, "a stream that waits for the default stream disturbs captures"
             gpu.require_context()
             self.handle = 0x5EED + len(gpu.streams)
             gpu.streams[self.handle] = self
@@ -182,7 +183,17 @@ def make_pycuda(gpu):
         gpu.put(lambda: np.copyto(dest, gpu.view(src, dest.shape, dest.dtype)))
 
     def memset_d8_async(dest, data, size, stream=None):
+        assert size < 1 << 32, "pycuda takes an unsigned int"
         gpu.put(lambda: gpu.view(dest, (size,), np.uint8).fill(data))
+
+    def memset_d2d8_async(dest, pitch, data, width, height, stream=None):
+        assert width <= pitch < 1 << 32
+
+        def fill():
+            for row in range(height):
+                gpu.view(dest + row * pitch, (width,), np.uint8).fill(data)
+
+        gpu.put(fill)
 
     module.initialised = False
 
@@ -190,7 +201,7 @@ def make_pycuda(gpu):
         module.initialised = True
 
     for item in (MemoryError, Stream, Device, Memcpy3D, mem_alloc, memcpy_htod_async, memcpy_dtoh_async,
-                 memset_d8_async, init):  # fmt: skip
+                 memset_d8_async, memset_d2d8_async, init):  # fmt: skip
         setattr(module, item.__name__, item)
     return module
 

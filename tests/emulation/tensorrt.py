@@ -11,6 +11,7 @@ import types
 import weakref
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from tests.emulation.api import VERSIONS, read_api, restrict
@@ -18,6 +19,7 @@ from tests.emulation.cuda import ALIGNMENT, POISON
 
 ARENA_BYTES = {"text_decoder": 1000, "rep_decoder": 3000, "denoiser": 2000, "vision_encoder": 500}
 _DTYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64"}
+_LAYERS = {"Attention": "ATTENTION_INPUT", "TensorScatter": "KV_CACHE_UPDATE"}
 _NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT64": np.int64, "INT32": np.int32}
 
 
@@ -57,9 +59,25 @@ def _classes(trt, gpu, old):
         def __init__(self, node):
             self.__dict__.update(name=node.name)
 
+    class ILayer:
+        def __init__(self, kind):
+            self.__dict__["type"] = kind
+
+    class IAttention:
+        def __init__(self):
+            self.__dict__["decomposable"] = False
+
+    class IAttentionInputLayer(ILayer):
+        @property
+        def attention(self):
+            return self.__dict__.setdefault("_attention", IAttention())
+
     class INetworkDefinition:
         def __init__(self, flags):
-            self.__dict__.update(_flags=flags, _session=None, num_inputs=0)
+            self.__dict__.update(_flags=flags, _session=None, _layers=[], num_inputs=0, num_layers=0)
+
+        def get_layer(self, index):
+            return self._layers[index]
 
         def get_input(self, index):
             return ITensor(self._session.get_inputs()[index])
@@ -84,7 +102,11 @@ def _classes(trt, gpu, old):
                 self.__dict__.update(num_errors=1)
                 return False
             session = _session(model)
-            self._network.__dict__.update(_session=session, _path=model, num_inputs=len(session.get_inputs()))
+            nodes = onnx.load(model, load_external_data=False).graph.node
+            kinds = [_LAYERS.get(node.op_type, "SHUFFLE") for node in nodes]
+            layers = [trt.ILayer(trt.LayerType[kind]) for kind in kinds if kind in trt.LayerType.__members__]
+            self._network.__dict__.update(_session=session, _path=model, num_inputs=len(session.get_inputs()),
+                                          _layers=layers, num_layers=len(layers))  # fmt: skip
             return True
 
         def get_error(self, index):
@@ -106,7 +128,11 @@ def _classes(trt, gpu, old):
 
     class IBuilderConfig:
         def __init__(self):
-            self.__dict__.update(_flags=set(), _profiles=[], _limits={}, _capabilities={}, _cache=None)
+            self.__dict__.update(_flags=set(), _profiles=[], _limits={}, _capabilities={}, _cache=None, _previews=set())
+
+        def set_preview_feature(self, feature, enable):
+            assert enable
+            self._previews.add(feature.name)
 
         def set_flag(self, flag):
             assert isinstance(flag, trt.BuilderFlag)
@@ -165,8 +191,13 @@ def _classes(trt, gpu, old):
             if trt.settings.refuse == "build":
                 self._logger.log(types.SimpleNamespace(name="ERROR"), "Could not find any implementation for node x")
                 return None
+            attentions = [layer for layer in network._layers if layer.type.name == "ATTENTION_INPUT"]
+            if not all(isinstance(each, IAttentionInputLayer) and each.attention.decomposable for each in attentions):
+                self._logger.log(types.SimpleNamespace(name="ERROR"), "There is no fused kernel for attention")
+                return None
             plan = {"version": trt.__version__, "path": network._path, "profiles": config._profiles,
-                    "flags": sorted(config._flags)}  # fmt: skip
+                    "flags": sorted(config._flags), "num_attentions": len(attentions),
+                    "shares_profiles": not old or "PROFILE_SHARING_0806" in config._previews}  # fmt: skip
             if "STRIP_PLAN" in config._flags:
                 plan["stripped"] = True
             return json.dumps(plan).encode()
@@ -194,6 +225,7 @@ def _classes(trt, gpu, old):
                 _plan=plan, _session=session, _nodes={node.name: node for node in nodes}, num_io_tensors=len(nodes),
                 num_optimization_profiles=len(plan["profiles"]), refittable="REFIT" in plan["flags"],
                 _inputs=[node.name for node in _session(plan["path"]).get_inputs()], _budget=0,
+                _contexts=weakref.WeakSet(),
             )  # fmt: skip
             streams = "WEIGHT_STREAMING" in plan["flags"]
             for name, value in (("streamable_weights_size", 1000 * streams), ("weight_streaming_budget_v2", 0)):
@@ -224,7 +256,20 @@ def _classes(trt, gpu, old):
         def get_weight_streaming_automatic_budget(self):
             return 500
 
+        def get_aliased_input_tensor(self, name):
+            source = name.replace("present", "past_key_values")
+            in_place = name != source and self._nodes[name].shape[2] == self._nodes[source].shape[2]
+            assert not in_place or isinstance(self._nodes[name].shape[2], int), "in place only at a fixed length"
+            return source if in_place else None
+
+        def create_runtime_config(self):
+            return IRuntimeConfig()
+
         def create_execution_context(self, strategy):
+            self.__dict__["_specialised"] = True
+            if isinstance(strategy, IRuntimeConfig):
+                self.__dict__["_specialised"] = strategy.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+                strategy = strategy._strategy
             assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
             return IExecutionContext(self)
 
@@ -241,13 +286,23 @@ def _classes(trt, gpu, old):
         def serialize(self):
             return json.dumps(self._plan).encode()
 
+    class IRuntimeConfig:
+        def __init__(self):
+            if "dynamic_shapes_kernel_specialization_strategy" in read_api_of(trt)["IRuntimeConfig"]:
+                lazy = trt.DynamicShapesKernelSpecializationStrategy.LAZY
+                self.__dict__["dynamic_shapes_kernel_specialization_strategy"] = lazy
+
+        def set_execution_context_allocation_strategy(self, strategy):
+            self.__dict__["_strategy"] = strategy
+
     class IExecutionContext:
         def __init__(self, engine):
             self.__dict__.update(_engine=engine, _shapes={}, _addresses={})
             self.__dict__.update(_profile=None, _memory=None, _captured=False)
+            engine._contexts.add(self)
 
         def is_stream_capturable(self, stream):
-            return True
+            return self._engine._specialised
 
         def set_device_memory(self, memory, size):
             assert size >= self._engine.device_memory_size_v2
@@ -260,6 +315,9 @@ def _classes(trt, gpu, old):
         def set_optimization_profile_async(self, profile_index, stream_handle):
             self._changes()
             assert stream_handle in gpu.streams
+            taken = {context._profile for context in self._engine._contexts if context is not self}
+            if profile_index in taken and not self._engine._plan["shares_profiles"]:
+                return False
             self._profile = profile_index
             return True
 
@@ -295,6 +353,11 @@ def _classes(trt, gpu, old):
             assert engine._session is not None, "the weights of this engine were stripped"
             assert set(self._shapes) == set(engine._inputs)
             assert set(self._addresses) == set(engine._nodes)
+            for name in set(engine._nodes) - set(engine._inputs):
+                source = "get_aliased_input_tensor" in read_api_of(trt)["ICudaEngine"] and (
+                    engine.get_aliased_input_tensor(name)
+                )
+                assert not source or self._addresses[name] == self._addresses[source], f"{name} is not in place"
             if "device_memory" in self.__dict__:
                 self.__dict__["_memory"] = (self.device_memory, engine.device_memory_size)
             shapes = {name: self._shapes.get(name) or tuple(self.get_tensor_shape(name)) for name in engine._nodes}

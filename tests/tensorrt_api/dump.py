@@ -30,11 +30,12 @@ WHEELS = {
     "rtx-1.7.1": "tensorrt-rtx-cu13-bindings==1.7.1.116",
 }
 CLASSES = [
-    "Builder", "BuilderFlag", "ComputeCapability", "DataType", "Dims", "EngineInspector",
-    "ExecutionContextAllocationStrategy", "HardwareCompatibilityLevel", "IBuilderConfig", "ICudaEngine",
-    "IExecutionContext", "IHostMemory", "ILogger", "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor",
-    "IRuntimeConfig", "ISerializationConfig", "ITensor", "ITimingCache", "LayerInformationFormat", "Logger",
-    "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "OnnxParserRefitter", "ParserError",
+    "Builder", "BuilderFlag", "ComputeCapability", "DataType", "Dims", "DynamicShapesKernelSpecializationStrategy",
+    "EngineInspector", "ExecutionContextAllocationStrategy", "HardwareCompatibilityLevel", "IAttention",
+    "IAttentionInputLayer", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "IHostMemory", "ILayer", "ILogger",
+    "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor", "IRuntimeConfig", "ISerializationConfig",
+    "ITensor", "ITimingCache", "LayerInformationFormat", "LayerType", "Logger", "MemoryPoolType",
+    "NetworkDefinitionCreationFlag", "OnnxParser", "OnnxParserRefitter", "ParserError", "PreviewFeature",
     "ProfilingVerbosity", "Refitter", "Runtime", "SerializationFlag", "TensorIOMode",
 ]  # fmt: skip
 
