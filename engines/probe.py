@@ -47,7 +47,8 @@ def _room(signature: GraphSignature, sizes: Mapping[str, int]) -> int:
     if all(spec.name != "past_key_values.0.key" for spec in signature.inputs):
         return slots
     present = {spec.name: spec.shape for spec in signature.outputs}.get("present.0.key")
-    if present != signature.input("past_key_values.0.key").shape:
+    past = {spec.name: spec.shape for spec in signature.inputs}.get("past_key_values.0.key")
+    if present is None or present != past:
         return slots
     return slots - (sizes["sequence"] if any(spec.name == "input_ids" for spec in signature.inputs) else 1)
 

@@ -99,11 +99,10 @@ def profiles(
         opt, most = (_num_tokens(model, dims["height"], dims["width"], end) * getattr(dims["images"], end)
                      for end in ("opt", "max"))  # fmt: skip
         common = {"batch": rows, "features": DimRange(1, opt, most), "answer": DimRange(1, 1, MAX_ANSWER)}
-        return [
-            {**common, "sequence": prompt, **empty},
-            {**common, "sequence": one, **filled},
-            {**common, "sequence": DimRange(1, prompt.opt, prompt.max), **filled},
-        ]
+        further = {**common, "sequence": DimRange(1, prompt.opt, prompt.max), **filled}
+        found = [{**common, "sequence": prompt, **empty}, {**common, "sequence": one, **filled}]
+        # In a cache of fixed length a prompt after a past is read as one before it.
+        return found if further in found else [*found, further]
     shared = {"request": batch, "2*request": DimRange(2 * batch.min, 2 * batch.opt, 2 * batch.max), **read}
     if graph == "rep_decoder":
         return [shared]

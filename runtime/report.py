@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bar: #3b7dd8; --soft: #8882 }
@@ -86,6 +85,8 @@ def bars(items: Sequence[tuple[str, float, str]]) -> str:
 
 
 def _png(picture: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
