@@ -298,6 +298,8 @@ def evaluate(model: Path, as_json: bool, threads: int | None, **options: Any) ->
 @click.argument("bundle", type=FOLDER)
 @click.option("--checkpoint", type=FOLDER, required=True, help="The checkpoint that the bundle was exported from.")
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
+@click.option("--precision", "precisions", type=PRECISION, multiple=True, default=("fp32",), show_default=True,
+              help="Of our graphs; repeatable, such as fp32 and int8.")
 @click.option("--rounds", "num_rounds", type=click.IntRange(1), default=12, show_default=True,
               help="Turns of every contender per kind of step.")
 @click.option("--prompt-tokens", "num_prompt_tokens", type=click.IntRange(1), default=32, show_default=True)
@@ -308,6 +310,7 @@ def bench(bundle: Path, checkpoint: Path, as_json: bool, **options: Any) -> None
 
     \b
     rf-export bench bundle --checkpoint examples/reference/checkpoint --threads 1 --threads 2
+    rf-export bench bundle --checkpoint examples/reference/checkpoint --precision fp32 --precision int8
     """
     from rf_export.benchmark.bench import BenchOptions, run_bench
     from rf_export.benchmark.tables import format_bench

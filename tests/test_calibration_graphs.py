@@ -1,7 +1,6 @@
 """Rewritten graphs compute what the original does, up to the rounding that was asked for, and store what they say."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -17,14 +16,13 @@ from calibration.quantise import _smooth as smooth
 from calibration.weights import WeightFile
 from calibration.workbench import cosine
 from engines.probe import probe_inputs
-from rf_export.export import ExportOptions, export
 from rf_export.lint import lint
 from rf_export.lint_targets import Target
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle
 from runtime.signature import GRAPHS
 
-CHECKPOINT = Path(__file__).parent.parent / "examples/reference/checkpoint"
+DECODERS = [name for name in GRAPHS if name != "vision_encoder"]  # of the tiny model, whose encoder is too narrow
 MAIN = {"vision_encoder": "image_features", "text_decoder": "logits", "rep_decoder": "logits", "denoiser": "x_pred"}
 
 
@@ -72,9 +70,20 @@ def test_a_rewritten_graph_agrees(tiny_bundle, tmp_path, graph, format, block, p
     assert {name: array.dtype for name, array in found.items()} == {n: array.dtype for n, array in expected.items()}
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+def unshared(model):
+    """A copy of an initialiser for everyone who reads it: fresh norms are all ones, so that the exporter keeps one."""
+    for name, value in list(model.graph.initializers.items()):
+        for number, (node, index) in enumerate(list(value.uses())[1:]):
+            tensor = ir.tensor(value.const_value.numpy(), name=f"{name}.{number}")
+            copied = ir.Value(name=tensor.name, const_value=tensor)
+            model.graph.register_initializer(copied)
+            node.replace_input_with(index, copied)
+    return model
+
+
+@pytest.mark.parametrize("graph", DECODERS)
 def test_smoothing_alone_changes_nothing(tiny_bundle, tmp_path, graph):
-    model = ir.load(source(tiny_bundle, graph))
+    model = unshared(ir.load(source(tiny_bundle, graph)))
     rng = np.random.default_rng(0)
     smoothed = []
     for weight, layer in find_layers(model.graph).items():
@@ -168,18 +177,23 @@ def test_equal_tensors_of_several_graphs_are_stored_once(tiny_bundle, tmp_path):
     attention = num_weights(tiny_bundle, "text_decoder", ("qkv", "out"))
     alone = tmp_path / "alone"
     rewritten(tiny_bundle, "rep_decoder", choices(tiny_bundle, "rep_decoder", "weight-only", 16), alone)
-    assert sizes[1] - sizes[0] <= (alone / "weights/w.bin").stat().st_size - attention
+    shared = (alone / "weights/w.bin").stat().st_size - (sizes[1] - sizes[0])
+    assert 0.9 * attention < shared < 2 * attention  # the tensors of attention, their scales, and little else
 
 
-def test_fp32_weights_that_fit_into_16_bits_are_stored_so_without_losing_a_bit(tmp_path):
-    """The committed checkpoint has 16 bits."""
-    bundle = tmp_path / "bundle"
-    export(CHECKPOINT, bundle, ExportOptions(precisions=("fp32",), verify=False))
-    path, file = rewritten(bundle, "rep_decoder", {}, tmp_path / "out")
-    inputs = inputs_of(bundle, "rep_decoder", "fp32")
-    expected, found = run(source(bundle, "rep_decoder"), inputs), run(path, inputs)
+def test_fp32_weights_that_fit_into_16_bits_are_stored_so_without_losing_a_bit(tiny_bundle, tmp_path):
+    model = ir.load(source(tiny_bundle, "rep_decoder"))
+    for name, value in model.graph.initializers.items():
+        if name.startswith("model.") and value.const_value.size > 99:  # as in a checkpoint of 16 bits
+            half = value.const_value.numpy().astype(np.float16)
+            value.const_value = ir.tensor(half.astype(np.float32), name=name)
+    with WeightFile(tmp_path, "full.bin") as full:
+        original = full.save(model, "full.onnx")
+    model = ir.load(original)
+    quantise(model, {})
+    with WeightFile(tmp_path, "half.bin") as half:
+        stored = half.save(model, "half.onnx")
+    inputs = inputs_of(tiny_bundle, "rep_decoder", "fp32")
+    expected, found = run(original, inputs), run(stored, inputs)
     assert all((expected[name] == found[name]).all() for name in expected)
-    stored = sum(
-        value.const_value.nbytes for value in ir.load(source(bundle, "rep_decoder")).graph.initializers.values()
-    )
-    assert file.stat().st_size < 0.55 * stored
+    assert half.path.stat().st_size < 0.6 * full.path.stat().st_size

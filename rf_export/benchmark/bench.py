@@ -40,13 +40,15 @@ class BenchOptions:
     """What to measure. The prompt is made up; its length decides the size of the cache."""
 
     threads: tuple[int, ...] = (1,)
-    precision: Precision = "fp32"
+    precisions: tuple[Precision, ...] = ("fp32",)
     num_prompt_tokens: int = 32
     num_rounds: int = 12
     num_picture_rounds: int = 3
     compile: bool = True
 
     def __post_init__(self) -> None:
+        if not self.precisions:
+            raise ValueError("precisions must name one at least")
         if min(*self.threads, self.num_rounds, self.num_picture_rounds, self.num_prompt_tokens) < 1:
             raise ValueError("threads, num_rounds, num_picture_rounds and num_prompt_tokens must be >= 1")
 
@@ -78,8 +80,12 @@ def run_bench(
     finally:
         torch.set_num_threads(threads_before)
     report("load time and memory", len(options.threads), len(options.threads) + 1)
-    footprint = measure_footprint(bundle, options.precision, options.threads[0])
-    graphs = [graph for graph in opened.manifest.graphs if graph.precision == options.precision]
+    footprint = {
+        f"{name}{'' if precision == options.precisions[0] else f' {precision}'}": figures
+        for precision in options.precisions
+        for name, figures in measure_footprint(bundle, precision, options.threads[0]).items()
+    }
+    graphs = [graph for graph in opened.manifest.graphs if graph.precision == options.precisions[0]]
     weights = sum(opened.manifest.files[name].size for name in {file for graph in graphs for file in graph.weights})
     return {
         "machine": describe_machine(),
@@ -98,7 +104,8 @@ def _run(
     report: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Everything with one number of threads."""
-    ours = _our_contenders(opened.path, work, options.precision, num_threads)
+    groups = [_our_contenders(opened.path, work, precision, num_threads) for precision in options.precisions]
+    ours = [contender for group in groups for contender in group]
     variants = list(baseline_variants(compiled=options.compile))
     baselines, trials = _choose_baselines(model, work, variants, report)
     contenders = [*ours, *baselines]
@@ -117,13 +124,16 @@ def _run(
         for stage, each in cost.items()
     }  # fmt: skip
     first = ours[0].name
+    speedups = {
+        best: {stage: {name: ratio(timing, rows[best]) for name, timing in rows.items() if name != best}
+               for stage, rows in timings.items()}
+        for best in (group[0].name for group in groups)
+    }  # fmt: skip
     return {
         "threads": num_threads,
         "timings": {stage: {name: each.as_dict() for name, each in rows.items()} for stage, rows in timings.items()},
-        "speedup": {
-            stage: {name: ratio(timing, rows[first]) for name, timing in rows.items() if name != first}
-            for stage, rows in timings.items()
-        },
+        "speedup": speedups[first],
+        "speedups": speedups,
         "ours": first,
         "floor": floor,
         "agreement": agreement,

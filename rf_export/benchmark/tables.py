@@ -19,20 +19,22 @@ def format_bench(result: Mapping[str, Any]) -> str:
         f"{model['cache_slots']} cache slots; both guidance rows in every step",
     ]
     for run in result["runs"]:
-        lines += ["", f"{run['threads']} thread(s), ms: median [95% interval]; x: how many times as fast our "
-                      f"{run['ours']} is"]  # fmt: skip
-        lines += aligned([["", *STAGE_TITLES.values(), "tokens", "PSNR"], *_rows(run), *_floor_rows(run)])
+        for ours in run.get("speedups", {run["ours"]: run["speedup"]}):
+            lines += ["", f"{run['threads']} thread(s), ms: median [95% interval]; x: how many times as fast our "
+                          f"{ours} is"]  # fmt: skip
+            floor = _floor_rows(run) if ours == run["ours"] else []
+            lines += aligned([["", *STAGE_TITLES.values(), "tokens", "PSNR"], *_rows(run, ours), *floor])
     lines += ["", *_footprint_lines(result)]
     return "\n".join(lines)
 
 
-def _rows(run: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
+def _rows(run: Mapping[str, Any], ours: str) -> list[list[str]]:
+    rows, speedups = [], run.get("speedups", {ours: run["speedup"]})[ours]
     for name in run["timings"]["rep_step"]:
         cells = []
         for stage in STAGE_TITLES:
             timing = run["timings"][stage][name]
-            speedup = run["speedup"][stage].get(name)
+            speedup = speedups[stage].get(name)
             text = f"{timing['median_ms']:.2f} [{timing['low_ms']:.2f}, {timing['high_ms']:.2f}]"
             cells.append(text if speedup is None else f"{text} {speedup['median']:.2f}x")
         agreement = run["agreement"][name]
