@@ -17,7 +17,7 @@ import click
 from runtime.commands import doctor, generate, inspect, understand
 from runtime.terminal import DIALECT, FOLDER, PRECISION, progress, usage_errors
 
-EXTRAS = {"torch": "export", "onnx": "export", "onnx_ir": "export", "onnxscript": "export", "safetensors": "export",
+EXTRAS = {"torch": "export", "onnx": "quantize", "onnx_ir": "quantize", "onnxscript": "export", "safetensors": "export",
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
           "pycuda": "cuda"}  # fmt: skip
 

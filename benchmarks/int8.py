@@ -1,4 +1,4 @@
-"""INT8 on this CPU: calibrated as `rf-export calibrate` does, against fp32, PyTorch, and onnxruntime.quantization as it is.
+"""INT8 on this CPU, as `rf-export calibrate` makes it: against fp32, PyTorch, and onnxruntime.quantization as it is.
 
     python benchmarks/int8.py reference base-90m
 

@@ -2,25 +2,32 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
 import cli
+from calibration.config import PER_COLUMN
+from calibration.layers import find_layers
+from calibration.quantise import Choice, quantise
+from calibration.weights import WeightFile
 from engines import DimRange, EngineConfig, TensorRTConfig, build, estimate, tensorrt_network
 from engines.build import peak_memory_mib
 from rf_export.export import ExportOptions, export
 from runtime import RFError
 from runtime.backends.cuda_driver import Gpu, probe_gpu
 from runtime.backends.tensorrt_library import messages_of
-from runtime.bundle import open_bundle
+from runtime.bundle import describe_file, open_bundle, write_manifest
 from runtime.engine import open_engine
-from runtime.signature import GRAPHS
+from runtime.signature import GRAPHS, GraphSignature
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'rf-export[tensorrt-rtx]'")
 
@@ -207,6 +214,33 @@ def test_ctrl_c_stops_the_compiler_and_leaves_nothing_half_written(reference_bun
     assert sorted(path.name for path in engines.iterdir()) == before
 
 
+def add_integers(bundle):
+    """INT8 graphs for a bundle in fp16, every layer quantised; the ranges are made up, since nothing is drawn."""
+    opened = open_bundle(bundle)
+    with WeightFile(bundle / "graphs", "weights/int8-fp16.bin") as file:
+        entries = []
+        for name in GRAPHS:
+            entry = opened.graph(name, "fp16")
+            model = ir.load(opened.file(entry.file))
+            format = "static" if name in ("denoiser", "vision_encoder") else "weight-only"
+            quantise(model, {weight: Choice(format, 8.0, block=PER_COLUMN) for weight in find_layers(model.graph)})
+            path = file.save(model, f"{name}.int8-fp16.classic.onnx")
+            signature = GraphSignature.of(name, opened.manifest.model, "int8-fp16")
+            entries.append(replace(entry, precision="int8-fp16", file=f"graphs/{path.name}", signature=signature,
+                                   weights=("graphs/weights/int8-fp16.bin",), opset=19))  # fmt: skip
+    files = {name: describe_file(bundle / name) for entry in entries for name in entry.files}
+    manifest = opened.manifest
+    changed = replace(manifest, graphs=(*manifest.graphs, *entries), files={**manifest.files, **files})
+    write_manifest(bundle, changed)
+    return bundle
+
+
+def test_int8_graphs_of_the_reference_checkpoint_compile_for_two_generations(reference_bundle, tmp_path):
+    bundle = add_integers(shutil.copytree(reference_bundle, tmp_path / "bundle"))
+    record = open_engine(build(bundle, config("8.6", "8.9", precision="int8-fp16"))).record
+    assert {record.graphs[name].file for name in GRAPHS} == {f"{name}.int8-fp16.engine" for name in GRAPHS}
+
+
 @pytest.mark.slow
 def test_a_model_of_twelve_layers_compiles_within_the_predicted_memory(tmp_path):
     """d = 768, 16,384 representation tokens. In a process of its own, whose memory is its own."""
@@ -237,6 +271,15 @@ def test_a_model_of_twelve_layers_compiles_within_the_predicted_memory(tmp_path)
     done = subprocess.run(command, check=True, env=env, capture_output=True, text=True)
     record = json.loads(done.stdout)["build"]
     assert record["peak_memory_mib"] <= record["predicted_memory_mib"]
+    # Weights of INT8 graphs stay INT8 in the engine.
+    add_integers(tmp_path / "bundle")
+    sizes = {}
+    for precision in ("fp16", "int8-fp16"):
+        path = build(tmp_path / "bundle", config("8.6", precision=precision))
+        sizes[precision] = {name: (path / f"{name}.{precision}.engine").stat().st_size for name in GRAPHS}
+    print(sizes)
+    for name in ("rep_decoder", "denoiser"):
+        assert sizes["int8-fp16"][name] < 0.7 * sizes["fp16"][name]
 
 
 def test_the_peak_of_this_process_can_be_read():
