@@ -340,6 +340,8 @@ def _write_pictures(
 @click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--understanding", is_flag=True,
               help="Instead, ask a checkpoint about this many scenes of each of four sets, none of them trained on.")
+@click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
+              help="Objects that MODEL was trained with.")
 @click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to draw with.")
@@ -370,7 +372,7 @@ def evaluate(model: Path, as_json: bool, threads: int | None, understanding: boo
 
 
 def _evaluate_understanding(
-    model: Path, *, as_json: bool, threads: int | None, num_prompts: int, **drawing: object
+    model: Path, *, as_json: bool, threads: int | None, num_prompts: int, num_objects: int, **drawing: object
 ) -> None:
     import torch
 
@@ -382,7 +384,7 @@ def _evaluate_understanding(
     if threads is not None:
         torch.set_num_threads(threads)
     with _progress("answering") as report:
-        result = evaluate_understanding(model, num_prompts, report)
+        result = evaluate_understanding(model, num_prompts, num_objects, report)
     click.echo(json.dumps(result.as_dict(), indent=1) if as_json else result)
 
 

@@ -68,13 +68,14 @@ class Understanding:
 
 
 def evaluate_understanding(
-    model: Path, num_scenes: int, on_progress: Callable[[str, int, int], None] | None = None
+    model: Path, num_scenes: int, num_objects: int = 16, on_progress: Callable[[str, int, int], None] | None = None
 ) -> Understanding:
     """Ask about `num_scenes` scenes of every set.
 
     Args:
         model: a checkpoint folder.
         num_scenes: per set; each is asked for its caption and one question of every kind that it allows.
+        num_objects: as in training: a model knows no other words.
         on_progress: told (what, done, total).
 
     Raises:
@@ -83,7 +84,7 @@ def evaluate_understanding(
     answer, known, answered_by = open_answerer(model)
     rates, wrong = {}, {}
     for name, (styles, held_out) in SETS.items():
-        config = SceneConfig(styles=styles)
+        config = SceneConfig(styles=styles, num_objects=num_objects)
         scenes = [make_scene(SCENE_SEED, index, config, held_out=held_out) for index in range(num_scenes)]
         asked = [one for i, scene in enumerate(scenes) for one in everything_to_ask(scene, i, config)]
         asked = [one for one in asked if known(one.question)]

@@ -91,7 +91,8 @@ def _count(rng: np.random.Generator, scene: Scene, config: SceneConfig) -> tuple
         any_pair = [pair for pair in _askable(config) if pair not in pairs]
         colour, name = _choice(rng, near if near and rng.random() < 0.5 else any_pair)
     elif not present:
-        name = _choice(rng, [other for other in config.objects if other not in {shown for _, shown in pairs}])
+        absent = [other for other in config.objects if all(other != shown for _, shown in pairs)]
+        name = _choice(rng, absent or [name])  # a scene may show both of two objects
     if coloured:
         return f"how many {colour} {plural(name)} ?", COUNT_WORDS[pairs[colour, name]]
     return f"how many {plural(name)} ?", COUNT_WORDS[sum(n for (_, shown), n in pairs.items() if shown == name)]
