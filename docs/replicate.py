@@ -3,9 +3,9 @@
     python docs/replicate.py RUNS                  # print the commands
     python docs/replicate.py RUNS --run            # and run them, one after the other; resumes where it was stopped
 
-For every number of objects and every seed, both models train for the same number of joint steps. A step without tokens is
-cheaper: the model without them then goes on until it has cost as much as the one with them. Both ends are scored, drawing
-and reading. Needs the `export` extra; on one core, a run of 4,000 steps takes two hours.
+For every number of objects and every seed, both models train for the same number of joint steps. A step without tokens
+is cheaper: the model without them then goes on until it has cost as much as the one with them. Both ends are scored,
+drawing and reading. Needs the `export` extra; on one core, a run of 4,000 steps takes almost two hours.
 """
 
 import argparse

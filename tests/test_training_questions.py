@@ -67,7 +67,9 @@ def true_answers(scene: Scene, text: str) -> set[str]:
 
 @settings(max_examples=300)
 @given(configs, seeds, seeds, st.booleans(), st.integers(1, 9))
-def test_every_answer_is_the_only_true_one(config: SceneConfig, seed: int, index: int, held_out: bool, num: int) -> None:
+def test_every_answer_is_the_only_true_one(
+    config: SceneConfig, seed: int, index: int, held_out: bool, num: int
+) -> None:
     scene = make_scene(seed, index, config, held_out=held_out)
     questions = questions_about(scene, seed, index, num, config)
     assert len(questions) == num

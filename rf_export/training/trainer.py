@@ -87,9 +87,7 @@ class StepReport:
 class Trainer:
     """Owns the model, its EMA, the teacher encoder and the optimiser of one run."""
 
-    def __init__(
-        self, config: TrainConfig, model_config: ModelConfig, folder: Path, start: Path | None = None
-    ) -> None:
+    def __init__(self, config: TrainConfig, model_config: ModelConfig, folder: Path, start: Path | None = None) -> None:
         """Build everything of a run.
 
         Args:
