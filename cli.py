@@ -10,12 +10,15 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runtime.commands import doctor, generate, inspect, understand
 from runtime.terminal import DIALECT, FOLDER, PRECISION, progress, usage_errors
+
+if TYPE_CHECKING:
+    from rf_export.training.trainer import RateDecay
 
 EXTRAS = {"torch": "export", "onnx": "quantize", "onnx_ir": "quantize", "onnxscript": "export", "safetensors": "export",
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
@@ -65,8 +68,17 @@ def main() -> None:
 @click.option("--resume", is_flag=True, help="Continue the run in RUN_FOLDER.")
 @click.option("--without-rep", is_flag=True, help="The ablation: no representation tokens.")
 @click.option("--steps", "joint_steps", type=click.IntRange(1), default=8000, show_default=True)
-@click.option("--describe-steps", type=click.IntRange(0), default=1250, show_default=True,
-              help="Steps that train only the image encoder and captions, before the joint objective.")
+@click.option("--describe-steps", type=click.IntRange(0),
+              help="Steps that train only the image encoder and captions, before the joint objective. "
+                   "[default: 1250; with --from 0]")
+@click.option("--from", "start", type=FOLDER, metavar="CHECKPOINT",
+              help="Continue from these weights, with new optimiser state: no describe steps, and by default a lower "
+                   "rate that falls to zero.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 6e-4; with --from 5e-4]")
+@click.option("--decay", "rate_decay", type=click.Choice(["constant", "cosine"]),
+              help="[default: constant; with --from cosine]")
+@click.option("--questions", "questions_per_picture", type=click.IntRange(0), default=2, show_default=True,
+              help="Questions asked about every picture, besides its caption.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True)
@@ -76,15 +88,18 @@ def main() -> None:
 @click.option("--compile/--no-compile", "compile_", default=True, show_default=True,
               help="torch.compile: two minutes at the start, steps a quarter faster.")
 def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, styles: tuple[str, ...], preset: str,
-          threads: int | None, compile_: bool, **recipe: int) -> None:  # fmt: skip
+          threads: int | None, compile_: bool, start: Path | None, learning_rate: float | None,
+          rate_decay: "RateDecay | None", describe_steps: int | None, **recipe: int) -> None:  # fmt: skip
     """Train a model on captioned emoji scenes; log, samples, curves and checkpoint go to RUN_FOLDER.
 
     \b
     rf-export train runs/reference --steps 8000 --seed 0
     rf-export train runs/reference --steps 12000 --resume
+    rf-export train runs/questions --steps 4000 --from examples/reference/checkpoint
     """
     import torch
 
+    from rf_export.checkpoint import load_config
     from rf_export.config import preset as model_preset
     from rf_export.training.run import run_training
     from rf_export.training.scenes import SceneConfig
@@ -94,9 +109,14 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
         torch.set_num_threads(threads)
     with usage_errors():
         scenes = SceneConfig(num_objects=num_objects, styles=styles)
-        config = TrainConfig(scenes=scenes, with_rep=not without_rep, compile=compile_, **recipe)
-        model_config = model_preset(preset)
-        checkpoint = run_training(config, model_config, run_folder, resume=resume)
+        rate, decay, describe = (6e-4, "constant", 1250) if start is None else (5e-4, "cosine", 0)
+        config = TrainConfig(
+            scenes=scenes, with_rep=not without_rep, compile=compile_, learning_rate=learning_rate or rate,
+            rate_decay=rate_decay or decay, describe_steps=describe if describe_steps is None else describe_steps,
+            **recipe,
+        )  # fmt: skip
+        model_config = model_preset(preset) if start is None else load_config(start)
+        checkpoint = run_training(config, model_config, run_folder, resume=resume, start=start)
     click.echo(checkpoint)
 
 
@@ -271,6 +291,10 @@ def refit_engine(engine: Path, bundle: Path) -> None:
 @main.command("eval")
 @click.argument("model", type=FOLDER)
 @click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--understanding", is_flag=True,
+              help="Instead, ask a checkpoint about this many scenes of each of four sets, none of them trained on.")
+@click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
+              help="Objects that MODEL was trained with.")
 @click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to draw with.")
@@ -278,13 +302,19 @@ def refit_engine(engine: Path, bundle: Path) -> None:
 @click.option("--sheet", type=FOLDER, help="Also write a PNG of the first 24 pictures; [x] marks wrong ones.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--json", "as_json", is_flag=True)
-def evaluate(model: Path, as_json: bool, threads: int | None, **options: Any) -> None:
+def evaluate(model: Path, as_json: bool, threads: int | None, understanding: bool, **options: Any) -> None:
     """Score MODEL, a checkpoint (eager PyTorch) or a bundle (compiled): does each picture show what its prompt demands?
+
+    With --understanding, score its answers: captions, counts, colours, objects and positions, by exact match.
 
     \b
     rf-export eval examples/reference/checkpoint --num-prompts 200
     rf-export eval bundle --precision fp16 --sheet sheet.png
+    rf-export eval examples/reference/checkpoint --understanding --num-prompts 500
     """
+    if understanding:
+        _evaluate_understanding(model, as_json=as_json, threads=threads, **options)
+        return
     from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
 
     if options["sheet"] is not None and not options["sheet"].absolute().parent.is_dir():
@@ -292,6 +322,23 @@ def evaluate(model: Path, as_json: bool, threads: int | None, **options: Any) ->
     with progress("drawing") as report:
         result = evaluate_model(model, EvaluationOptions(num_threads=threads, **options), report)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
+
+
+def _evaluate_understanding(
+    model: Path, *, as_json: bool, threads: int | None, num_prompts: int, num_objects: int, **drawing: object
+) -> None:
+    import torch
+
+    from rf_export.evaluation.understanding import evaluate_understanding
+
+    for name in ("held_out", "without_rep", "sheet"):
+        if drawing[name]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is about drawing; leave it out with --understanding")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with progress("answering") as report:
+        result = evaluate_understanding(model, num_prompts, num_objects, report)
+    click.echo(json.dumps(result.as_dict(), indent=1) if as_json else result)
 
 
 @main.command()

@@ -202,7 +202,7 @@ def preset(name: str) -> ModelConfig:
     if name == "tiny":
         return ModelConfig(
             hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-            ffn_sizes={"understanding": 48, "representation": 64, "pixel": 80}, vocab_size=61, rep_vocab_size=40,
+            ffn_sizes={"understanding": 48, "representation": 64, "pixel": 80}, vocab_size=67, rep_vocab_size=40,
             patch_size=4, max_grid=4, default_height=16, default_width=24, max_positions=128, rope_theta=1e4,
             encoder=EncoderConfig(hidden_size=24, num_layers=1, num_heads=2, ffn_size=48),
             sampling=SamplingConfig(top_k=10, shift_base_patches=24),

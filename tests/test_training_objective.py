@@ -25,8 +25,9 @@ from rf_export.training.objective import (
 )
 
 HEIGHT, WIDTH, NUM_REP, NUM_PATCHES = 16, 24, 6, 24  # the tiny model's default picture: 2 x 3 tokens, 4 x 6 patches
-PROMPT_SLOTS, CAPTION_SLOTS = 7, 9
+PROMPT_SLOTS, TEXT_SLOTS = 7, 9
 LENGTHS = (5, 7, 0, 2)  # words of the captions in a batch
+QUESTIONS = ((4, 1), (3, 4), (6, 1), (0, 2))  # words of the question and of the answer, the second text of a picture
 LOSS_ROUNDING = {"rtol": 2e-5, "atol": 2e-5}  # fp32 in another order of sums
 STATE_ROUNDING = {"rtol": 1e-4, "atol": 1e-4}  # of hidden states, after two layers
 
@@ -38,20 +39,22 @@ def model() -> RFModel:
 
 
 def make_batch(seed: int = 0) -> Batch:
-    """Random pictures and captions of `LENGTHS` words, padded as training pads them."""
+    """Random pictures, captions of `LENGTHS` words and a question each, padded as training pads them."""
     rng = np.random.default_rng(seed)
     prompts = rng.integers(4, 61, (len(LENGTHS), PROMPT_SLOTS))
-    captions = np.zeros((len(LENGTHS), CAPTION_SLOTS), np.int64)
-    mask = np.zeros(captions.shape, bool)
-    for row, length in enumerate(LENGTHS):
-        captions[row, : length + 2] = [2, *prompts[row, PROMPT_SLOTS - length :], 3]
-        mask[row, 1 : length + 2] = True
+    texts = np.zeros((len(LENGTHS), 2, TEXT_SLOTS), np.int64)
+    targets = np.zeros(texts.shape, bool)
+    for row, (length, (asked, said)) in enumerate(zip(LENGTHS, QUESTIONS, strict=True)):
+        texts[row, 0, : length + 2] = [2, *prompts[row, PROMPT_SLOTS - length :], 3]
+        targets[row, 0, 1 : length + 2] = True
+        texts[row, 1, : asked + said + 2] = [2, *rng.integers(4, 61, asked + said), 3]
+        targets[row, 1, 1 + asked : asked + said + 2] = True
     return Batch(
         pixels=torch.from_numpy(rng.uniform(-1, 1, (len(LENGTHS), 3, HEIGHT, WIDTH)).astype(np.float32)),
         prompt_ids=torch.from_numpy(prompts),
         prompt_starts=PROMPT_SLOTS - torch.tensor(LENGTHS),
-        caption_ids=torch.from_numpy(captions),
-        caption_mask=torch.from_numpy(mask),
+        text_ids=torch.from_numpy(texts),
+        text_targets=torch.from_numpy(targets),
     )
 
 
@@ -175,19 +178,70 @@ def plain_draw(model: RFModel, batch: Batch, draws: Draws, rep_ids: Tensor | Non
     return logits, unpatchify(model.pixel_out(outs[-1]), 4, HEIGHT, WIDTH)[0]
 
 
-def test_the_caption_loss_is_the_mean_cross_entropy_of_every_next_word(model: RFModel) -> None:
+def test_the_text_loss_is_the_mean_cross_entropy_of_captions_and_answers_each_asked_alone(model: RFModel) -> None:
+    """Every text alone after its picture, without padding and without the others; of a question, the answer only."""
     batch, losses = make_batch(), []
-    for row, length in enumerate(LENGTHS):
+    words = [[(0, length), question] for length, question in zip(LENGTHS, QUESTIONS, strict=True)]
+    for row, texts in enumerate(words):
         image = model.connector(model.encoder(batch.pixels[row : row + 1]), 4, 6)
-        ids = batch.caption_ids[row, : length + 2]  # BOS, words, EOS
-        hidden = torch.cat([image, model.text_embedding[ids[:-1]][None]], dim=1)
-        tokens = hidden.shape[1]
-        (out,), _ = model.run([Segment("understanding", hidden, torch.arange(tokens)[None])], causal(tokens))
-        losses.append(cross_entropies(model.text_head(out[0, NUM_REP:]), ids[1:]))
-    assert sum(map(len, losses)) == sum(LENGTHS) + len(LENGTHS)
+        for n, (asked, said) in enumerate(texts):
+            ids = batch.text_ids[row, n, : asked + said + 2]  # BOS, question, answer, EOS
+            hidden = torch.cat([image, model.text_embedding[ids[:-1]][None]], dim=1)
+            tokens = hidden.shape[1]
+            (out,), _ = model.run([Segment("understanding", hidden, torch.arange(tokens)[None])], causal(tokens))
+            losses.append(cross_entropies(model.text_head(out[0, NUM_REP + asked :]), ids[1 + asked :]))
+    assert sum(map(len, losses)) == sum(LENGTHS) + sum(said for _, said in QUESTIONS) + 2 * len(LENGTHS)
     torch.testing.assert_close(
         describe_loss(model, batch).item(), float(np.concatenate(losses).mean()), **LOSS_ROUNDING
     )
+
+
+def answer_logits(model: RFModel, batch: Batch) -> Tensor:
+    """What the text head is asked in `describe_loss`, `[B, Q, U - 1, V]`."""
+    seen: list[Tensor] = []
+    handle = model.text_head.register_forward_hook(lambda _module, _inputs, out: seen.append(out.detach()))
+    describe_loss(model, batch)
+    handle.remove()
+    (logits,) = seen
+    return logits
+
+
+def test_pictures_questions_and_captions_never_leak_into_one_another(model: RFModel) -> None:
+    """Another picture in row 0 changes both texts of row 0 only; another question changes itself only."""
+    batch = make_batch()
+    before = answer_logits(model, batch)
+    other_pixels = batch.pixels.clone()
+    other_pixels[0] = -other_pixels[0]
+    changed = (answer_logits(model, dataclasses.replace(batch, pixels=other_pixels)) - before).abs().amax((2, 3))
+    assert (changed[0] > 1e-3).all()
+    assert (changed[1:] == 0).all()
+    for text in (0, 1):
+        other_ids = batch.text_ids.clone()
+        other_ids[1, text, 1:3] = (other_ids[1, text, 1:3] + 7) % 61
+        after = answer_logits(model, dataclasses.replace(batch, text_ids=other_ids))
+        changed = (after - before).abs().amax((2, 3))
+        assert changed[1, text] > 1e-3
+        changed[1, text] = 0
+        assert (changed == 0).all()
+        torch.testing.assert_close(after[1, text, 0], before[1, text, 0])  # of BOS, before what changed
+
+
+def test_the_loss_does_not_ask_for_the_words_of_a_question(model: RFModel) -> None:
+    """The gradient of the head's logits is zero but where an answer's word or the end is to come."""
+    batch = make_batch()
+    logits: list[Tensor] = []
+
+    def keep(_module: object, _inputs: object, out: Tensor) -> None:
+        out.retain_grad()
+        logits.append(out)
+
+    handle = model.text_head.register_forward_hook(keep)
+    describe_loss(model, batch).backward()
+    handle.remove()
+    model.zero_grad()
+    grad = logits[0].grad
+    assert grad is not None
+    assert torch.equal(grad.abs().sum(-1) > 0, batch.text_targets[:, :, 1:])
 
 
 @pytest.mark.parametrize("drop_text", [False, True])
@@ -278,11 +332,12 @@ def test_with_tokens_dropped_the_picture_loss_does_not_depend_on_them_and_their_
 def test_padding_does_not_matter(model: RFModel) -> None:
     batch, draws, rep_ids = make_batch(), make_draws(), make_rep_ids()
     before_start = torch.arange(PROMPT_SLOTS) < batch.prompt_starts[:, None]
-    after_end = torch.arange(CAPTION_SLOTS) >= torch.tensor(LENGTHS)[:, None] + 2
+    lengths = torch.tensor([[length, sum(question)] for length, question in zip(LENGTHS, QUESTIONS, strict=True)])
+    after_end = torch.arange(TEXT_SLOTS) >= lengths[:, :, None] + 2
     padded = dataclasses.replace(
         batch,
         prompt_ids=torch.where(before_start, 9, batch.prompt_ids),
-        caption_ids=torch.where(after_end, 9, batch.caption_ids),
+        text_ids=torch.where(after_end, 9, batch.text_ids),
     )
     for before, after in zip(both(model, batch, draws, rep_ids), both(model, padded, draws, rep_ids), strict=True):
         assert torch.equal(before, after)

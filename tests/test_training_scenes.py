@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rf_export.training.questions import QUESTION_WORDS
 from rf_export.training.scenes import (
     COLOURS,
     COUNT_WORDS,
@@ -163,6 +164,9 @@ def test_captions_use_known_words_and_survive_the_tokenizer(
 def test_every_word_has_an_id_of_its_own_and_is_one_word(config: SceneConfig) -> None:
     tokenizer, words = build_tokenizer(config), vocabulary(config)
     assert len(set(words)) == len(words)
+    assert not set(words) & set(QUESTION_WORDS)
+    assert len(set(QUESTION_WORDS)) == len(QUESTION_WORDS) <= 13  # the reference model's 64 slots, 51 of them captions'
+    words += QUESTION_WORDS
     assert [tokenizer.encode(word).ids for word in words] == [[len(SPECIAL) + i] for i in range(len(words))]
     assert tokenizer.get_vocab_size() == len(SPECIAL) + len(words)
     assert [tokenizer.token_to_id(word) for word in SPECIAL] == [0, 1, 2, 3]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
-from rf_export.checkpoint import load_checkpoint
-from rf_export.config import SamplingConfig, preset
+from cli import main
+from rf_export.checkpoint import checkpoint_sha256, load_checkpoint
+from rf_export.config import ModelConfig, SamplingConfig, preset
 from rf_export.training.curves import read_log
 from rf_export.training.objective import describe_loss
+from rf_export.training.questions import QUESTION_WORDS, questions_about
 from rf_export.training.run import run_training
-from rf_export.training.scenes import SceneConfig
+from rf_export.training.scenes import SceneConfig, make_scene
 from rf_export.training.tokens import build_tokenizer, make_batch
 from rf_export.training.trainer import StepReport, TrainConfig, Trainer
 from runtime.errors import RFError
@@ -174,6 +178,14 @@ def test_the_rate_warms_up_in_each_phase(tmp_path: Path) -> None:
     assert rates == pytest.approx([1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3, 1, 1])
 
 
+def test_the_cosine_rate_falls_to_zero_over_the_joint_steps(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, describe_steps=3, joint_steps=4, rate_decay="cosine", rate_warmup_steps=2)
+    rates: list[float] = []
+    after_every_step(trainer, lambda: rates.append(trainer.optimiser.param_groups[1]["lr"] / CONFIG.learning_rate))
+    cosine = [0.5 * (1 + math.cos(math.pi * n / 4)) for n in range(4)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.5 * cosine[0], *cosine[1:]])
+
+
 def test_describe_steps_leave_the_parameters_of_generation_alone(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     before = trainer.model.rep_head.weight.detach().clone()
@@ -236,10 +248,27 @@ def test_captions_become_prompts_and_descriptions(tmp_path: Path) -> None:
     words = build_tokenizer(CONFIG.scenes)
     for row in range(CONFIG.batch_size):
         prompt = batch.prompt_ids[row, batch.prompt_starts[row] :].tolist()
-        caption = batch.caption_ids[row]
+        caption = batch.text_ids[row, 0]
         assert words.decode(prompt)
         assert caption[: len(prompt) + 2].tolist() == [2, *prompt, 3]
-        assert batch.caption_mask[row].nonzero().flatten().tolist() == list(range(1, len(prompt) + 2))
+        assert batch.text_targets[row, 0].nonzero().flatten().tolist() == list(range(1, len(prompt) + 2))
+
+
+@pytest.mark.parametrize("num", [0, 1, 3])
+def test_every_picture_is_asked_as_often_as_the_recipe_says(tmp_path: Path, num: int) -> None:
+    """[BOS][question][answer][EOS], of which answer and EOS are to be predicted."""
+    trainer = make_trainer(tmp_path, questions_per_picture=num)
+    batch = trainer.batch(5)
+    words = build_tokenizer(CONFIG.scenes)
+    assert batch.text_ids.shape[:2] == (CONFIG.batch_size, 1 + num)
+    for row in range(CONFIG.batch_size):
+        index = 5 * CONFIG.batch_size + row
+        scene = make_scene(CONFIG.seed, index, CONFIG.scenes)
+        for n, question in enumerate(questions_about(scene, CONFIG.seed, index, num, CONFIG.scenes), start=1):
+            ids = words.encode(f"{question.text} {question.answer}").ids
+            assert batch.text_ids[row, n, : len(ids) + 2].tolist() == [2, *ids, 3]
+            said = batch.text_ids[row, n][batch.text_targets[row, n]].tolist()
+            assert said == [*words.encode(question.answer).ids, 3]
 
 
 def test_pictures_become_numbers_from_minus_one_to_one() -> None:
@@ -335,7 +364,7 @@ def test_scenes_that_do_not_fit_the_model_are_refused_before_anything_is_written
 
 
 def test_more_words_than_the_model_knows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vocab_size must be >= 83"):
+    with pytest.raises(ValueError, match="vocab_size must be >= 95"):
         make_trainer(tmp_path, scenes=SceneConfig(size=16, num_objects=32))
 
 
@@ -354,3 +383,95 @@ def test_a_full_disk_keeps_the_state_that_was_saved_before(run_folder: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (run_folder / "state.safetensors").read_bytes() == before
     assert sorted(path.name for path in run_folder.iterdir()) == ["run.json", "state.safetensors"]
+
+
+# Going on from a checkpoint
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """The checkpoint of a short run."""
+    return run_training(CONFIG, MODEL, tmp_path / "before", resume=False)
+
+
+def test_a_run_from_a_checkpoint_starts_with_its_weights_everywhere_and_keeps_its_codes(
+    tmp_path: Path, start: Path
+) -> None:
+    """Model, average and teacher; prototypes are not placed anew but follow slowly, and the step count starts at 0."""
+    before = load_checkpoint(start).state_dict()
+    trainer = Trainer(dataclasses.replace(CONFIG, describe_steps=0, seed=5), MODEL, tmp_path / "run", start)
+    for module, prefix in ((trainer.model, ""), (trainer.average, ""), (trainer.teacher, "encoder.")):
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[prefix + name]), name
+    assert (trainer.step, len(trainer.optimiser.state)) == (0, 0)
+    next(iter(trainer.run()))
+    moved = (trainer.model.quantiser.prototypes - before["quantiser.prototypes"]).norm(dim=1)
+    assert moved.max() < 1e-3
+    teacher = trainer.teacher.state_dict()
+    assert max((teacher[name] - before["encoder." + name]).abs().max() for name in teacher) < 1e-6
+
+
+def test_a_run_from_a_checkpoint_resumes_as_the_same_run(tmp_path: Path, start: Path) -> None:
+    config = dataclasses.replace(CONFIG, describe_steps=0, seed=5, rate_decay="cosine")
+    whole = Trainer(config, MODEL, tmp_path, start)
+    reports = [numbers(report) for report in whole.run()]
+    first = Trainer(config, MODEL, tmp_path, start)
+    resumed = [numbers(report) for report in itertools.islice(first.run(), 2)]
+    first.save()
+    second = Trainer(config, MODEL, tmp_path, start)
+    second.load()
+    resumed += [numbers(report) for report in second.run()]
+    assert resumed == reports
+    assert same(state(second), state(whole))
+
+
+def test_a_run_names_its_start_and_resumes_from_no_other(tmp_path: Path, start: Path) -> None:
+    config = dataclasses.replace(CONFIG, describe_steps=0, seed=5)
+    end = run_training(config, MODEL, tmp_path / "run", resume=False, start=start)
+    recipe = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert recipe["start"] == {"name": "checkpoint", "sha256": checkpoint_sha256(start)}
+    for other in (None, end):
+        with pytest.raises(RFError, match=r"another recipe \(start differ\)"):
+            run_training(config, MODEL, tmp_path / "run", resume=True, start=other)
+
+
+def test_a_checkpoint_without_questions_is_a_start_and_one_with_other_words_is_not(tmp_path: Path, start: Path) -> None:
+    """Words may be added at the end; an id that meant another word is refused."""
+    tokenizer = json.loads((start / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {word: n for word, n in vocab.items() if word not in QUESTION_WORDS}
+    (start / "tokenizer.json").write_text(json.dumps(tokenizer))
+    Trainer(CONFIG, MODEL, tmp_path, start)
+    tokenizer["model"]["vocab"] |= {"car": vocab["fish"], "fish": vocab["car"]}
+    (start / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(RFError, match=r"have other ids than these scenes' \(car, fish\)"):
+        Trainer(CONFIG, MODEL, tmp_path, start)
+    (start / "tokenizer.json").unlink()
+    with pytest.raises(RFError, match=r"tokenizer\.json is not a tokenizer"):
+        Trainer(CONFIG, MODEL, tmp_path, start)
+
+
+@pytest.mark.parametrize(
+    ("options", "rate", "decay", "describe_steps"),
+    [
+        ([], 6e-4, "constant", 1250),
+        (["--from"], 5e-4, "cosine", 0),
+        (["--from", "--learning-rate", "1e-3", "--decay", "constant", "--describe-steps", "7"], 1e-3, "constant", 7),
+    ],
+)
+def test_the_command_goes_on_from_a_checkpoint_with_its_shape_and_a_falling_rate(
+    monkeypatch: pytest.MonkeyPatch, start: Path, options: list[str], rate: float, decay: str, describe_steps: int
+) -> None:
+    calls: list[tuple[TrainConfig, ModelConfig, Path | None]] = []
+
+    def listen(config: TrainConfig, model: ModelConfig, folder: Path, *, resume: bool, start: Path | None) -> Path:
+        calls.append((config, model, start))
+        return folder
+
+    monkeypatch.setattr("rf_export.training.run.run_training", listen)
+    begin = ["--from", str(start)] if options else []
+    result = CliRunner().invoke(main, ["train", "run", *begin, *options[1:]])
+    assert result.exit_code == 0, result.output
+    ((config, model, begun),) = calls
+    assert (config.learning_rate, config.rate_decay, config.describe_steps) == (rate, decay, describe_steps)
+    assert (begun, model) == ((start, MODEL) if options else (None, preset("reference")))

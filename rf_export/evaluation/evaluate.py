@@ -41,6 +41,7 @@ class EvaluationOptions:
     sheet: Path | None = None
     without_rep: bool = False
     num_threads: int | None = None
+    num_objects: int = 16  # as in training: a model knows no other words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,8 @@ def evaluate_model(
         RFError: neither a checkpoint nor a bundle, or one whose model does not know the words of the prompts.
     """
     try:
-        demands = evaluation_demands(options.num_prompts, 0, SceneConfig(), options.held_out)
+        scenes = SceneConfig(num_objects=options.num_objects)
+        demands = evaluation_demands(options.num_prompts, 0, scenes, options.held_out)
     except ValueError as error:
         raise RFError(f"{error}; lower --num-prompts") from error
     is_bundle = (model / MANIFEST_NAME).is_file()

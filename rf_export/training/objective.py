@@ -1,7 +1,8 @@
 """The joint objective L = L_LM + L_Rep + L_FM on one batch of captioned pictures, both directions.
 
 Source: arXiv 2605.31604; flow matching with x-prediction and velocity loss after JiT (arXiv 2511.13720). Randomness
-arrives in `Draws`, so a loss is a pure function. Axes: B batch, T caption slots, N representation tokens, M patches.
+arrives in `Draws`, so a loss is a pure function. Axes: B batch, T caption slots, N representation tokens, M patches,
+Q texts about a picture, U slots of a text.
 """
 
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ MIN_NOISE = 0.05  # JiT clamps 1 - t here, or the velocity loss explodes at the 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures with captions: left-padded for drawing, right-padded between BOS and EOS for describing."""
+    """Pictures with captions, left-padded for drawing, and texts about them: BOS, question, answer, EOS, padding.
+
+    The first text is the caption, which answers an empty question. Only answers and EOS are to be predicted.
+    """
 
     pixels: Tensor  # [B, 3, H, W] in [-1, 1]
     prompt_ids: Tensor  # [B, T]
     prompt_starts: Tensor  # [B], first slot in use
-    caption_ids: Tensor  # [B, U]
-    caption_mask: Tensor  # [B, U], true on tokens to be predicted
+    text_ids: Tensor  # [B, Q, U]
+    text_targets: Tensor  # bool [B, Q, U], true on tokens to be predicted
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,32 @@ class Losses:
 
 
 def describe_loss(model: RFModel, batch: Batch) -> Tensor:
-    """L_LM: cross-entropy of the caption after the picture's features."""
+    """L_LM: mean cross-entropy of every answer's tokens after the picture's features and the question.
+
+    All texts about a picture share its features, encoded once: a row holds [features | text | text ...], and no text
+    sees another, so that each has the logits that it would have alone.
+    """
     rows, columns = (side // model.config.patch_size for side in batch.pixels.shape[2:])
     image = model.connector(model.encoder(batch.pixels), rows, columns)
-    words = F.embedding(batch.caption_ids, model.text_embedding)
+    size, num_texts, slots = batch.text_ids.shape
+    words = F.embedding(batch.text_ids.flatten(1), model.text_embedding)
     hidden = torch.cat([image.to(words.dtype), words], dim=1)
-    length = hidden.shape[1]
-    positions = torch.arange(length).expand(len(hidden), -1)
-    causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-    (out,), _ = model.run([Segment("understanding", hidden, positions)], causal)
-    logits = model.text_head(out[:, image.shape[1] : -1]).float()
-    loss = F.cross_entropy(logits.transpose(1, 2), batch.caption_ids[:, 1:], reduction="none")
-    mask = batch.caption_mask[:, 1:]
-    return (loss * mask).sum() / mask.sum()
+    num_image = image.shape[1]
+    positions = torch.cat([torch.arange(num_image), num_image + torch.arange(slots).repeat(num_texts)])
+    mask = text_mask(num_image, num_texts, slots)[None, None]
+    (out,), _ = model.run([Segment("understanding", hidden, positions.expand(size, -1))], mask)
+    said = out[:, num_image:].unflatten(1, (num_texts, slots))[:, :, :-1]
+    logits = model.text_head(said).float()  # [B, Q, U - 1, V]
+    loss = F.cross_entropy(logits.flatten(0, 2), batch.text_ids[:, :, 1:].flatten(), reduction="none")
+    targets = batch.text_targets[:, :, 1:].flatten()
+    return (loss * targets).sum() / targets.sum()
+
+
+def text_mask(num_image: int, num_texts: int, slots: int) -> Tensor:
+    """Attention mask `bool [S, S]` of [image features | text | text ...]: causal, and no text sees another."""
+    owner = torch.cat([torch.full((num_image,), -1), torch.arange(num_texts).repeat_interleave(slots)])
+    shared = (owner == -1)[None, :] | (owner[:, None] == owner[None, :])
+    return shared & torch.ones_like(shared).tril()
 
 
 def grid_positions(rows: int, columns: int) -> Tensor:

@@ -21,13 +21,15 @@ SAVE_EVERY = 250
 SAMPLE_EVERY = 500
 
 
-def run_training(config: TrainConfig, model_config: ModelConfig, folder: Path, *, resume: bool) -> Path:
+def run_training(
+    config: TrainConfig, model_config: ModelConfig, folder: Path, *, resume: bool, start: Path | None = None
+) -> Path:
     """Train to the end of the recipe; returns the folder of the final EMA checkpoint.
 
     Raises:
         RFError: the folder holds another run, or a state that cannot be resumed.
     """
-    trainer = Trainer(config, model_config, folder)
+    trainer = Trainer(config, model_config, folder, start)
     _claim(folder, trainer, resume=resume)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -78,8 +80,9 @@ def _claim(folder: Path, trainer: Trainer, *, resume: bool) -> None:
         before = _read_recipe(file)
         changed = [key for key, value in recipe["train"].items() if before["train"].get(key) != value]
         changed = [key for key in changed if key not in ("joint_steps", "snapshot_every", "compile")]
-        if changed or before["model"] != recipe["model"] or before["data_version"] != recipe["data_version"]:
-            what = ", ".join(changed) or "the model or the data version"
+        changed += [key for key in ("model", "data_version", "start") if before.get(key) != recipe[key]]
+        if changed:
+            what = ", ".join(changed)
             raise RFError(f"{folder} was started with another recipe ({what} differ); use the same options to resume")
         if (folder / "state.safetensors").exists():
             trainer.load()

@@ -5,11 +5,13 @@ the parameter EMA. All randomness is keyed by (seed, step), so a resumed run is 
 """
 
 import json
+import math
 import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,9 +19,11 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from rf_export.checkpoint import checkpoint_sha256, load_checkpoint
 from rf_export.config import ModelConfig
 from rf_export.model import RFModel
 from rf_export.training.objective import Batch, Draws, Losses, describe_loss, joint_losses
+from rf_export.training.questions import QUESTIONS_VERSION, questions_about
 from rf_export.training.scenes import DATA_VERSION, SceneConfig, make_scene
 from rf_export.training.tokens import build_tokenizer, make_batch
 from rf_export.vision import ImageEncoder, pooled_features
@@ -28,6 +32,7 @@ from runtime.errors import RFError
 # Parameters that only drawing uses: the paper trains them at a multiple of the base rate.
 GENERATION_PARTS = ("rep_", "pixel_", "time.", ".experts.representation.", ".experts.pixel.",
                     "final_norms.representation", "final_norms.pixel")  # fmt: skip
+RateDecay = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +58,14 @@ class TrainConfig:
     drop_both: float = 0.1  # the pixel stage's unconditional row; 0.1 x 0.1 alone is too rare for a short run
     compile: bool = True
     snapshot_every: int = 1000
+    questions_per_picture: int = 2  # besides the caption; they share the picture's features
+    rate_decay: RateDecay = "constant"  # over the joint steps; "cosine" ends at zero
 
     def __post_init__(self) -> None:
+        if self.questions_per_picture < 0:
+            raise ValueError("questions_per_picture must be >= 0")
+        if self.rate_decay not in get_args(RateDecay):
+            raise ValueError(f"rate_decay must be among {get_args(RateDecay)}, got {self.rate_decay!r}")
         if self.batch_size < 1 or self.joint_steps < 1 or self.describe_steps < 0:
             raise ValueError("batch_size and joint_steps must be >= 1 and describe_steps >= 0")
 
@@ -76,8 +87,20 @@ class StepReport:
 class Trainer:
     """Owns the model, its EMA, the teacher encoder and the optimiser of one run."""
 
-    def __init__(self, config: TrainConfig, model_config: ModelConfig, folder: Path) -> None:
-        self.config, self.model_config, self.folder = config, model_config, folder
+    def __init__(self, config: TrainConfig, model_config: ModelConfig, folder: Path, start: Path | None = None) -> None:
+        """Build everything of a run.
+
+        Args:
+            config: the recipe.
+            model_config: the shape of the model, that of `start` if there is one.
+            folder: where the run is kept.
+            start: a checkpoint to continue from, with new optimiser state; its codes are kept, and its encoder becomes
+                the teacher too, because a checkpoint does not hold one.
+
+        Raises:
+            RFError: `start` is no checkpoint, or its words have other ids than these scenes'.
+        """
+        self.config, self.model_config, self.folder, self.start = config, model_config, folder, start
         side = config.scenes.size
         try:
             model_config.rep_grid(side, side)
@@ -85,6 +108,8 @@ class Trainer:
             raise ValueError(f"scenes of {side} x {side} pixels do not fit the model: {error}") from error
         torch.manual_seed(config.seed)
         self.model = RFModel(model_config)
+        if start is not None:
+            self.model.load_state_dict(load_checkpoint(start).state_dict())
         self.average = RFModel(model_config)
         self.average.load_state_dict(self.model.state_dict())
         self.average.eval()
@@ -93,6 +118,8 @@ class Trainer:
         self.tokenizer: Tokenizer = build_tokenizer(config.scenes)
         if self.tokenizer.get_vocab_size() > model_config.vocab_size:
             raise ValueError(f"vocab_size must be >= {self.tokenizer.get_vocab_size()} for these scenes")
+        if start is not None:
+            check_extension(self.tokenizer, start)
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": [p for n, p in self.model.named_parameters() if _is_generation(n)], "scale":
@@ -118,7 +145,7 @@ class Trainer:
     def run(self) -> Iterator[StepReport]:
         """Train from the current step to the end, reporting every step."""
         while self.step < self.num_steps:
-            if self.step == self.config.describe_steps:
+            if self.step == self.config.describe_steps and self.start is None:
                 self._start_codes()
             yield self.train_step()
 
@@ -138,8 +165,7 @@ class Trainer:
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], config.clip)
         for group in self.optimiser.param_groups:
-            since = step - config.describe_steps if joint else step
-            group["lr"] = config.learning_rate * group["scale"] * min(1.0, (since + 1) / config.rate_warmup_steps)
+            group["lr"] = config.learning_rate * group["scale"] * rate_factor(config, step)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
@@ -153,8 +179,14 @@ class Trainer:
     def batch(self, step: int) -> Batch:
         """The scenes of a step, a pure function of (seed, step)."""
         size = self.config.batch_size
-        scenes = [make_scene(self.config.seed, step * size + i, self.config.scenes) for i in range(size)]
-        return make_batch(scenes, self.tokenizer)
+        seed, config, num_questions = self.config.seed, self.config.scenes, self.config.questions_per_picture
+        indices = range(step * size, (step + 1) * size)
+        scenes = [make_scene(seed, index, config) for index in indices]
+        questions = [
+            questions_about(scene, seed, index, num_questions, config)
+            for scene, index in zip(scenes, indices, strict=True)
+        ]
+        return make_batch(scenes, self.tokenizer, questions)
 
     def _draws(self, generator: torch.Generator, batch: Batch) -> Draws:
         size = len(batch.pixels)
@@ -248,12 +280,42 @@ class Trainer:
 
     def recipe(self) -> dict[str, object]:
         """Everything needed to repeat the run, for `run.json`."""
+        start = None if self.start is None else {"name": self.start.name, "sha256": checkpoint_sha256(self.start)}
         return {
-            "data_version": DATA_VERSION,
+            "data_version": f"{DATA_VERSION}, {QUESTIONS_VERSION}",
+            "start": start,
             "train": asdict(self.config),
             "model": self.model_config.to_dict(),
             "torch": torch.__version__,
         }
+
+
+def rate_factor(config: TrainConfig, step: int) -> float:
+    """Share of the learning rate in a step: a linear warm-up in each phase, then the decay of the joint phase."""
+    joint = step >= config.describe_steps
+    since = step - config.describe_steps if joint else step
+    warm = min(1.0, (since + 1) / config.rate_warmup_steps)
+    if not joint or config.rate_decay == "constant":
+        return warm
+    return warm * 0.5 * (1 + math.cos(math.pi * since / config.joint_steps))
+
+
+def check_extension(tokenizer: Tokenizer, start: Path) -> None:
+    """Refuse to go on from a checkpoint whose words have other ids: its embeddings would mean other words.
+
+    Raises:
+        RFError: the checkpoint's tokenizer is missing or damaged, or not contained in this one.
+    """
+    file = start / "tokenizer.json"
+    try:
+        before: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab()
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise RFError(f"{file} is not a tokenizer ({error}); name a checkpoint written by rf-export train") from error
+    words = tokenizer.get_vocab()
+    changed = sorted(word for word, number in before.items() if words.get(word) != number)
+    if changed:
+        raise RFError(f"the words of {start} have other ids than these scenes' ({', '.join(changed[:4])}); train with "
+                      "the objects that it was trained with")  # fmt: skip
 
 
 def _is_generation(name: str) -> bool:
