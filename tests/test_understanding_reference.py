@@ -9,8 +9,8 @@ import torch
 from rf_export.checkpoint import load_checkpoint
 from rf_export.eager import EagerQuestion
 from rf_export.eager import answer as eager_answer
-from rf_export.model import RFModel
-from rf_export.trace import model_spec, trace
+from rf_export.model import RFModel, model_spec
+from rf_export.trace import trace
 from rf_export.training.scenes import SceneConfig, make_scene
 from rf_export.training.tokens import to_pixels
 from runtime.backends import create_backend
