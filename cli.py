@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXTRAS = {"torch": "export", "onnx": "quantize", "onnx_ir": "quantize", "onnxscript": "export", "safetensors": "export",
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
           "pycuda": "cuda"}  # fmt: skip
+INT8_FORMAT = click.Choice(["static", "weight-only", "weight-only-4"])
 
 
 class OneSentenceErrors(click.Group):
@@ -176,6 +177,10 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
               show_default=True, help="Range of activations.")
 @click.option("--percentile", type=float, default=99.99, show_default=True)
 @click.option("--smooth/--no-smooth", default=True, show_default=True, help="Let norms take over outlying channels.")
+@click.option("--format", "formats", type=INT8_FORMAT, multiple=True, default=("static", "weight-only"),
+              show_default=True, help="Tried for denoiser and vision_encoder.")
+@click.option("--decoder-format", "ar_formats", type=INT8_FORMAT, multiple=True, default=("weight-only",),
+              show_default=True, help="Tried for text_decoder and rep_decoder; weight-only-4 is INT4.")
 @click.option("--block", type=int, help="Rows of a weight per scale, 0 for all. [default: 128, TensorRT 0]")
 @click.option("--min-psnr", type=float, default=25.0, show_default=True, help="Of pictures from the same tokens, dB.")
 @click.option("--min-cosine", type=float, default=0.999, show_default=True, help="Of every step.")

@@ -126,7 +126,7 @@ def _set_options(trt: Any, config: Any, job: Job) -> None:
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
         if job.precision != "fp32":
             config.set_flag(flags.FP16)
-        if job.precision == "int8":
+        if job.precision in ("int8", "int8-fp16"):
             config.set_flag(flags.INT8)
     # TensorRT-RTX: without it a stream cannot be captured; weights that are streamed are allocated at run time.
     if hasattr(flags, "REQUIRE_USER_ALLOCATION") and not options.weight_streaming:

@@ -68,7 +68,7 @@ class Bundle:
         found = sorted({f"{graph.precision} {graph.dialect}" for graph in self.manifest.graphs if graph.name == name})
         raise RFError(
             f"{self.path} has no {name} in {precision} {dialect}; it has {', '.join(found) or 'none'}. "
-            "Choose one of these, or export the bundle again with the precision that you need."
+            f"Choose one of these, or {_remedy(self.path, precision)}."
         )
 
     def graph_sha256(self, name: GraphName, precision: Precision, dialect: Dialect = "classic") -> str:
@@ -109,6 +109,13 @@ def open_bundle(path: str | Path, *, verify: Verify = "size") -> Bundle:
     bundle = Bundle(folder, Manifest.from_dict(read_json(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME)))
     bundle.verify(verify=verify)
     return bundle
+
+
+def _remedy(path: Path, precision: Precision) -> str:
+    if precision in ("int8", "int8-fp16"):
+        target = "" if precision == "int8" else " --target tensorrt"
+        return f"make the graphs with: rf-export calibrate {path} --prompts FILE{target}"
+    return "export the bundle again with the precision that you need"
 
 
 def check_files(folder: Path, files: dict[str, FileEntry], verify: Verify) -> None:
