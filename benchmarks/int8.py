@@ -25,14 +25,13 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts
 from calibration.calibrate import load_pipeline, split_prompts
 from calibration.gate import draw, measure_quality
-from calibration.trajectory import record_examples
+from calibration.trajectory import record_examples, with_sessions
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import BenchOptions, run_bench
 from rf_export.benchmark.tables import format_bench
 from rf_export.evaluation.evaluate import scene_scorer
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle
-from runtime.pipeline import Pipeline
 from runtime.timing import interleave
 
 PROMPTS = HERE.parent / "examples" / "reference" / "prompts.txt"
@@ -89,7 +88,8 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
     """The denoiser in fp32, as we quantise it, and with `quantize_static` as it comes: milliseconds and quality."""
     opened, backend = open_bundle(bundle), create_backend("ort")
     learn, judge = split_prompts(prompts, config)
-    runs = record_examples(opened, "fp32", backend, learn[:12], 1)["denoiser"]
+    before, after = (load_pipeline(opened, precision, backend, config) for precision in ("fp32", "int8"))
+    runs = record_examples(before, learn[:12])["denoiser"]
     source = opened.file(opened.graph("denoiser", "fp32").file)
     plain, out = work / "plain.onnx", work / "onnxruntime-defaults.onnx"
     model = ir.load(source)
@@ -98,7 +98,6 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
             value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=name)
     ir.save(model, plain)
     quantize_static(str(plain), str(out), Recorded(runs))
-    before, after = (load_pipeline(opened, precision, backend, config) for precision in ("fp32", "int8"))
     sessions = {"fp32": before.sessions["denoiser"], "ours": after.sessions["denoiser"],
                 "onnxruntime defaults": backend.open(out, num_threads=1, compiled=False)}  # fmt: skip
     steps = {}
@@ -110,8 +109,7 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
     originals = [draw(before, prompt, seed) for prompt, seed in judge[:NUM_JUDGED]]
     rows = {}
     for name, session in sessions.items():
-        mixed = Pipeline(opened, "fp32", None, {**before.sessions, "denoiser": session}, 1)
-        quality = measure_quality(originals, mixed, lambda done: None)
+        quality = measure_quality(originals, with_sessions(before, {"denoiser": session}), lambda done: None)
         ms = timings[name].as_dict()["cpu_median_ms"]
         rows[name] = {"denoise_step_ms": ms, "psnr_db": quality.psnr_db.value,
                       "x_pred_cosine": min(quality.x_pred_cosine)}  # fmt: skip

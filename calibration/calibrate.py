@@ -29,8 +29,11 @@ from calibration.trajectory import (
     NUM_EXAMPLES,
     Recording,
     draw_recorded,
+    graph_file,
     plan_passes,
     record_examples,
+    steps_of,
+    with_sessions,
 )
 from calibration.weights import WeightFile
 from calibration.workbench import Workbench
@@ -120,11 +123,13 @@ def calibrate(
     with write_atomically(bundle.path, force=True) as folder:
         (folder / "graphs").mkdir()
         backend = create_backend("ort")
-        _check_prompts(bundle, backend, [*learn, *judge], config)
-        recorded = record(bundle, folder / "graphs", backend, learn, pictures, config, cache_path, report)
-        examples = record_examples(bundle, config.base, backend, learn[:NUM_EXAMPLES], config.num_threads)
+        base = load_pipeline(bundle, config.base, backend, config)
+        for prompt, seed in (*learn, *judge):
+            base.check([prompt], seed=seed)  # before anything is drawn
+        recorded = record(base, folder / "graphs", backend, learn, pictures, config, cache_path, report)
+        examples = record_examples(base, learn[:NUM_EXAMPLES])
         benches = {
-            name: Workbench(name, bundle, folder / "graphs", backend, recorded[name], examples[name], config)
+            name: Workbench(name, base, folder / "graphs", backend, recorded[name], examples[name], config)
             for name in GRAPHS if name in recorded
         }  # fmt: skip
         timed = config.target == "ort"
@@ -132,10 +137,11 @@ def calibrate(
         counted = _Counter(report, total)
         decisions = {name: decide(bench, config, timed=timed, report=counted) for name, bench in benches.items()}
         shutil.copy2(bundle.file(bundle.manifest.tokenizer), folder / bundle.manifest.tokenizer)
-        result, quality = _pass_gate(bundle, folder, backend, benches, decisions, judge, config, lint, report)
+        after, quality = _pass_gate(base, folder, backend, benches, decisions, judge, config, lint, report)
         if scorer is not None:
-            quality = _score(bundle, result, backend, config, quality, scorer, report)
-        share = _weights_share(result.manifest, config)
+            quality = _score(base, after, quality, scorer, report)
+        manifest = after.bundle.manifest
+        share = _weights_share(manifest, config)
         problems = (*quality.failures(config.limits), *_slow(decisions))
         tables = [decision.to_dict(benches[name].layers) for name, decision in decisions.items()]
         outcome = Outcome(bundle.path, report_path, tables, quality, share, problems)
@@ -147,8 +153,7 @@ def calibrate(
                 f"{report_path}. To take it anyway: --force"
             )
         _link_rest(bundle.path, folder)
-        verified = {**result.manifest.verified, config.precision: summary}
-        write_manifest(folder, replace(result.manifest, verified=verified))
+        write_manifest(folder, replace(manifest, verified={**manifest.verified, config.precision: summary}))
     return outcome
 
 
@@ -190,7 +195,7 @@ def split_prompts(
 
 
 def record(
-    bundle: Bundle, folder: Path, backend: Backend, prompts: Sequence[tuple[str, int]], pictures: Sequence[Path],
+    base: Pipeline, folder: Path, backend: Backend, prompts: Sequence[tuple[str, int]], pictures: Sequence[Path],
     config: CalibrationConfig, cache_path: Path, report: Progress,
 ) -> Recorded:  # fmt: skip
     """Draw the prompts with all layers tapped; goes on from the cache, and leaves it there.
@@ -198,14 +203,12 @@ def record(
     Raises:
         RFError: the cache is damaged or belongs to something else; a graph was not fed at every step.
     """
-    plan = load_pipeline(bundle, config.base, backend, config).check([prompts[0][0]])[0].plan
-    layers = {
-        name: find_layers(ir.load(bundle.file(bundle.graph(name, config.base).file)).graph) for name in GRAPHS
-    }
-    num_steps: dict[GraphName, int] = {"vision_encoder": 1, "text_decoder": 1, "denoiser": plan.num_steps}
-    recording = Recording(layers, {**num_steps, "rep_decoder": plan.num_rep_tokens + 1})
+    layers = {name: find_layers(ir.load(graph_file(base, name)).graph) for name in GRAPHS}
+    num_steps = steps_of(base, prompts[0][0])
+    num_tokens = num_steps["rep_decoder"]
+    recording = Recording(layers, {**num_steps, "rep_decoder": num_tokens + 1})  # and the run that fills the cache
     key = {
-        "graphs": [bundle.graph_sha256(name, config.base) for name in GRAPHS],
+        "graphs": [base.bundle.graph_sha256(name, config.base) for name in GRAPHS],
         "prompts or seeds": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "pictures": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures],
         "memory limits": config.memory_mib,
@@ -213,15 +216,15 @@ def record(
     done = cache.Progress()
     if cache_path.exists():
         recording.recorded, done = cache.load(cache_path, key)
-    patches = 4 * plan.num_rep_tokens
-    num_rows = {"vision_encoder": patches, "text_decoder": 64, "rep_decoder": 2, "denoiser": 2 * patches}
-    passes = plan_passes(layers, num_rows, config.memory_mib)  # type: ignore[arg-type]
+    patches = 4 * num_tokens
+    num_rows: dict[GraphName, int] = {
+        "vision_encoder": patches, "text_decoder": 64, "rep_decoder": 2, "denoiser": 2 * patches
+    }  # fmt: skip
+    passes = plan_passes(layers, num_rows, config.memory_mib)
     for number in range(done.passes, len(passes)):
         first = done.prompts if number == done.passes else 0
-        for count in draw_recorded(
-            bundle, folder, config.base, backend, recording, passes[number], prompts[first:],
-            [] if first else pictures, config.num_threads,
-        ):  # fmt: skip
+        seen = [] if first else pictures
+        for count in draw_recorded(base, folder, backend, recording, passes[number], prompts[first:], seen):
             report("recording", number * len(prompts) + first + count, len(passes) * len(prompts))
             if (first + count) % SAVE_EVERY == 0 and first + count < len(prompts):
                 cache.save(cache_path, key, recording.recorded, cache.Progress(number, first + count))
@@ -230,15 +233,6 @@ def record(
     if lacking:
         raise RFError(f"The recording does not cover the model: {lacking}. Delete {cache_path} and calibrate again.")
     return recording.recorded
-
-
-def _check_prompts(
-    bundle: Bundle, backend: Backend, prompts: Sequence[tuple[str, int]], config: CalibrationConfig
-) -> None:
-    """Refuse prompts that the model cannot read before anything is drawn; raises RFError naming the first."""
-    pipeline = load_pipeline(bundle, config.base, backend, config)
-    for prompt, seed in prompts:
-        pipeline.check([prompt], seed=seed)
 
 
 def _link_rest(source: Path, target: Path) -> None:
@@ -307,35 +301,35 @@ def _with_graphs(manifest: Manifest, folder: Path, entries: Sequence[GraphEntry]
 
 
 def _pass_gate(
-    bundle: Bundle, folder: Path, backend: Backend, benches: dict[GraphName, Workbench],
+    base: Pipeline, folder: Path, backend: Backend, benches: dict[GraphName, Workbench],
     decisions: dict[GraphName, Decision], prompts: Sequence[tuple[str, int]], config: CalibrationConfig,
     lint: Lint | None, report: Progress,
-) -> tuple[Bundle, Quality]:  # fmt: skip
+) -> tuple[Pipeline, Quality]:  # fmt: skip
     """Write the graphs and judge whole drawings; while they fail, layers of the graph to blame change."""
-    before = load_pipeline(bundle, config.base, backend, config)
-    originals = [draw(before, prompt, seed) for prompt, seed in prompts]
+    originals = [draw(base, prompt, seed) for prompt, seed in prompts]
     counted = _Counter(report, 1)
 
     def alone(name: GraphName, session: Session) -> float:
         """The shortfall of one graph, the others as they were."""
-        mixed = Pipeline(bundle, config.base, None, {**before.sessions, name: session}, config.num_threads)
+        mixed = with_sessions(base, {name: session})
         return measure_quality(originals, mixed, lambda done: None).shortfall(config.limits)
 
     for number in range(MAX_STRICTER + 1):
-        result = _write_graphs(bundle, folder, benches, decisions, config, lint)
+        result = _write_graphs(base.bundle, folder, benches, decisions, config, lint)
         after = load_pipeline(result, config.precision, backend, config)
         quality = measure_quality(originals, after, lambda done: report("quality gate", done, len(prompts)))
-        shortfalls = {name: alone(name, after.sessions[name]) for name, found in decisions.items() if found.formats}
-        if number == MAX_STRICTER or not quality.failures(config.limits) or not shortfalls:
+        changeable = [name for name, decision in decisions.items() if decision.formats]
+        if number == MAX_STRICTER or not quality.failures(config.limits) or not changeable:
             break
-        blamed = max(shortfalls, key=lambda name: shortfalls[name])
+        shortfalls = {name: alone(name, after.sessions[name]) for name in changeable}
+        blamed = max(changeable, key=lambda name: shortfalls[name])
         allowed = min(_SHARE_OF_LIMIT, shortfalls[blamed] / 2)  # the errors of the graphs add up
         _log.info("the gate fails because of %s: %.2f of what is allowed alone", blamed, shortfalls[blamed])
         correct(benches[blamed], decisions[blamed],
                 lambda session, name=blamed, allowed=allowed: alone(name, session) <= allowed, counted)  # type: ignore[misc]  # fmt: skip
         if config.target == "ort":
             settle(benches[blamed], decisions[blamed], config, counted)
-    return result, quality
+    return after, quality
 
 
 def load_pipeline(bundle: Bundle, precision: Precision, backend: Backend, config: CalibrationConfig) -> Pipeline:
@@ -347,15 +341,11 @@ def load_pipeline(bundle: Bundle, precision: Precision, backend: Backend, config
     return Pipeline(bundle, precision, None, sessions, config.num_threads)
 
 
-def _score(
-    bundle: Bundle, result: Bundle, backend: Backend, config: CalibrationConfig, quality: Quality, scorer: Scorer,
-    report: Progress,
-) -> Quality:  # fmt: skip
-    before = scorer(load_pipeline(bundle, config.base, backend, config), report)
-    after = scorer(load_pipeline(result, config.precision, backend, config), report)
-    scores = paired_change(before, after)
+def _score(before: Pipeline, after: Pipeline, quality: Quality, scorer: Scorer, report: Progress) -> Quality:
+    right = scorer(before, report)
+    scores = paired_change(right, scorer(after, report))
     return replace(quality, score_before=scores[0], score_after=scores[1], score_change=scores[2],
-                   scored_pictures=len(before))  # fmt: skip
+                   scored_pictures=len(right))  # fmt: skip
 
 
 def _slow(decisions: dict[GraphName, Decision]) -> list[str]:

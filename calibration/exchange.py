@@ -12,8 +12,6 @@ import numpy as np
 
 from calibration.trajectory import record_examples
 from runtime.atomic import write_folder
-from runtime.backends import create_backend
-from runtime.bundle import open_bundle
 from runtime.errors import RFError
 from runtime.pipeline import Pipeline
 from runtime.signature import Precision
@@ -29,7 +27,6 @@ def export_inputs(
     Raises:
         RFError: No prompts, or the folder exists.
     """
-    bundle = open_bundle(path)
     pipeline = Pipeline.load(path, precision, engine="none", num_threads=num_threads)
     if not prompts:
         raise RFError("There are no prompts. Give a file with one prompt per line.")
@@ -37,7 +34,7 @@ def export_inputs(
     usual = collections.Counter(lengths).most_common(1)[0][0]
     chosen = [(prompt, seed) for seed, (prompt, n) in enumerate(zip(prompts, lengths, strict=True)) if n == usual]
     with write_folder(out, replaceable=lambda folder: False, force=False, what="folder") as folder:
-        for graph, runs in record_examples(bundle, precision, create_backend("ort"), chosen, num_threads).items():
+        for graph, runs in record_examples(pipeline, chosen).items():
             if runs:
                 arrays = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
                 np.savez(folder / f"{graph}.npz", **arrays)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from calibration.config import Format
 from calibration.histogram import LEVELS
-from calibration.layers import find_layers, product_of, scale_owner
+from calibration.layers import product_of, scale_owner
 
 # What DequantizeLinear needs; graphs keep the opset of their source otherwise, for old parsers.
 OPSET_OF_HALF: Final = 19
@@ -58,12 +58,11 @@ def quantise(model: ir.Model, plan: Mapping[str, Choice]) -> None:
         plan: Weight -> choice. Other layers stay as they are.
     """
     graph = model.graph
-    layers = find_layers(graph)
     for weight, choice in plan.items():
         if choice.smoothing is not None:
             _smooth(graph, weight, choice.smoothing)
     for weight, choice in plan.items():
-        needed = _quantise_layer(graph, layers[weight].weight, choice)
+        needed = _quantise_layer(graph, weight, choice)
         model.opset_imports[""] = max(needed, model.opset_imports[""])
     _drop_unused(graph)
     _store_as_half(graph)

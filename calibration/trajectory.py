@@ -6,6 +6,7 @@ Memory is bounded: the layers are tapped in passes, as many at a time as fit.
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,22 +20,14 @@ from calibration.layers import Layer, product_of
 from calibration.statistics import Activations, Recorded
 from calibration.weights import WeightFile
 from runtime.backends import Arrays, Backend, Session
-from runtime.bundle import Bundle
 from runtime.events import PictureEvent
 from runtime.images import Picture, load_pixels
 from runtime.pipeline import Pipeline
-from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
+from runtime.signature import GRAPHS, GraphName, GraphSignature
 
 GUIDED: Final[tuple[GraphName, ...]] = ("rep_decoder", "denoiser")
 NUM_EXAMPLES: Final = 4  # to time and compare candidates with
 Inputs = dict[str, npt.NDArray[Any]]
-
-
-@dataclass
-class Stage:
-    """The runs of a graph in one drawing: how many there were so far."""
-
-    step: int = 0
 
 
 class TappedSession:
@@ -56,14 +49,13 @@ class TappedSession:
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
         """Prepare the runs of one drawing: the n-th is step n."""
-        stage = Stage()
+        steps = itertools.count()
 
         def run() -> None:
             found = self._session.run(inputs)
             for name, array in outputs.items():
                 array[...] = found[name]
-            self._take(stage.step, found, inputs)
-            stage.step += 1
+            self._take(next(steps), found, inputs)
 
         return run
 
@@ -85,46 +77,38 @@ class Recording:
 
 
 def draw_recorded(
-    bundle: Bundle,
+    base: Pipeline,
     folder: Path,
-    precision: Precision,
     backend: Backend,
     recording: Recording,
     tapped: Sequence[tuple[GraphName, str]],
     prompts: Iterable[tuple[str, int]],  # with their seeds
     pictures: Iterable[Picture],
-    num_threads: int,
 ) -> Iterator[int]:
     """Draw prompts one by one and look at the pictures, with some layers tapped; yields how many are done.
 
     Args:
-        bundle: The bundle.
+        base: The graphs; those without a tapped layer run as they are.
         folder: For graphs with taps, which are deleted in the end.
-        precision: Of the graphs.
         backend: What runs them.
         recording: Where to.
         tapped: Graph and weight of the layers.
         prompts: What to draw.
         pictures: More pictures to look at, before.
-        num_threads: Threads of a run.
     """
     sessions: dict[GraphName, Session] = {}
     files: list[Path] = []
     try:
-        for name in GRAPHS:
-            path = bundle.file(bundle.graph(name, precision).file)
+        for name in dict.fromkeys(graph for graph, _ in tapped):
+            path = graph_file(base, name)
             weights = [weight for graph, weight in tapped if graph == name]
-            if not weights:
-                sessions[name] = backend.open(path, num_threads=num_threads, compiled=False)
-                continue
             out = folder / f"taps.{name}.onnx"
             with WeightFile(folder, f"weights/taps.{name}.bin") as file:
                 files += [out, file.path]
                 taps = _add_taps(path, out, weights, file)
-            session = backend.open(out, num_threads=num_threads, compiled=False)
-            take = _taker(recording, name, taps)
-            sessions[name] = TappedSession(session, bundle.graph(name, precision).signature, take)
-        pipeline = Pipeline(bundle, precision, None, sessions, num_threads)
+            session = backend.open(out, num_threads=base.num_threads, compiled=False)
+            sessions[name] = TappedSession(session, base.sessions[name].signature, _taker(recording, name, taps))
+        pipeline = with_sessions(base, sessions)
         for picture in pictures:
             see(pipeline, picture)
         for done, (prompt, seed) in enumerate(prompts, 1):
@@ -133,6 +117,16 @@ def draw_recorded(
     finally:
         for path in files:
             path.unlink(missing_ok=True)
+
+
+def graph_file(pipeline: Pipeline, name: GraphName) -> Path:
+    """Where a graph of a pipeline lies."""
+    return pipeline.bundle.file(pipeline.bundle.graph(name, pipeline.precision).file)
+
+
+def with_sessions(pipeline: Pipeline, sessions: Mapping[GraphName, Session]) -> Pipeline:
+    """The same pipeline with some of its graphs exchanged."""
+    return Pipeline(pipeline.bundle, pipeline.precision, None, {**pipeline.sessions, **sessions}, pipeline.num_threads)
 
 
 def draw_and_see(pipeline: Pipeline, prompt: str, seed: int) -> PictureEvent:
@@ -208,46 +202,27 @@ def plan_passes(
     return passes
 
 
-def record_examples(
-    bundle: Bundle,
-    precision: Precision,
-    backend: Backend,
-    prompts: Sequence[tuple[str, int]],
-    num_threads: int,
-) -> dict[GraphName, list[Inputs]]:
+def record_examples(base: Pipeline, prompts: Sequence[tuple[str, int]]) -> dict[GraphName, list[Inputs]]:
     """Whole inputs of one run of every graph per prompt, spread over the steps: early ones first, late ones last."""
     examples: dict[GraphName, list[Inputs]] = {name: [] for name in GRAPHS}
     for number, (prompt, seed) in enumerate(prompts):
-        runs: dict[GraphName, list[Inputs]] = {name: [] for name in GRAPHS}
-        wanted = {name: _Wanted(number, len(prompts)) for name in GRAPHS}
+        num_steps = steps_of(base, prompt)
         sessions: dict[GraphName, Session] = {}
-        for name in GRAPHS:
-            entry = bundle.graph(name, precision)
-            session = backend.open(bundle.file(entry.file), num_threads=num_threads, compiled=False)
+        for name, session in base.sessions.items():
+            wanted = (2 * number + 1) * num_steps[name] // (2 * len(prompts))
 
             def keep(
-                step: int, _: object, inputs: Arrays, kept: list[Inputs] = runs[name], which: _Wanted = wanted[name]
+                step: int, _: object, inputs: Arrays, kept: list[Inputs] = examples[name], wanted: int = wanted
             ) -> None:
-                if which.takes(step):
-                    kept[:] = [copy.deepcopy(dict(inputs))]
+                if step == wanted:
+                    kept.append(copy.deepcopy(dict(inputs)))
 
-            sessions[name] = TappedSession(session, entry.signature, keep)
-        pipeline = Pipeline(bundle, precision, None, sessions, num_threads)
-        plan = pipeline.check([prompt], seed=seed)[0].plan
-        wanted["rep_decoder"].num_steps, wanted["denoiser"].num_steps = plan.num_rep_tokens, plan.num_steps
-        draw_and_see(pipeline, prompt, seed)
-        for name in GRAPHS:
-            examples[name] += runs[name]
+            sessions[name] = TappedSession(session, session.signature, keep)
+        draw_and_see(with_sessions(base, sessions), prompt, seed)
     return examples
 
 
-@dataclass
-class _Wanted:
-    """Which step of a drawing is kept as an example: early ones of the first prompt, late ones of the last."""
-
-    number: int
-    count: int
-    num_steps: int = 1
-
-    def takes(self, step: int) -> bool:
-        return step == (2 * self.number + 1) * self.num_steps // (2 * self.count)
+def steps_of(pipeline: Pipeline, prompt: str) -> dict[GraphName, int]:
+    """Runs of every graph in a drawing; that of rep_decoder which only fills the cache is left out."""
+    plan = pipeline.check([prompt])[0].plan
+    return {"vision_encoder": 1, "text_decoder": 1, "rep_decoder": plan.num_rep_tokens, "denoiser": plan.num_steps}

@@ -19,10 +19,10 @@ from calibration.layers import Layer, find_layers, product_of
 from calibration.quantise import Choice, quantise, smoothing_owner
 from calibration.smoothing import Range, choose_range
 from calibration.statistics import Activations
-from calibration.trajectory import Inputs
+from calibration.trajectory import Inputs, graph_file
 from calibration.weights import WeightFile
 from runtime.backends import Backend, Session
-from runtime.bundle import Bundle
+from runtime.pipeline import Pipeline
 from runtime.signature import GraphName
 from runtime.timing import Timing, interleave
 
@@ -56,12 +56,13 @@ class Workbench:
         graph: name of the graph.
         layers: by weight.
         ranges: of the layers' inputs, by weight.
+        original: the graph without INT8.
     """
 
     def __init__(
         self,
         graph: GraphName,
-        bundle: Bundle,
+        base: Pipeline,
         folder: Path,
         backend: Backend,
         activations: Mapping[str, Activations],
@@ -69,7 +70,7 @@ class Workbench:
         config: CalibrationConfig,
     ) -> None:
         self.graph: GraphName = graph
-        self._source = bundle.file(bundle.graph(graph, config.base).file)
+        self._source = graph_file(base, graph)
         self._folder, self._backend, self._config, self._examples = folder, backend, config, examples
         model = ir.load(self._source)
         self.layers: dict[str, Layer] = find_layers(model.graph)
@@ -80,7 +81,7 @@ class Workbench:
                 matrix = model.graph.initializers[weight].const_value.numpy().astype(np.float32)  # type: ignore[union-attr]
                 can_smooth = smoothing_owner(model.graph, node) is not None
                 self.ranges[weight] = choose_range(activations[weight], matrix, config, can_smooth=can_smooth)
-        self.original = self._open(self._source)
+        self.original = base.sessions[graph]
         self._expected = [self.original.run(inputs) for inputs in examples]
 
     @property
@@ -103,7 +104,7 @@ class Workbench:
         with WeightFile(self._folder, "weights/candidate.bin") as file:
             path = file.save(self.rewrite(formats), "candidate.onnx")
         try:
-            return self._open(path)
+            return self._backend.open(path, num_threads=self._config.num_threads, compiled=False)
         finally:
             path.unlink()
             file.path.unlink()
@@ -136,7 +137,7 @@ class Workbench:
         repeats = round(_TURN_SECONDS / (time.perf_counter() - started) / len(self._examples))
 
         def contender(session: Session) -> Callable[[], int]:
-            runs = max(repeats, 1) * bind(session) if repeats else bind(session)[-1:]
+            runs = repeats * bind(session) if repeats else bind(session)[-1:]
 
             def run() -> int:
                 for one in runs:
@@ -154,9 +155,6 @@ class Workbench:
             return Choice(format, block=self._config.weight_block)
         found = self.ranges[weight]
         return Choice(format, found.largest, found.smoothing)
-
-    def _open(self, path: Path) -> Session:
-        return self._backend.open(path, num_threads=self._config.num_threads, compiled=False)
 
 
 @dataclass(frozen=True)
