@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from rf_export.evaluation.metric import SceneScore, evaluation_demands, score_pictures
 from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig
-from runtime.bundle import open_bundle
 from runtime.errors import RFError
 from runtime.events import PictureEvent
 from runtime.manifest import MANIFEST_NAME
@@ -104,7 +103,6 @@ def evaluate_model(
 def _draw_bundle(path: Path, demands: list[Demand], options: EvaluationOptions) -> Iterator[Picture]:
     from runtime.pipeline import Pipeline
 
-    open_bundle(path)
     pipeline = Pipeline.load(path, options.precision, num_threads=options.num_threads)
     yield from draw_demands(pipeline, demands, options.seed)
 
