@@ -5,7 +5,6 @@ history; the prompts are ones that nobody calibrated with. Tokens that differ ar
 either way. A task score, where the caller has one, is measured on pictures that each side drew all by itself.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from calibration.config import GateLimits
 from calibration.trajectory import see
 from calibration.workbench import cosine
 from runtime.events import PictureEvent, StepEvent, TokenEvent
+from runtime.figures import psnr_db, wilson_interval
 from runtime.pipeline import Pipeline
 
 Scorer = Callable[[Pipeline, Callable[[str, int, int], None]], Sequence[bool]]  # was each picture right?
@@ -124,7 +124,7 @@ def measure_quality(originals: Sequence[Drawn], pipeline: Pipeline, report: Call
         pixels.append([cosine(a.x_pred, b.x_pred) for a, b in zip(wanted.steps, found.steps, strict=True)])
         equal += [bool(a.rep_ids[0] == b.rep_ids[0]) for a, b in zip(wanted.tokens, found.tokens, strict=True)]
         features.append(cosine(wanted.features, see(pipeline, wanted.picture.picture)))
-        psnr.append(psnr_db(wanted.picture.pixels, found.picture.pixels))
+        psnr.append(psnr_db(wanted.picture.pixels, found.picture.pixels, most=99.0))
         report(done)
     return Quality(
         prompts=len(psnr),
@@ -139,19 +139,9 @@ def measure_quality(originals: Sequence[Drawn], pipeline: Pipeline, report: Call
     )
 
 
-def psnr_db(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
-    """Peak signal to noise ratio of pixels in [-1, 1]; 99 where they are equal, -99 where one is not finite."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    if not math.isfinite(error):
-        return -99.0
-    return min(99.0, 10 * math.log10(4 / error)) if error else 99.0
-
-
 def proportion(successes: int, count: int) -> Interval:
-    """A proportion with its Wilson interval (Wilson 1927)."""
-    z, p = 1.96, successes / count
-    centre, reach = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return Interval(p, (centre - reach) / (1 + z * z / count), (centre + reach) / (1 + z * z / count))
+    """A proportion with its Wilson interval."""
+    return Interval(successes / count, *wilson_interval(successes, count))
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

@@ -27,6 +27,7 @@ from runtime.backends import Session, create_backend
 from runtime.bundle import open_bundle
 from runtime.cache import KVCache
 from runtime.errors import RFError
+from runtime.figures import psnr_db
 from runtime.manifest import Manifest
 from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
 from runtime.schedule import timesteps
@@ -330,11 +331,3 @@ def _leads(eager: list[EagerResult], plan: DrawingPlan) -> NDArray[np.float32]:
             first, second = np.sort(np.where(scaled >= ordered[plan.top_k - 1], noisy, -np.inf))[::-1][:2]
             leads[step, row] = min(first - second, border)
     return leads
-
-
-def psnr_db(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Peak signal to noise ratio of pixels in [-1, 1], in dB; 999 where they are identical."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    if not math.isfinite(error):
-        return -999.0
-    return 999.0 if error == 0 else min(999.0, 10 * math.log10(4 / error))

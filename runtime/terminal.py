@@ -4,30 +4,33 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 FOLDER = click.Path(path_type=Path)
 PRECISION = click.Choice(["fp32", "fp16", "int8", "int8-fp16"])
 DIALECT = click.Choice(["classic", "modern"])
 
 
+def progress_columns() -> "tuple[ProgressColumn, ...]":
+    """What every progress bar shows: what is done, the bar, how many of how many, time gone and time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn())  # fmt: skip
+
+
 @contextmanager
 def progress(description: str) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on stderr with time left; calls are (what, done, total)."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=not sys.stderr.isatty()) as bar:
+    with Progress(*progress_columns(), console=Console(stderr=True), transient=not sys.stderr.isatty()) as bar:
         task = bar.add_task(description, total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 

@@ -23,8 +23,8 @@ from rf_export.benchmark.workload import Workload
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
-from rf_export.parity import psnr_db
 from runtime.bundle import Bundle
+from runtime.figures import psnr_db
 from runtime.options import GenerationOptions
 from runtime.signature import Precision
 from runtime.timing import Timing, interleave, ratio

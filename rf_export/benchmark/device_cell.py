@@ -26,7 +26,8 @@ from rf_export.benchmark.workload import Workload
 from rf_export.eager import EagerResult
 from rf_export.layers import RMSNorm
 from rf_export.model import RFModel
-from rf_export.parity import TOLERANCES, psnr_db
+from rf_export.parity import TOLERANCES
+from runtime.figures import psnr_db
 from runtime.timing import Timing, interleave, ratio
 
 CHECK_STEPS = 3  # Euler steps whose result is compared

@@ -27,9 +27,9 @@ from rf_export.training.scenes import (
     held_out_pairs,
     relation_holds,
 )
+from runtime.figures import wilson_interval
 
 PROMPT_STREAM = 0x70726F6D  # keeps the prompts' random numbers apart from every training scene's
-WILSON_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 MAX_REPEATS = 2000  # draws without a new caption after which a kind counts as exhausted
 
 
@@ -47,14 +47,8 @@ class Rate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's score interval (Wilson 1927, JASA 22, p. 209); (0, 1) without trials."""
-        if not self.num:
-            return 0.0, 1.0
-        spread = WILSON_Z**2 / self.num
-        middle = (self.value + spread / 2) / (1 + spread)
-        half = WILSON_Z / (1 + spread) * math.sqrt((self.value * (1 - self.value) + spread / 4) / self.num)
-        low = middle - half if self.successes else 0.0  # exactly, not up to rounding
-        return low, middle + half if self.successes < self.num else 1.0
+        """Wilson's score interval; (0, 1) without trials."""
+        return wilson_interval(self.successes, self.num)
 
     def as_dict(self) -> dict[str, float | int | None]:
         """For JSON: value (None without trials), 95 % interval and number of trials."""

@@ -18,14 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,6 +35,7 @@ from rf_export.evaluation.checker import (
 )
 from rf_export.evaluation.practice import NAMED_HEAT, PracticeBatch, practice_batch
 from rf_export.training.scenes import COLOURS, DATA_VERSION, SceneConfig
+from runtime.terminal import progress_columns
 
 STYLES = ("fluent-flat", "fluent-3d", "noto")
 WIDTHS = (32, 64, 88)  # channels of the stem, of the detail layer and of the blocks
@@ -182,14 +176,8 @@ def train_with_progress(
     torch.manual_seed(config.seed)
     start = time.process_time()
     detector = Detector(3 + len(COLOURS) + len(scenes.objects))
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        "left",
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    *columns, time_left = progress_columns()
+    with Progress(*columns, "left", time_left, console=Console(stderr=True)) as progress:
         bar = progress.add_task("checker", total=config.num_steps)
         average = math.nan
         for loss in train(config, scenes, detector):

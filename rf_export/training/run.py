@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
 from rf_export.checkpoint import save_checkpoint
 from rf_export.config import ModelConfig
@@ -16,6 +16,7 @@ from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_j
 from runtime.errors import RFError
 from runtime.png import save_png
 from runtime.sheet import contact_sheet
+from runtime.terminal import progress_columns
 
 SAVE_EVERY = 250
 SAMPLE_EVERY = 500
@@ -32,8 +33,7 @@ def run_training(
     trainer = Trainer(config, model_config, folder, start)
     _claim(folder, trainer, resume=resume)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))  # fmt: skip
+    columns = (*progress_columns(), TextColumn("{task.fields[losses]}"))
     with Progress(*columns, console=console) as progress, (folder / "log.jsonl").open("a") as log:
         task = progress.add_task("train", total=trainer.num_steps, completed=trainer.step, losses="")
         for report in trainer.run():
