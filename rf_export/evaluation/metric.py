@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from rf_export.evaluation.checker import Checker, Detection, load_checker
 from rf_export.training.scenes import (
-    COLOURS,
     KINDS,
     Demand,
     Kind,
@@ -26,6 +25,7 @@ from rf_export.training.scenes import (
     draw_demand,
     held_out_pairs,
     relation_holds,
+    trained_pairs,
 )
 from runtime.figures import wilson_interval
 
@@ -173,7 +173,7 @@ def evaluation_demands(num: int, seed: int, config: SceneConfig, held_out: bool 
         ValueError: there are not `num` different captions.
     """
     unseen = held_out_pairs(config)
-    known = [(colour, name) for colour, name in all_pairs(config) if (colour, name) not in unseen]
+    known = trained_pairs(config)
     rng = np.random.default_rng([seed, PROMPT_STREAM, int(held_out)])
     demands: dict[str, Demand] = {}
     open_kinds = list(config.kinds)
@@ -193,11 +193,6 @@ def evaluation_demands(num: int, seed: int, config: SceneConfig, held_out: bool 
             f"only {len(demands)} different captions found, {num} wanted: use more objects or kinds"
         )
     return list(demands.values())[:num]
-
-
-def all_pairs(config: SceneConfig) -> list[tuple[str, str]]:
-    """Every (colour, object) pair of the scenes, the held out ones too."""
-    return [(colour, name) for name in config.objects for colour in COLOURS]
 
 
 def _with_first_pair(demand: Demand, pair: tuple[str, str]) -> Demand:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rf_export.evaluation.metric import Rate
 from rf_export.training.questions import OPPOSITE, QUESTIONS_VERSION, ask, kinds_for, side_of
-from rf_export.training.scenes import DATA_VERSION, Scene, SceneConfig, make_scene
+from rf_export.training.scenes import DATA_VERSION, Demand, Scene, SceneConfig, make_scene
 from runtime.errors import RFError
 from runtime.manifest import MANIFEST_NAME
 
@@ -134,12 +134,13 @@ def true_captions(scene: Scene) -> frozenset[str]:
     """Every caption that training could give to this picture."""
     if scene.demand.kind not in ("two", "relation"):
         return frozenset({scene.demand.caption})
-    first, second = (f"a {item.colour} {item.object}" for item in scene.items)
-    captions = {f"{first} and {second}", f"{second} and {first}"}
+    first, second = ((item.colour, item.object) for item in scene.items)
+    demands = [Demand(kind="two", items=items) for items in ((first, second), (second, first))]
     side = side_of(scene)
     if side is not None:
-        captions |= {f"{first} {side} {second}", f"{second} {OPPOSITE[side]} {first}"}
-    return frozenset(captions)
+        demands.append(Demand(kind="relation", items=(first, second), relation=side))
+        demands.append(Demand(kind="relation", items=(second, first), relation=OPPOSITE[side]))
+    return frozenset(demand.caption for demand in demands)
 
 
 def score_answers(

@@ -8,21 +8,19 @@ pictures, tokens or models.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, TypeVar
 
 import numpy as np
 
 from rf_export.training.scenes import (
-    COLOURS,
     COUNT_WORDS,
-    PLURALS,
     RELATIONS,
     Item,
     Scene,
     SceneConfig,
-    held_out_pairs,
+    plural,
     relation_holds,
+    trained_pairs,
 )
 
 QUESTIONS_VERSION = "questions-1"  # changes whenever the same (scene, seed) would be asked something else
@@ -87,8 +85,8 @@ def _count(rng: np.random.Generator, scene: Scene, config: SceneConfig) -> tuple
     colour, name = _choice(rng, sorted(pairs))
     present, coloured = rng.random() < 0.7, rng.random() < 0.5
     if not present and coloured:
-        near = [pair for pair in _askable(config) if pair not in pairs and pair[1] == name]
-        any_pair = [pair for pair in _askable(config) if pair not in pairs]
+        near = [pair for pair in trained_pairs(config) if pair not in pairs and pair[1] == name]
+        any_pair = [pair for pair in trained_pairs(config) if pair not in pairs]
         colour, name = _choice(rng, near if near and rng.random() < 0.5 else any_pair)
     elif not present:
         absent = [other for other in config.objects if all(other != shown for _, shown in pairs)]
@@ -108,7 +106,7 @@ def _check(rng: np.random.Generator, scene: Scene, config: SceneConfig) -> tuple
     item = _choice(rng, scene.items)
     if rng.random() < 0.5:
         return f"{_is_the(scene, item)} {item.colour} ?", "yes"
-    wrong = [colour for colour, name in _askable(config) if name == item.object and colour != item.colour]
+    wrong = [colour for colour, name in trained_pairs(config) if name == item.object and colour != item.colour]
     others = [colour for colour in wrong if colour in {other.colour for other in scene.items}]
     colour = _choice(rng, others if others and rng.random() < 0.5 else wrong)
     return f"{_is_the(scene, item)} {colour} ?", "no"
@@ -154,20 +152,9 @@ def side_of(scene: Scene) -> str | None:
     return next((name for name in RELATIONS if relation_holds(name, first.centre, second.centre)), None)
 
 
-def plural(name: str) -> str:
-    """The plural of an object's name."""
-    return PLURALS.get(name, name + "s")
-
-
 def _is_the(scene: Scene, item: Item) -> str:
     many = sum(other.object == item.object for other in scene.items) > 1
     return f"are the {plural(item.object)}" if many else f"is the {item.object}"
-
-
-@lru_cache
-def _askable(config: SceneConfig) -> list[tuple[str, str]]:
-    unseen = held_out_pairs(config)
-    return [(colour, name) for name in config.objects for colour in COLOURS if (colour, name) not in unseen]
 
 
 def _choice(rng: np.random.Generator, options: Sequence[Option]) -> Option:

@@ -5,6 +5,7 @@ of models: it makes pictures `uint8 [size, size, 3]`, captions, and the facts th
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -82,8 +83,7 @@ class Demand:
         phrases = [f"a {colour} {name}" for colour, name in self.items]
         if self.kind == "count":
             colour, name = self.items[0]
-            plural = PLURALS.get(name, name + "s")
-            return f"{COUNT_WORDS[len(self.items)]} {colour} {plural}"
+            return f"{COUNT_WORDS[len(self.items)]} {colour} {plural(name)}"
         return f" {self.relation or 'and'} ".join(phrases)
 
 
@@ -94,6 +94,11 @@ class Scene:
     demand: Demand
     items: tuple[Item, ...]
     picture: NDArray[np.uint8] = field(repr=False)  # [size, size, 3]
+
+
+def plural(name: str) -> str:
+    """The plural of an object's name."""
+    return PLURALS.get(name, name + "s")
 
 
 @lru_cache
@@ -154,7 +159,14 @@ def held_out_pairs(config: SceneConfig) -> frozenset[tuple[str, str]]:
     return frozenset(pairs[i] for i in order[: min(NUM_HELD_OUT_PAIRS, len(pairs) // 4)])
 
 
-def draw_demand(rng: np.random.Generator, config: SceneConfig, pairs: list[tuple[str, str]], kind: Kind) -> Demand:
+@lru_cache
+def trained_pairs(config: SceneConfig) -> tuple[tuple[str, str], ...]:
+    """The (colour, object) pairs that training shows: all but the held out ones."""
+    unseen = held_out_pairs(config)
+    return tuple((colour, name) for name in config.objects for colour in COLOURS if (colour, name) not in unseen)
+
+
+def draw_demand(rng: np.random.Generator, config: SceneConfig, pairs: Sequence[tuple[str, str]], kind: Kind) -> Demand:
     """Draw what a scene of the given kind shows, from the allowed (colour, object) pairs."""
     first = pairs[rng.integers(len(pairs))]
     if kind == "single":
@@ -199,12 +211,12 @@ def place(rng: np.random.Generator, config: SceneConfig, demand: Demand) -> tupl
 def make_scene(seed: int, index: int, config: SceneConfig, *, held_out: bool = False) -> Scene:
     """The scene number `index` of the stream `seed`; with `held_out`, every scene has a pair unseen in training."""
     rng = np.random.default_rng([seed, index])
-    unseen = held_out_pairs(config)
-    pairs = [(c, o) for o in config.objects for c in COLOURS if (c, o) not in unseen]
+    pairs = trained_pairs(config)
     kind = config.kinds[rng.integers(len(config.kinds))]
     demand = draw_demand(rng, config, pairs, kind)
     if held_out:
-        replacement = sorted(unseen)[rng.integers(len(unseen))]
+        unseen = sorted(held_out_pairs(config))
+        replacement = unseen[rng.integers(len(unseen))]
         rest = demand.items[1:]
         if kind == "count":
             rest = (replacement,) * len(rest)
@@ -219,5 +231,5 @@ def vocabulary(config: SceneConfig) -> list[str]:
     """Every word that a caption can contain, in a fixed order."""
     names = config.objects
     words = ["a", "and", *COUNT_WORDS[2:], "left", "right", "of", "above", "below", *COLOURS, *names]
-    words += [PLURALS.get(name, name + "s") for name in names]
+    words += map(plural, names)
     return list(dict.fromkeys(words))
