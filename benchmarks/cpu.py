@@ -8,7 +8,6 @@ random: speed does not depend on them, pictures do. Keep the machine quiet meanw
 """
 
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import BenchOptions, run_bench
+from rf_export.benchmark.environment import file_label
 from rf_export.benchmark.models import prepare_checkpoint
 from rf_export.benchmark.tables import format_bench
 from rf_export.export import ExportOptions, export
@@ -40,7 +40,7 @@ def main(names: tuple[str, ...], work: Path, results: Path, **options: object) -
         checkpoint, bundle = prepare(name, work)
         result = run_bench(bundle, checkpoint, BenchOptions(**options), progress_line)  # type: ignore[arg-type]
         result = {"command": shlex.join(["python", "benchmarks/cpu.py", *sys.argv[1:]]), "preset": name, **result}
-        cpu = re.sub(r"[^a-z0-9]+", "-", str(result["machine"]["cpu"]).lower()).strip("-")
+        cpu = file_label(result["machine"]["cpu"])
         threads = "-".join(str(run["threads"]) for run in result["runs"])
         path = results / f"cpu-{name}-{threads}-threads-{cpu}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -29,7 +29,7 @@ from rf_export.benchmark.accelerator import Accelerator, Cpu, find_accelerator
 from rf_export.benchmark.contenders import Drawer
 from rf_export.benchmark.device_cell import Cell, CellOptions
 from rf_export.benchmark.device_tables import format_cell, format_cells
-from rf_export.benchmark.environment import describe_machine
+from rf_export.benchmark.environment import describe_machine, file_label
 from rf_export.benchmark.models import load_model, manifest_of, prepare_checkpoint
 from rf_export.benchmark.workload import Workload
 from rf_export.model import RFModel
@@ -68,8 +68,7 @@ def main(cells: tuple[str, ...], time_limit: int | None, work: Path, output: Pat
         measure_cell(*parsed[0], accelerator, work, child, **options)
         return
     gpu = accelerator.describe()
-    label = re.sub(r"[^a-z0-9]+", "-", (gpu["name"] or "rehearsal-on-cpu").lower()).strip("-")
-    path = output or HERE / "results" / f"gpu-{label}.json"
+    path = output or HERE / "results" / f"gpu-{file_label(gpu['name'] or 'rehearsal-on-cpu')}.json"
     command = shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
     result: dict[str, Any] = {"command": command, "machine": describe_machine(), "gpu": gpu, "cells": []}
     deadline = None if time_limit is None else time.monotonic() + time_limit

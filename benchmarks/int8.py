@@ -9,7 +9,6 @@ their quality does not, so their gate is wide. Keep the machine quiet meanwhile.
 """
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from calibration.gate import draw, measure_quality
 from calibration.trajectory import record_examples, with_sessions
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import BenchOptions, run_bench
+from rf_export.benchmark.environment import file_label
 from rf_export.benchmark.tables import format_bench
 from rf_export.evaluation.evaluate import scene_scorer
 from runtime.backends import create_backend
@@ -78,7 +78,7 @@ def main(names: tuple[str, ...], threads: tuple[int, ...], scene_score: int, com
             "command": shlex.join(["python", "benchmarks/int8.py", *sys.argv[1:]]), "preset": name, **bench,
             "calibration": open_bundle(bundle).manifest.verified["int8"], "onnxruntime_quantization": defaults,
         }  # fmt: skip
-        cpu = re.sub(r"[^a-z0-9]+", "-", str(result["machine"]["cpu"]).lower()).strip("-")
+        cpu = file_label(result["machine"]["cpu"])
         path = results / f"int8-{name}-{cpu}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
         click.echo(f"{name}\n{format_bench(result)}\n{format_defaults(defaults)}\n-> {path}\n")

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from importlib import metadata
 from typing import Any
 
@@ -25,6 +26,11 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name)) is not None},
     }
+
+
+def file_label(name: str) -> str:
+    """The name of a processor or a GPU as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _version(package: str) -> str | None:
