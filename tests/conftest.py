@@ -1,5 +1,11 @@
-"""Fixtures that several test files share: one tiny random model, exported once per test session."""
+"""Fixtures that several test files share: one tiny random model, exported once per test session.
 
+Exporting takes a minute. RF_EXPORT_TEST_BUNDLES=FOLDER keeps what was exported there for the next session, as long as
+the code that exports is the same.
+"""
+
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +24,25 @@ settings.register_profile("suite", deadline=None)  # on a busy machine a slow ex
 settings.load_profile("suite")
 
 
+ROOT = Path(__file__).parent.parent
+
+
+def exported(checkpoint: Path, name: str, options: ExportOptions, factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the checkpoint, from an earlier session where RF_EXPORT_TEST_BUNDLES has one."""
+    kept = os.environ.get("RF_EXPORT_TEST_BUNDLES")
+    if not kept:
+        folder = factory.mktemp(name) / "bundle"
+    else:
+        contract = [ROOT / "runtime" / name for name in ("signature.py", "manifest.py", "bundle.py")]
+        sources = [*sorted(ROOT.glob("rf_export/*.py")), *contract, Path(__file__)]
+        content = b"".join(path.read_bytes() for path in sources)
+        folder = Path(kept) / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export(checkpoint, folder, options)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder with seeded random weights."""
@@ -30,35 +55,27 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle, fp32 and fp16, verified; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("tiny") / "bundle"
-    export(tiny_checkpoint, folder, ExportOptions())
-    return folder
+    return exported(tiny_checkpoint, "tiny", ExportOptions(), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def modern_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in the modern dialect only, with a cache of free length."""
-    folder = tmp_path_factory.mktemp("modern") / "bundle"
-    export(tiny_checkpoint, folder, ExportOptions(dialects=("modern",)))
-    return folder
+    return exported(tiny_checkpoint, "modern", ExportOptions(dialects=("modern",)), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def fixed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The modern graphs in fp32 as TensorRT wants them: with a cache of 20 slots."""
-    folder = tmp_path_factory.mktemp("fixed") / "bundle"
     options = ExportOptions(targets=("tensorrt-rtx",), dialects=("modern",), precisions=("fp32",), cache_slots=20)
-    export(tiny_checkpoint, folder, options)
-    return folder
+    return exported(tiny_checkpoint, "fixed", options, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed checkpoint in fp16, not verified; tests that change its files take a copy."""
-    folder = tmp_path_factory.mktemp("reference") / "bundle"
-    checkpoint = Path(__file__).parent.parent / "examples/reference/checkpoint"
-    export(checkpoint, folder, ExportOptions(precisions=("fp16",), verify=False))
-    return folder
+    options = ExportOptions(precisions=("fp16",), verify=False)
+    return exported(ROOT / "examples/reference/checkpoint", "reference", options, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
