@@ -20,7 +20,7 @@ table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabula
 th, td { padding: .3rem .8rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem }
 figure { margin: 0 } figure img { width: 100%; image-rendering: pixelated; border: 1px solid var(--line) }
-figcaption { font-size: .9rem } .note { opacity: .75; font-size: .92rem }
+figcaption { font-size: .9rem; white-space: pre-line } .note { opacity: .75; font-size: .92rem }
 .bars { display: grid; grid-template-columns: max-content 1fr; gap: .25rem .8rem; align-items: center }
 .bars i { display: block; height: 1.1rem; background: var(--bar); border-radius: 2px; min-width: 2px }
 .bars span { white-space: nowrap } .bar { display: flex; gap: .5rem; align-items: center }
