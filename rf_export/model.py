@@ -164,7 +164,9 @@ class RFModel(nn.Module):
 def model_spec(model: RFModel) -> ModelSpec:
     """What a host has to know of a model."""
     config = model.config
-    names = ("patch_size", "hidden_size", "num_layers", "num_kv_heads", "head_dim", "vocab_size", "rep_vocab_size",
-             "rep_start_id", "max_grid", "max_positions", "default_height", "default_width")  # fmt: skip
+    names = ("patch_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
+             "rep_vocab_size", "rep_start_id", "max_grid", "max_positions", "default_height",
+             "default_width")  # fmt: skip
     num_parameters = sum(p.numel() for p in model.parameters())
-    return ModelSpec(**{name: getattr(config, name) for name in names}, num_parameters=num_parameters)
+    shape = {name: getattr(config, name) for name in names}
+    return ModelSpec(**shape, ffn_size=max(config.ffn_sizes.values()), num_parameters=num_parameters)

@@ -232,15 +232,29 @@ def _tell(events: "Iterator[WordEvent | AnswerEvent]", started: float, *, quiet:
 @click.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--verify", is_flag=True, help="Hash every file, whatever its size.")
+@click.option("--memory", is_flag=True, help="Instead, what a drawing needs, and how many fit on which board.")
+@click.option("--size", metavar="HxW", help="With --memory: height and width of the picture, such as 48x48.")
+@click.option("--batch", "num_requests", type=click.IntRange(1), default=1, show_default=True,
+              help="With --memory: pictures drawn together.")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=32, show_default=True, help="With --memory.")
 @click.option("--json", "as_json", is_flag=True)
-def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
+def inspect(bundle: Path, verify: bool, memory: bool, size: str | None, num_requests: int, prompt_tokens: int,
+            as_json: bool) -> None:  # fmt: skip
     """Show what a bundle holds: signatures, sizes, memory, engines, and what verified it.
 
     \b
     rf-export inspect bundle --verify
+    rf-export inspect bundle --memory --batch 4
     """
-    from runtime.inspection import describe_bundle, format_description
+    from runtime.inspection import describe_bundle, describe_memory, format_description
+    from runtime.memory import Workload, format_fits
 
+    if memory:
+        height, width = parse_size(size)
+        work = Workload(num_requests=num_requests, height=height, width=width, prompt_tokens=prompt_tokens)
+        rows = describe_memory(bundle, work)
+        click.echo(json.dumps([row.to_dict() for row in rows], indent=1) if as_json else format_fits(rows))
+        return
     description = describe_bundle(bundle, verify="hash" if verify else "auto")
     click.echo(json.dumps(description, indent=1) if as_json else format_description(description))
 

@@ -1,4 +1,4 @@
-"""What a bundle holds, for people and as JSON: graphs, sizes, memory of a picture, engines, what verified it.
+"""What a bundle holds, for people and as JSON: graphs, sizes, memory, engines, what verified it.
 
 Knows nothing of running graphs.
 """
@@ -11,11 +11,7 @@ from runtime.bundle import Bundle, Verify, open_bundle
 from runtime.engine import ENGINE_NAME, open_engine
 from runtime.errors import RFError
 from runtime.manifest import GraphEntry
-from runtime.signature import ModelSpec, is_half
-
-_MIB = 2**20
-
-_TYPICAL_PROMPT = 32  # tokens, for the size of a cache
+from runtime.memory import MIB, Fit, Workload, fits
 
 
 def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]:
@@ -43,19 +39,21 @@ def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]
         "understanding": manifest.understanding.to_dict() if manifest.understanding else None,
         "graphs": [_describe_graph(bundle, graph) for graph in manifest.graphs],
         "files": {name: entry.size for name, entry in manifest.files.items()},
-        "cache_bytes": {name: cache_bytes(manifest.model, name) for name in manifest.precisions},
         "engines": _describe_engines(bundle.path),
         "verified": manifest.verified,
         "files_checked_by": verify,
     }
 
 
-def cache_bytes(model: ModelSpec, precision: str, num_requests: int = 1) -> int:
-    """Bytes of the key/value cache of a default picture with a prompt of 32 tokens: two rows per request."""
-    rows, columns = model.rep_grid(model.default_height, model.default_width)
-    slots = _TYPICAL_PROMPT + rows * columns + 1
-    values = 2 * model.num_layers * 2 * num_requests * model.num_kv_heads * slots * model.head_dim
-    return values * (2 if is_half(precision) else 4)
+def describe_memory(path: str | Path, work: Workload) -> list[Fit]:
+    """Memory of a drawing in every precision of a bundle; see `runtime.memory.fits`. Raises RFError."""
+    manifest = open_bundle(path, verify="size").manifest
+    weights = {}
+    for precision in manifest.precisions:
+        graphs = [graph for graph in manifest.graphs if graph.precision == precision]
+        names = {name for graph in graphs for name in graph.weights}
+        weights[precision] = sum(manifest.files[name].size for name in names)
+    return fits(manifest.model, weights, work)
 
 
 def _describe_graph(bundle: Bundle, graph: GraphEntry) -> dict[str, Any]:
@@ -107,9 +105,7 @@ def format_description(description: dict[str, Any]) -> str:
         lines += [f"  out  {text}" for text in _folded(graph["outputs"])]
         lines.append("  lint passed for " + (", ".join(graph["lint"]) or "no target"))
     lines.append("\nfiles")
-    lines += [f"  {size / _MIB:10.2f} MiB  {name}" for name, size in sorted(description["files"].items())]
-    lines.append("\nmemory of a default picture, beside the weights")
-    lines += [f"  {size / _MIB:10.2f} MiB  cache, {name}" for name, size in description["cache_bytes"].items()]
+    lines += [f"  {size / MIB:10.2f} MiB  {name}" for name, size in sorted(description["files"].items())]
     lines.append("\nengines" + ("" if description["engines"] else ": none; build one with rf-export build-engine"))
     for engine in description["engines"]:
         lines.append(f"  {engine['path']}: " + (engine.get("error") or f"{engine['precision']}, {engine['target']}"))

@@ -7,7 +7,7 @@ graph has the signature that its model gives it.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, Final, Self, cast
 
@@ -155,7 +155,7 @@ class Manifest:
             "bundle_id": self.bundle_id,
             "created_by": self.created_by,
             "checkpoint": self.checkpoint,
-            "model": asdict(self.model),
+            "model": {name: value for name, value in asdict(self.model).items() if value is not None},
             "sampling": asdict(self.sampling),
             **({"understanding": self.understanding.to_dict()} if self.understanding else {}),
             "tokenizer": {"file": self.tokenizer},
@@ -228,7 +228,9 @@ def _check_format(top: Section) -> None:
 
 
 def _read_model(section: Section) -> ModelSpec:
-    values = {item.name: section.integer(item.name, 1) for item in fields(ModelSpec)}
+    left = section.names()
+    told = [item.name for item in fields(ModelSpec) if item.default is MISSING or item.name in left]
+    values = {name: section.integer(name, 1) for name in told}
     section.done()
     try:
         return ModelSpec(**values)

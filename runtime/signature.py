@@ -74,10 +74,12 @@ class ModelSpec:
     default_height: int
     default_width: int
     num_parameters: int
+    num_heads: int | None = None  # of queries; None, as the next, in bundles made before these were told
+    ffn_size: int | None = None  # width of the widest expert
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if self.num_layers > MAX_LAYERS:  # signatures list every layer: a damaged manifest must not fill the memory
             raise ValueError(f"num_layers must be at most {MAX_LAYERS}, got {self.num_layers}")

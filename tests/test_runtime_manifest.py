@@ -14,6 +14,7 @@ from runtime.signature import GRAPHS, GraphSignature, ModelSpec, TensorSpec, che
 MODEL = ModelSpec(
     patch_size=4, hidden_size=32, num_layers=2, num_kv_heads=2, head_dim=8, vocab_size=61, rep_vocab_size=40,
     rep_start_id=40, max_grid=4, max_positions=128, default_height=16, default_width=24, num_parameters=1000,
+    num_heads=4, ffn_size=80,
 )  # fmt: skip
 SAMPLING = SamplingDefaults(
     num_steps=25, rep_guidance_scale=2.0, pix_guidance_scale=3.0, temperature=1.0, top_k=10, shift=1.0,
@@ -77,7 +78,8 @@ def test_precisions_are_those_with_all_graphs():
         (["understanding"], {"start_id": 2, "stop_ids": [3]}, "'max_tokens' is missing"),
         (["format_version"], "1", "whole number"),
         (["extra"], 1, "unknown 'extra'"),
-        (["model", "ffn_size"], 1, "unknown 'ffn_size'"),
+        (["model", "hidden_layers"], 1, "unknown 'hidden_layers'"),
+        (["model", "ffn_size"], 0, "'ffn_size' must be a whole number >= 1, found 0"),
         (["model", "num_layers"], 0, "'num_layers' must be a whole number >= 1, found 0"),
         (["model", "num_layers"], 3, "past_key_values.2.key"),
         (["model", "num_layers"], True, "found true"),
@@ -159,7 +161,8 @@ def test_any_change_is_read_or_refused_and_never_crashes(path, value):
 
 @given(st.sampled_from([path for path in ALL_PATHS if isinstance(path[-1], str) and path[:1] != ["files"]]))
 def test_a_missing_key_is_named(path):
-    if (len(path) > 1 and path[0] in ("created_by", "checkpoint")) or path[-1] in ("lint", "understanding"):  # optional
+    optional = ("lint", "understanding", "num_heads", "ffn_size")
+    if (len(path) > 1 and path[0] in ("created_by", "checkpoint")) or path[-1] in optional:
         return
     content = copy.deepcopy(sample_manifest().to_dict())
     parent = content

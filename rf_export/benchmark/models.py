@@ -10,6 +10,7 @@ import torch
 from rf_export.config import preset
 from rf_export.model import RFModel, model_spec
 from runtime.manifest import FileEntry, Manifest, SamplingDefaults
+from runtime.signature import ModelSpec
 
 REFERENCE = Path(__file__).parents[2] / "examples" / "reference" / "checkpoint"
 
@@ -43,6 +44,12 @@ def random_model(name: str) -> RFModel:
     """A preset with seeded random weights."""
     torch.manual_seed(0)
     return RFModel(preset(name)).eval()
+
+
+def preset_spec(name: str) -> ModelSpec:
+    """The shape of a preset, without its weights."""
+    with torch.device("meta"):
+        return model_spec(RFModel(preset(name)))
 
 
 def manifest_of(model: RFModel) -> Manifest:

@@ -1,0 +1,69 @@
+"""The memory tables of docs/jetson.md.
+
+    python docs/memory_table.py                 # shapes up to Qwen3-4B, and how many pictures fit on which board
+    python docs/memory_table.py BUNDLE          # the estimate against what ONNX Runtime took here, in fresh processes
+
+The first needs the `export` extra, the second `ort` and Linux.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from runtime.bundle import open_bundle
+from runtime.memory import MIB, Workload, drawing_memory, fits, format_fits
+
+SHAPES = ("base-90m", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
+SIDES = (256, 1024)  # pixels
+CASES = ((1, 1), (2, 1), (1, 2), (8, 1))  # pictures at once, and their side as a multiple of the default
+MEASURE = """
+import json, sys
+import numpy
+from runtime import GenerationOptions, Pipeline
+
+def mib(key):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+bundle, requests, height, width = sys.argv[1], *map(int, sys.argv[2:])
+pipeline = Pipeline.load(bundle, num_threads=1, engine="none", verify="size")
+loaded = mib("VmRSS")
+rows, columns = pipeline.bundle.manifest.model.rep_grid(height, width)
+ids = numpy.zeros((requests, rows * columns), numpy.int64)
+options = GenerationOptions(num_steps=1, height=height, width=width)
+list(pipeline.generate([""] * requests, options=options, rep_ids=ids, previews=False))
+print(json.dumps(mib("VmHWM") - loaded))
+"""
+
+
+def print_shapes() -> None:
+    """What every preset needs in fp16 for one picture of 256 and of 1024 pixels."""
+    from rf_export.benchmark.models import preset_spec
+
+    for name in SHAPES:
+        model = preset_spec(name)
+        for side in SIDES:
+            print(f"\n{name}: {model.num_parameters / 1e6:,.0f} M parameters, {side} px\n")
+            work = Workload(height=side, width=side)
+            print(format_fits(fits(model, {"fp16": 2 * model.num_parameters}, work)))
+
+
+def compare(bundle: Path) -> None:
+    """The estimate beside the peak, above what the loaded graphs take."""
+    model = open_bundle(bundle).manifest.model
+    print("| pictures at once | pixels | cache and activations, estimated MiB | measured MiB |\n|---|---|---|---|")
+    for requests, scale in CASES:
+        height, width = scale * model.default_height, scale * model.default_width
+        work = Workload(num_requests=requests, height=height, width=width, prompt_tokens=1)
+        estimate = drawing_memory(model, "fp32", 0, work).total / MIB
+        arguments = [sys.executable, "-c", MEASURE, str(bundle), *map(str, (requests, height, width))]
+        measured = json.loads(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
+        print(f"| {requests} | {height} x {width} | {estimate:.0f} | {measured:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        compare(Path(sys.argv[1]))
+    else:
+        print_shapes()
