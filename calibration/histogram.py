@@ -5,7 +5,7 @@ Symmetric INT8 with zero point 0: a range `r` gives the scale `r / 127`.
 """
 
 from collections.abc import Callable
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ class Histogram:
         self.largest = 0.0
 
     @classmethod
-    def of(cls, values: npt.NDArray[np.floating]) -> Self:
+    def of(cls, values: npt.NDArray[np.floating]) -> "Histogram":
         """The histogram of some values."""
         histogram = cls()
         histogram.add(values)

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import onnx_ir as ir
 
@@ -26,7 +26,7 @@ class WeightFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("wb")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WeightFile":
         return self
 
     def __exit__(

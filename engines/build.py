@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,7 +93,7 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
         verified = verify_engine(opened, config, builder, {name: folder / files[name] for name in GRAPHS}, report)
         report("writing")
         details = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 2),
             "peak_memory_mib": peak_memory_mib(),
             "cpu": cpu_name(),

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from engines.external_data import read_model
 
@@ -39,7 +39,7 @@ class WeightPool:
         self._file = path.open("xb")
         self._offsets: dict[bytes, int] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WeightPool":
         return self
 
     def __exit__(

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, Self, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from runtime.errors import RFError
 
@@ -31,7 +31,7 @@ class DimRange:
         return f"{self.min}:{self.opt}:{self.max}"
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "DimRange":
         """Read "min:opt:max", or one number for a fixed size; raises ValueError."""
         if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
             raise ValueError(f"expected MIN:OPT:MAX or one number, got {text!r}")

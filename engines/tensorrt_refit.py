@@ -8,7 +8,7 @@ TensorRT 10 and a GPU that runs the engine.
 import json
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
@@ -65,7 +65,7 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
         verified = verify_engine(opened, config, builder, {graph: folder / files[graph] for graph in GRAPHS}, report)
         build = {
             **record.build,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 2),
             "options": builder.options(),
             "refitted_from": record.bundle_id,

@@ -11,7 +11,7 @@ and to the target that it was built on, and is refused elsewhere with one senten
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Self, cast
+from typing import Any, Final, cast
 
 from runtime.atomic import is_temporary
 from runtime.backends import Target
@@ -55,7 +55,7 @@ class EngineRecord:
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, content: Any, where: str) -> Self:
+    def from_dict(cls, content: Any, where: str) -> "EngineRecord":
         """Check and read a JSON object; raises RFError."""
         top = Section(content, where)
         if top.take("format") != FORMAT or top.integer("format_version", 1) != FORMAT_VERSION:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import PurePosixPath
-from typing import Any, Final, Self, cast
+from typing import Any, Final, cast
 
 from runtime.errors import RFError
 from runtime.sections import Section
@@ -165,7 +165,7 @@ class Manifest:
         }
 
     @classmethod
-    def from_dict(cls, content: Any, where: str) -> Self:
+    def from_dict(cls, content: Any, where: str) -> "Manifest":
         """Check and read a JSON object.
 
         Args:

@@ -88,7 +88,7 @@ def uniform(seed: int, stage: int, step: int, size: int) -> npt.NDArray[np.float
 
 def uniform_from_raw(raw: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     """Map raw 64-bit numbers into (0, 1); of the same shape."""
-    values = (raw >> np.uint64(11)).astype(np.float64)
+    values: npt.NDArray[np.float64] = (raw >> np.uint64(11)).astype(np.float64)
     values += 0.5
     values *= 2.0**-53
     # The largest raw number rounds up to 1, whose Gumbel noise would be infinite.

@@ -7,7 +7,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,7 @@ class Pipeline:
         engine: Literal["auto", "none"] | Path = "auto",
         verify: Verify = "auto",
         dialect: Dialect = "classic",
-    ) -> Self:
+    ) -> "Pipeline":
         """Load a bundle.
 
         Args:

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +144,7 @@ class Scheduler:
             worker.join()
         self._finalizer.detach()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Scheduler":
         return self
 
     def __exit__(

@@ -39,7 +39,7 @@ place only into a cache of fixed length.
 """
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal, Self, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 from runtime.errors import RFError
 
@@ -152,7 +152,7 @@ class GraphSignature:
         precision: Precision,
         dialect: Dialect = "classic",
         cache_slots: int | None = None,
-    ) -> Self:
+    ) -> "GraphSignature":
         """The signature that a graph of this model must have.
 
         Args:

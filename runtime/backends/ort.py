@@ -4,6 +4,7 @@ onnxruntime.
 Knows nothing of the model: names and arrays in, arrays out.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -101,11 +102,12 @@ class OrtSession:
             binding.bind_ortvalue_input(name, _shared(array))
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, _shared(array))
+        return functools.partial(_run_bound, self._session, binding, (*inputs.values(), *outputs.values()))
 
-        def run() -> None:
-            self._session.run_with_iobinding(binding)
 
-        return run
+def _run_bound(session: ort.InferenceSession, binding: ort.IOBinding, _arrays: tuple[npt.NDArray[Any], ...]) -> None:
+    """Run once. Before 1.24 a binding does not keep its arrays alive: the graph would read what is no longer there."""
+    session.run_with_iobinding(binding)
 
 
 def _shared(array: npt.NDArray[Any]) -> ort.OrtValue:
