@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from runtime.bundle import open_bundle
-from runtime.memory import MIB, Workload, drawing_memory, fits, format_fits
+from runtime.memory import BOARDS_GIB, MIB, Workload, drawing_memory, fits
 
 SHAPES = ("base-90m", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 SIDES = (256, 1024)  # pixels
@@ -38,15 +38,23 @@ print(json.dumps(mib("VmHWM") - loaded))
 
 
 def print_shapes() -> None:
-    """What every preset needs in fp16 for one picture of 256 and of 1024 pixels."""
+    """What every preset needs in fp16 for one picture, held by TensorRT engines: the attention is in three of them."""
+    from rf_export.benchmark.floor import attention_parameters
     from rf_export.benchmark.models import preset_spec
+    from rf_export.config import preset
 
+    boards = " | ".join(f"at once on {board} GB" for board in BOARDS_GIB)
+    print(f"| model | parameters | pixels | weights, MiB | cache | activations, at most | together | {boards} |")
+    print("|---" * (7 + len(BOARDS_GIB)) + "|")
     for name in SHAPES:
-        model = preset_spec(name)
+        model, config = preset_spec(name), preset(name)
+        held = model.num_parameters + 2 * config.num_layers * attention_parameters(config)
         for side in SIDES:
-            print(f"\n{name}: {model.num_parameters / 1e6:,.0f} M parameters, {side} px\n")
-            work = Workload(height=side, width=side)
-            print(format_fits(fits(model, {"fp16": 2 * model.num_parameters}, work)))
+            (row,) = fits(model, {"fp16": 2 * held}, Workload(height=side, width=side))
+            memory = row.memory
+            sizes = [f"{size / MIB:,.0f}" for size in (memory.weights, memory.cache, memory.activations, memory.total)]
+            batches = [str(batch) if batch else "does not fit" for batch in row.pictures_at_once.values()]
+            print(f"| {name} | {model.num_parameters / 1e6:,.0f} M | {side} | {' | '.join(sizes + batches)} |")
 
 
 def compare(bundle: Path) -> None:

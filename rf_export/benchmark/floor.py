@@ -34,9 +34,13 @@ class StepCost:
 def layer_parameters(config: ModelConfig, expert: Expert) -> int:
     """Weights of one layer's matrices that a token of this type meets."""
     assert expert in EXPERTS
+    return attention_parameters(config) + 3 * config.hidden_size * config.ffn_sizes[expert]
+
+
+def attention_parameters(config: ModelConfig) -> int:
+    """Weights of one layer's attention, which all token types share."""
     width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    attention = config.hidden_size * (width + 2 * kv_width) + width * config.hidden_size
-    return attention + 3 * config.hidden_size * config.ffn_sizes[expert]
+    return config.hidden_size * (width + 2 * kv_width) + width * config.hidden_size
 
 
 def rep_step_cost(config: ModelConfig, num_slots: int, value_bytes: int = FP32_BYTES) -> StepCost:
