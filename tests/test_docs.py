@@ -29,33 +29,6 @@ SMALLER = (
     (r"(rf-export calibrate \S+)", r"\1 --force"),
     (r"(rf-export bench \S+ --checkpoint \S+)", r"\1 --no-compile --rounds 1"),
 )
-ELSEWHERE).
-"""
-
-import os
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
-import click
-import numpy as np
-import pytest
-from documents import DOCUMENTS, ROOT, Command, anchors, commands, links, python_blocks
-from PIL import Image
-
-import cli
-
-ALL = [command for document in DOCUMENTS for command in commands(document)]
-OURS = [command for command in ALL if command.words[0] == "rf-export"]
-SMALLER = (
-    (r"train (\S+) --steps \d+", r"train \1 --steps 2 --describe-steps 0 --no-compile --preset tiny --batch-size 2"),
-    (r"snapshot-\d+", "snapshot-000002"),
-    (r"--num-prompts \d+", "--num-prompts 2"),
-    (r"--scene-score \d+", "--scene-score 0"),
-    (r"(calibrate \S+ --prompts)", r"calibrate --force \1".replace("calibrate --force calibrate", "calibrate")),
-)
 ELSEWHERE = (
     (r"^(sudo|rsync|tegrastats|pip|git|\. |python3 -m venv)", "changes the machine, or needs another one"),
     (r"^make (demo|test|test-slow|bench)", "runs this suite, or what has tests of its own"),
