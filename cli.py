@@ -297,17 +297,23 @@ def refit_engine(engine: Path, bundle: Path) -> None:
 @click.argument("model", type=FOLDER)
 @click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--understanding", is_flag=True,
-              help="Instead, ask a checkpoint about this many scenes of each of four sets, none of them trained on.")
+              help="Instead, ask MODEL about this many scenes of each of four sets, none of them trained on.")
+@click.option("--against", metavar="PRECISION|MODEL",
+              help="With --understanding: also compare all answers, token by token, with those of another precision of "
+                   "the bundle, or of another model, such as its checkpoint.")
+@click.option("--min-agreement", type=click.FloatRange(0, 100), default=0.0,
+              help="With --against: fail unless at least so many percent of the tokens agree for sure.")
 @click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
               help="Objects that MODEL was trained with.")
 @click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
-@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to draw with.")
+@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to use.")
 @click.option("--without-rep", is_flag=True, help="A checkpoint of the ablation: draw without representation tokens.")
 @click.option("--sheet", type=FOLDER, help="Also write a PNG of the first 24 pictures; [x] marks wrong ones.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--json", "as_json", is_flag=True)
-def evaluate(model: Path, as_json: bool, threads: int | None, understanding: bool, **options: Any) -> None:
+def evaluate(model: Path, as_json: bool, threads: int | None, understanding: bool, against: str | None,
+             min_agreement: float, **options: Any) -> None:  # fmt: skip
     """Score MODEL, a checkpoint (eager PyTorch) or a bundle (compiled): does each picture show what its prompt demands?
 
     With --understanding, score its answers: captions, counts, colours, objects and positions, by exact match.
@@ -316,10 +322,14 @@ def evaluate(model: Path, as_json: bool, threads: int | None, understanding: boo
     rf-export eval examples/reference/checkpoint --num-prompts 200
     rf-export eval bundle --precision fp16 --sheet sheet.png
     rf-export eval examples/reference/checkpoint --understanding --num-prompts 500
+    rf-export eval bundle --understanding --precision int8 --against fp32
     """
     if understanding:
-        _evaluate_understanding(model, as_json=as_json, threads=threads, **options)
+        _evaluate_understanding(model, as_json=as_json, threads=threads, against=against,
+                                min_agreement=min_agreement, **options)  # fmt: skip
         return
+    if against is not None:
+        raise click.UsageError("--against compares answers; use it with --understanding")
     from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
 
     if options["sheet"] is not None and not options["sheet"].absolute().parent.is_dir():
@@ -330,20 +340,22 @@ def evaluate(model: Path, as_json: bool, threads: int | None, understanding: boo
 
 
 def _evaluate_understanding(
-    model: Path, *, as_json: bool, threads: int | None, num_prompts: int, num_objects: int, **drawing: object
-) -> None:
-    import torch
-
+    model: Path, *, as_json: bool, threads: int | None, num_prompts: int, num_objects: int, precision: Any,
+    against: str | None, min_agreement: float, **drawing: object
+) -> None:  # fmt: skip
     from rf_export.evaluation.understanding import evaluate_understanding
+    from runtime.errors import RFError
 
     for name in ("held_out", "without_rep", "sheet"):
         if drawing[name]:
             raise click.UsageError(f"--{name.replace('_', '-')} is about drawing; leave it out with --understanding")
-    if threads is not None:
-        torch.set_num_threads(threads)
     with progress("answering") as report:
-        result = evaluate_understanding(model, num_prompts, num_objects, report)
+        result = evaluate_understanding(model, num_prompts, num_objects, report, precision=precision,
+                                        num_threads=threads, against=against)  # fmt: skip
     click.echo(json.dumps(result.as_dict(), indent=1) if as_json else result)
+    failure = result.total.failure(min_agreement / 100) if result.total is not None else None
+    if failure is not None:
+        raise RFError(f"{result.answered_by} against {result.against}: {failure}")
 
 
 @main.command()
