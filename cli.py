@@ -170,7 +170,7 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @main.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--prompts", "prompts_file", type=FOLDER, required=True, help="Text file, one prompt per line.")
-@click.option("--images", type=FOLDER, help="More pictures for the image encoder, beside those that are drawn.")
+@click.option("--images", type=FOLDER, help="More pictures for the image encoder and the gate, beside those drawn.")
 @click.option("--target", type=click.Choice(["ort", "tensorrt", "tensorrt-rtx"]), default="ort", show_default=True,
               help="ort makes int8 on fp32 and times every group here; the others int8-fp16, untimed without a GPU.")
 @click.option("--method", type=click.Choice(["mse", "percentile", "entropy", "minmax"]), default="mse",
@@ -184,6 +184,8 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @click.option("--block", type=int, help="Rows of a weight per scale, 0 for all. [default: 128, TensorRT 0]")
 @click.option("--min-psnr", type=float, default=25.0, show_default=True, help="Of pictures from the same tokens, dB.")
 @click.option("--min-cosine", type=float, default=0.999, show_default=True, help="Of every step.")
+@click.option("--min-token-agreement", type=click.FloatRange(0, 100, max_open=True), default=95.0, show_default=True,
+              help="Of captions, percent, for sure; near ties may fall either way.")
 @click.option("--scene-score", type=click.IntRange(0), default=0, show_default=True,
               help="Also score so many pictures of scenes; for models that know their words, needs PyTorch.")
 @click.option("--memory-mib", type=click.IntRange(1), default=1024, show_default=True, help="For recorded activations.")
@@ -195,8 +197,8 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @click.option("--force", is_flag=True, help="Write the graphs even if they are not faster or not good enough.")
 @click.option("--json", "as_json", is_flag=True)
 def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: float, min_cosine: float,
-              scene_score: int, cache_path: Path | None, report_path: Path | None, export_inputs: Path | None,
-              as_json: bool, **options: Any) -> None:  # fmt: skip
+              min_token_agreement: float, scene_score: int, cache_path: Path | None, report_path: Path | None,
+              export_inputs: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Give BUNDLE INT8 graphs, calibrated on what it draws for the prompts, where they are faster and as good.
 
     \b
@@ -212,7 +214,8 @@ def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: f
         click.echo("\n".join(map(str, calibration.export_inputs(bundle, prompts, export_inputs))))
         return
     with usage_errors():
-        limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr)
+        limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr,
+                                        answer_tokens=min_token_agreement / 100)  # fmt: skip
         config = calibration.CalibrationConfig(limits=limits, **options)
     scorer = None
     if scene_score:

@@ -1,8 +1,8 @@
 """Do two forms of one model, such as two precisions, answer alike? Every token is compared after the same history.
 
-Up to the first token that differs, that one included, both answers go on from the same words; what comes after has
-another history and is not compared. A token that differs is a near tie where the reference found its own choice less
-than twice as likely as the other: such a choice says little, and rounding turns it either way. Knows nothing of graphs.
+Either one of them goes on with the other's tokens, or both go their own way and are compared up to the first token that
+differs, that one included. A token that differs is a near tie where the reference found its own choice less than twice
+as likely as the other: such a choice says little, and rounding turns it either way. Knows nothing of graphs.
 """
 
 import math
@@ -54,14 +54,23 @@ class TokenAgreement:
         if low >= limit:
             return None
         found = f"{self.tokens_alike} of {self.tokens} tokens are alike, {100 * low:.1f}% to {100 * high:.1f}%"
-        few = wilson_interval(self.tokens, self.tokens)[0] < limit
-        hint = "; these are too few to tell, give more pictures" if few else ""
+        hint = "" if self.can_pass(limit) else "; these are too few to tell, give more pictures"
         return f"answers: {found}, expected at least {100 * limit:.1f}% for sure{hint}"
+
+    def can_pass(self, limit: float) -> bool:
+        """Whether so many tokens would do if all were alike."""
+        return wilson_interval(self.tokens, self.tokens)[0] >= limit
+
+    def shortfall(self, limit: float) -> float:
+        """0 where all tokens are alike, above 1 where `limit` is missed; 0 where no difference could tell."""
+        best, low = (wilson_interval(alike, self.tokens)[0] for alike in (self.tokens, self.tokens_alike))
+        return (best - low) / (best - limit) if best > limit else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object: counts, and the intervals of the shares."""
         return {
             **asdict(self),
+            "tokens_alike": self.tokens_alike,
             "answers_equal_interval": wilson_interval(self.answers_equal, self.answers),
             "tokens_equal_interval": wilson_interval(self.tokens_equal, self.tokens),
             "tokens_alike_interval": wilson_interval(self.tokens_alike, self.tokens),
@@ -73,30 +82,40 @@ class TokenAgreement:
         return f"{text}, {self.near_ties} of {different} differences near ties" if different else text
 
 
-def read_answer(conversation: Conversation, question: str = "") -> Reading:
-    """Ask, and forget the answer; an empty question asks for a caption."""
-    events = list(conversation.ask(question, history="forget"))
-    told = events[-1]
+def read_answer(conversation: Conversation, question: str = "", token_ids: Sequence[int] | None = None) -> Reading:
+    """Ask, and forget the answer.
+
+    Args:
+        conversation: what was shown before.
+        question: empty for a caption.
+        token_ids: the answer to go on with; the reading tells what would have been said in each place.
+    """
+    events = list(conversation.ask(question, history="forget", token_ids=token_ids))
+    told, words = events[-1], [event for event in events if isinstance(event, WordEvent)]
     assert isinstance(told, AnswerEvent)
-    return Reading(told.text, told.token_ids, [event.logits for event in events if isinstance(event, WordEvent)])
+    return Reading(told.text, [word.token_id for word in words], [word.logits for word in words])
 
 
-def compare_answers(pairs: Iterable[tuple[Reading, Reading]]) -> TokenAgreement:
-    """Compare (the reference's, the other's) answers to the same questions."""
-    answers = tokens = 0
+def compare_answers(pairs: Iterable[tuple[Reading, Reading]], *, same_history: bool = False) -> TokenAgreement:
+    """Compare (the reference's, the other's) answers to the same questions.
+
+    Args:
+        pairs: the readings.
+        same_history: the other went on with the tokens of the reference, so that all of them are compared.
+    """
+    answers = answers_equal = tokens = 0
     odds = []
     for reference, other in pairs:
-        answers += 1
         equal = [a == b for a, b in zip(reference.token_ids, other.token_ids, strict=False)]
-        if all(equal):
-            tokens += len(equal)
-            continue
-        first = equal.index(False)
-        tokens += first + 1
-        logits = reference.logits[first].astype(np.float64)
-        odds.append(math.exp(min(logits[reference.token_ids[first]] - logits[other.token_ids[first]], 700.0)))
+        answers, answers_equal = answers + 1, answers_equal + all(equal)
+        if not same_history and not all(equal):
+            equal = equal[: equal.index(False) + 1]
+        tokens += len(equal)
+        for n in (n for n, is_equal in enumerate(equal) if not is_equal):
+            logits = reference.logits[n].astype(np.float64)
+            odds.append(math.exp(min(logits[reference.token_ids[n]] - logits[other.token_ids[n]], 700.0)))
     ties = sum(each < NEAR_TIE for each in odds)
-    return TokenAgreement(answers, answers - len(odds), tokens, tokens - len(odds), ties, max(odds, default=1.0))
+    return TokenAgreement(answers, answers_equal, tokens, tokens - len(odds), ties, max(odds, default=1.0))
 
 
 def merge(parts: Iterable[TokenAgreement]) -> TokenAgreement:

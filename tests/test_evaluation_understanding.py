@@ -189,6 +189,13 @@ def test_tokens_are_compared_up_to_the_first_that_differs() -> None:
     assert merge([found, found]).tokens_alike == 8
 
 
+def test_tokens_after_a_given_history_are_all_compared() -> None:
+    sure = [0.0, 5.0, 1.0]
+    given, other = reading((1, sure), (1, sure), (1, sure)), reading((2, sure), (1, sure), (2, sure))
+    found = compare_answers([(given, other)], same_history=True)
+    assert (found.answers_equal, found.tokens, found.tokens_equal) == (0, 3, 1)
+
+
 @pytest.mark.parametrize(
     ("alike", "tokens", "words"),
     [(200, 200, None), (50, 50, "too few to tell, give more pictures"), (190, 200, r"91.0% to 97.3%"),
