@@ -170,7 +170,7 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @main.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--prompts", "prompts_file", type=FOLDER, required=True, help="Text file, one prompt per line.")
-@click.option("--images", type=FOLDER, help="More pictures for the image encoder, beside those that are drawn.")
+@click.option("--images", type=FOLDER, help="More pictures for the image encoder and the gate, beside those drawn.")
 @click.option("--target", type=click.Choice(["ort", "tensorrt", "tensorrt-rtx"]), default="ort", show_default=True,
               help="ort makes int8 on fp32 and times every group here; the others int8-fp16, untimed without a GPU.")
 @click.option("--method", type=click.Choice(["mse", "percentile", "entropy", "minmax"]), default="mse",
@@ -184,6 +184,8 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @click.option("--block", type=int, help="Rows of a weight per scale, 0 for all. [default: 128, TensorRT 0]")
 @click.option("--min-psnr", type=float, default=25.0, show_default=True, help="Of pictures from the same tokens, dB.")
 @click.option("--min-cosine", type=float, default=0.999, show_default=True, help="Of every step.")
+@click.option("--min-token-agreement", type=click.FloatRange(0, 100, max_open=True), default=95.0, show_default=True,
+              help="Of captions, percent, for sure; near ties may fall either way.")
 @click.option("--scene-score", type=click.IntRange(0), default=0, show_default=True,
               help="Also score so many pictures of scenes; for models that know their words, needs PyTorch.")
 @click.option("--memory-mib", type=click.IntRange(1), default=1024, show_default=True, help="For recorded activations.")
@@ -195,8 +197,8 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @click.option("--force", is_flag=True, help="Write the graphs even if they are not faster or not good enough.")
 @click.option("--json", "as_json", is_flag=True)
 def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: float, min_cosine: float,
-              scene_score: int, cache_path: Path | None, report_path: Path | None, export_inputs: Path | None,
-              as_json: bool, **options: Any) -> None:  # fmt: skip
+              min_token_agreement: float, scene_score: int, cache_path: Path | None, report_path: Path | None,
+              export_inputs: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Give BUNDLE INT8 graphs, calibrated on what it draws for the prompts, where they are faster and as good.
 
     \b
@@ -212,7 +214,8 @@ def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: f
         click.echo("\n".join(map(str, calibration.export_inputs(bundle, prompts, export_inputs))))
         return
     with usage_errors():
-        limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr)
+        limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr,
+                                        answer_tokens=min_token_agreement / 100)  # fmt: skip
         config = calibration.CalibrationConfig(limits=limits, **options)
     scorer = None
     if scene_score:
@@ -297,17 +300,23 @@ def refit_engine(engine: Path, bundle: Path) -> None:
 @click.argument("model", type=FOLDER)
 @click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--understanding", is_flag=True,
-              help="Instead, ask a checkpoint about this many scenes of each of four sets, none of them trained on.")
+              help="Instead, ask MODEL about this many scenes of each of four sets, none of them trained on.")
+@click.option("--against", metavar="PRECISION|MODEL",
+              help="With --understanding: also compare all answers, token by token, with those of another precision of "
+                   "the bundle, or of another model, such as its checkpoint.")
+@click.option("--min-agreement", type=click.FloatRange(0, 100), default=0.0,
+              help="With --against: fail unless at least so many percent of the tokens agree for sure.")
 @click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
               help="Objects that MODEL was trained with.")
 @click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
-@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to draw with.")
+@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to use.")
 @click.option("--without-rep", is_flag=True, help="A checkpoint of the ablation: draw without representation tokens.")
 @click.option("--sheet", type=FOLDER, help="Also write a PNG of the first 24 pictures; [x] marks wrong ones.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option("--json", "as_json", is_flag=True)
-def evaluate(model: Path, as_json: bool, threads: int | None, understanding: bool, **options: Any) -> None:
+def evaluate(model: Path, as_json: bool, threads: int | None, understanding: bool, against: str | None,
+             min_agreement: float, **options: Any) -> None:  # fmt: skip
     """Score MODEL, a checkpoint (eager PyTorch) or a bundle (compiled): does each picture show what its prompt demands?
 
     With --understanding, score its answers: captions, counts, colours, objects and positions, by exact match.
@@ -316,10 +325,14 @@ def evaluate(model: Path, as_json: bool, threads: int | None, understanding: boo
     rf-export eval examples/reference/checkpoint --num-prompts 200
     rf-export eval bundle --precision fp16 --sheet sheet.png
     rf-export eval examples/reference/checkpoint --understanding --num-prompts 500
+    rf-export eval bundle --understanding --precision int8 --against fp32
     """
     if understanding:
-        _evaluate_understanding(model, as_json=as_json, threads=threads, **options)
+        _evaluate_understanding(model, as_json=as_json, threads=threads, against=against,
+                                min_agreement=min_agreement, **options)  # fmt: skip
         return
+    if against is not None:
+        raise click.UsageError("--against compares answers; use it with --understanding")
     from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
 
     if options["sheet"] is not None and not options["sheet"].absolute().parent.is_dir():
@@ -330,20 +343,22 @@ def evaluate(model: Path, as_json: bool, threads: int | None, understanding: boo
 
 
 def _evaluate_understanding(
-    model: Path, *, as_json: bool, threads: int | None, num_prompts: int, num_objects: int, **drawing: object
-) -> None:
-    import torch
-
+    model: Path, *, as_json: bool, threads: int | None, num_prompts: int, num_objects: int, precision: Any,
+    against: str | None, min_agreement: float, **drawing: object
+) -> None:  # fmt: skip
     from rf_export.evaluation.understanding import evaluate_understanding
+    from runtime.errors import RFError
 
     for name in ("held_out", "without_rep", "sheet"):
         if drawing[name]:
             raise click.UsageError(f"--{name.replace('_', '-')} is about drawing; leave it out with --understanding")
-    if threads is not None:
-        torch.set_num_threads(threads)
     with progress("answering") as report:
-        result = evaluate_understanding(model, num_prompts, num_objects, report)
+        result = evaluate_understanding(model, num_prompts, num_objects, report, precision=precision,
+                                        num_threads=threads, against=against)  # fmt: skip
     click.echo(json.dumps(result.as_dict(), indent=1) if as_json else result)
+    failure = result.total.failure(min_agreement / 100) if result.total is not None else None
+    if failure is not None:
+        raise RFError(f"{result.answered_by} against {result.against}: {failure}")
 
 
 @main.command()

@@ -23,7 +23,7 @@ from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts
 from calibration.calibrate import load_pipeline, split_prompts
-from calibration.gate import draw, measure_quality
+from calibration.gate import draw_originals, measure_quality
 from calibration.trajectory import record_examples, with_sessions
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import BenchOptions, run_bench
@@ -64,7 +64,8 @@ def main(names: tuple[str, ...], threads: tuple[int, ...], scene_score: int, com
         checkpoint, bundle = prepare(name, work)
         is_trained = name == "reference"
         config = CalibrationConfig(
-            limits=GateLimits() if is_trained else GateLimits(cosine=0.9, psnr_db=10), force=not is_trained
+            limits=GateLimits() if is_trained else GateLimits(cosine=0.9, psnr_db=10, answer_tokens=0.5),
+            force=not is_trained,
         )
         prompts = read_prompts(PROMPTS) if is_trained else read_prompts(PROMPTS)[:16]
         if "int8" not in open_bundle(bundle).manifest.precisions:
@@ -106,7 +107,7 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
         run = session.bind(runs[0], outputs)
         steps[name] = lambda run=run: (run(), 1)[1]
     timings = interleave(steps, 11)
-    originals = [draw(before, prompt, seed) for prompt, seed in judge[:NUM_JUDGED]]
+    originals = draw_originals(before, judge[:NUM_JUDGED], [])
     rows = {}
     for name, session in sessions.items():
         quality = measure_quality(originals, with_sessions(before, {"denoiser": session}), lambda done: None)
@@ -115,7 +116,7 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
                       "x_pred_cosine": min(quality.x_pred_cosine)}  # fmt: skip
     for path in (plain, out):
         path.unlink()
-    return {"pictures": len(originals), "rows": rows}
+    return {"pictures": len(originals.drawings), "rows": rows}
 
 
 def format_defaults(defaults: dict[str, Any]) -> str:

@@ -13,14 +13,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import onnx_ir as ir
 
 from calibration import cache
 from calibration.config import CalibrationConfig
 from calibration.decide import Decision, correct, decide, settle
-from calibration.gate import Quality, Scorer, draw, measure_quality, paired_change
+from calibration.gate import Originals, Quality, Scorer, draw_originals, measure_quality, paired_change
 from calibration.layers import find_layers
 from calibration.report import decision_lines, write_report
 from calibration.statistics import Recorded, coverage_table, missing_coverage
@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 Lint = Callable[[ir.Model], Sequence[str]]  # the targets that would take a graph
+_T = TypeVar("_T")
 SAVE_EVERY: Final = 8  # prompts
 MAX_STRICTER: Final = 6  # rounds of changing layers after a failed gate
 _SHARE_OF_LIMIT: Final = 0.6  # of the error that the gate allows, for one graph
@@ -77,6 +78,8 @@ class Outcome:
         lines = [f"{self.bundle}  weights at {100 * self.weights_share:.1f}% of fp32", *decision_lines(self.decisions)]
         lines.append(f"  pictures from the same tokens: PSNR {quality.psnr_db} dB; "
                      f"tokens equal after the same history: {100 * quality.tokens_equal.value:.1f}%")  # fmt: skip
+        if quality.captions is not None:
+            lines.append(f"  captions of the same pictures: {quality.captions}")
         if quality.score_change is not None:
             lines.append(f"  task score {quality.score_before}% before, {quality.score_after}% after, "
                          f"change {quality.score_change} points, {quality.scored_pictures} pictures")  # fmt: skip
@@ -102,7 +105,8 @@ def calibrate(
         path: The bundle; it has graphs in the precision that the target starts from.
         prompts: What such a model is asked to draw; a part is kept for the gate.
         config: How.
-        pictures: Files that the image encoder is calibrated with too, beside what the model draws.
+        pictures: Files that the image encoder is calibrated with too, beside what the model draws; a part is kept for
+            the gate.
         cache_path: Where recorded activations are kept; the default is beside the bundle.
         report_path: Where the HTML report goes; the default is beside the bundle.
         scorer: Scores pictures of a pipeline, the same ones every time, for the gate.
@@ -120,6 +124,7 @@ def calibrate(
     report_path = report_path or stem.with_name(f"{stem.name}.calibration.html")
     bundle.verify([file for name in GRAPHS for file in bundle.graph(name, config.base).files], "hash")
     learn, judge = split_prompts(prompts, config)
+    pictures, unseen = _split(pictures, config)
     with write_atomically(bundle.path, force=True) as folder:
         (folder / "graphs").mkdir()
         backend = create_backend("ort")
@@ -127,6 +132,9 @@ def calibrate(
         for prompt, seed in (*learn, *judge):
             base.check([prompt], seed=seed)  # before anything is drawn
         recorded = record(base, folder / "graphs", backend, learn, pictures, config, cache_path, report)
+        originals = draw_originals(base, judge, unseen)
+        if not config.force:
+            originals.require_enough(config.limits)
         examples = record_examples(base, learn[:NUM_EXAMPLES])
         benches = {
             name: Workbench(name, base, folder / "graphs", backend, recorded[name], examples[name], config)
@@ -137,7 +145,7 @@ def calibrate(
         counted = _Counter(report, total)
         decisions = {name: decide(bench, config, timed=timed, report=counted) for name, bench in benches.items()}
         shutil.copy2(bundle.file(bundle.manifest.tokenizer), folder / bundle.manifest.tokenizer)
-        after, quality = _pass_gate(base, folder, backend, benches, decisions, judge, config, lint, report)
+        after, quality = _pass_gate(base, folder, backend, benches, decisions, originals, config, lint, report)
         if scorer is not None:
             quality = _score(base, after, quality, scorer, report)
         manifest = after.bundle.manifest
@@ -188,10 +196,13 @@ def split_prompts(
             f"{len(different)} different prompts are too few to calibrate with, expected at least "
             f"{config.min_prompts}. Give a file with one prompt per line, of the kind that the model will draw."
         )
+    return _split([(prompt, config.seed + i) for i, prompt in enumerate(different)], config)
+
+
+def _split(items: Sequence[_T], config: CalibrationConfig) -> tuple[list[_T], list[_T]]:
+    """Most to calibrate with, and every n-th for the gate."""
     every = max(2, round(1 / config.gate_fraction))
-    seeded = [(prompt, config.seed + i) for i, prompt in enumerate(different)]
-    judge = seeded[every - 1 :: every]
-    return [item for item in seeded if item not in judge], judge
+    return [item for i, item in enumerate(items, 1) if i % every], list(items[every - 1 :: every])
 
 
 def record(
@@ -302,12 +313,11 @@ def _with_graphs(manifest: Manifest, folder: Path, entries: Sequence[GraphEntry]
 
 def _pass_gate(
     base: Pipeline, folder: Path, backend: Backend, benches: dict[GraphName, Workbench],
-    decisions: dict[GraphName, Decision], prompts: Sequence[tuple[str, int]], config: CalibrationConfig,
+    decisions: dict[GraphName, Decision], originals: Originals, config: CalibrationConfig,
     lint: Lint | None, report: Progress,
 ) -> tuple[Pipeline, Quality]:  # fmt: skip
     """Write the graphs and judge whole drawings; while they fail, layers of the graph to blame change."""
-    originals = [draw(base, prompt, seed) for prompt, seed in prompts]
-    counted = _Counter(report, 1)
+    counted, num_drawings = _Counter(report, 1), len(originals.drawings)
 
     def alone(name: GraphName, session: Session) -> float:
         """The shortfall of one graph, the others as they were."""
@@ -317,9 +327,9 @@ def _pass_gate(
     for number in range(MAX_STRICTER + 1):
         result = _write_graphs(base.bundle, folder, benches, decisions, config, lint)
         after = load_pipeline(result, config.precision, backend, config)
-        quality = measure_quality(originals, after, lambda done: report("quality gate", done, len(prompts)))
+        quality = measure_quality(originals, after, lambda done: report("quality gate", done, num_drawings))
         changeable = [name for name, decision in decisions.items() if decision.formats]
-        if number == MAX_STRICTER or not quality.failures(config.limits) or not changeable:
+        if number == MAX_STRICTER or quality.shortfall(config.limits) <= 1 or not changeable:
             break
         shortfalls = {name: alone(name, after.sessions[name]) for name in changeable}
         blamed = max(changeable, key=lambda name: shortfalls[name])

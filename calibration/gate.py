@@ -2,7 +2,9 @@
 
 Both get the same noise, and INT8 the tokens that the original drew, so that every step is compared after the same
 history; the prompts are ones that nobody calibrated with. Tokens that differ are told, not judged: near ties fall
-either way. A task score, where the caller has one, is measured on pictures that each side drew all by itself.
+either way. A model that answers also captions those pictures, and others that nobody calibrated with: a caption is the
+one answer that every such model gives. A task score, where the caller has one, is measured on pictures that each side
+drew all by itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +17,12 @@ import numpy.typing as npt
 from calibration.config import GateLimits
 from calibration.trajectory import see
 from calibration.workbench import cosine
+from runtime.errors import RFError
 from runtime.events import PictureEvent, StepEvent, TokenEvent
 from runtime.figures import psnr_db, wilson_interval
+from runtime.images import Picture
 from runtime.pipeline import Pipeline
+from runtime.token_agreement import Reading, TokenAgreement, compare_answers, read_answer
 
 Scorer = Callable[[Pipeline, Callable[[str, int, int], None]], Sequence[bool]]  # was each picture right?
 
@@ -44,6 +49,7 @@ class Quality:
         features_cosine: of what the image encoder sees in the pictures, mean.
         tokens_equal: part of the tokens that are the same after the same history.
         psnr_db: of the pictures from the same tokens.
+        captions: agreement of greedy captions; None where the model answers no questions.
         score_before, score_after, score_change: of the task in percent and points; None without a scorer.
     """
 
@@ -56,6 +62,7 @@ class Quality:
     tokens_equal: Interval
     psnr_db: Interval
     psnr_worst_db: float
+    captions: TokenAgreement | None = None
     score_before: Interval | None = None
     score_after: Interval | None = None
     score_change: Interval | None = None
@@ -72,6 +79,9 @@ class Quality:
             found.append(f"vision_encoder: cosine {self.features_cosine:.6f}, expected at least {limits.cosine}")
         if not self.psnr_db.value >= limits.psnr_db:
             found.append(f"pictures: PSNR {self.psnr_db.value:.1f} dB, expected at least {limits.psnr_db}")
+        failure = None if self.captions is None else self.captions.failure(limits.answer_tokens)
+        if failure is not None:
+            found.append(failure)
         if self.score_change is not None and not self.score_change.value >= -limits.max_score_loss:
             found.append(
                 f"task score: {self.score_change.value:+.1f} points, expected a loss of at most {limits.max_score_loss}"
@@ -82,11 +92,12 @@ class Quality:
         """Error in units of what the limits allow: above 1 fails."""
         cosine = min(*self.logits_cosine, *self.x_pred_cosine, self.features_cosine)
         psnr = 10 ** ((limits.psnr_db - self.psnr_db.value) / 10)
-        return max((1 - cosine) / (1 - limits.cosine), psnr)
+        captions = 0.0 if self.captions is None else self.captions.shortfall(limits.answer_tokens)
+        return max((1 - cosine) / (1 - limits.cosine), psnr, captions)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "captions": None if self.captions is None else self.captions.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -115,10 +126,50 @@ def draw(pipeline: Pipeline, prompt: str, seed: int, rep_ids: npt.NDArray[np.int
     )
 
 
-def measure_quality(originals: Sequence[Drawn], pipeline: Pipeline, report: Callable[[int], None]) -> Quality:
-    """Draw again what was drawn with the original graphs; `report` is told how many are done."""
+def caption(
+    pipeline: Pipeline, pictures: Sequence[Picture], originals: Sequence[Reading] | None = None
+) -> list[Reading]:
+    """Greedy captions of pictures, after the words of the original ones; none where the model answers no questions."""
+    if pipeline.bundle.manifest.understanding is None:
+        return []
+    readings = []
+    for number, picture in enumerate(pictures):
+        conversation = pipeline.converse()
+        conversation.show(picture)
+        words = None if originals is None else originals[number].token_ids
+        readings.append(read_answer(conversation, token_ids=words))
+    return readings
+
+
+@dataclass(frozen=True)
+class Originals:
+    """What the graphs do that the INT8 ones come from."""
+
+    drawings: Sequence[Drawn]
+    seen: Sequence[Picture]  # the drawings, and other pictures that nobody calibrated with
+    captions: Sequence[Reading]  # of `seen`; none where the model answers no questions
+
+    def require_enough(self, limits: GateLimits) -> None:
+        """Raises RFError where the captions are too few to pass, however good INT8 is."""
+        same = compare_answers((each, each) for each in self.captions)
+        if self.captions and not same.can_pass(limits.answer_tokens):
+            raise RFError(
+                f"{same.answers} captions of {same.tokens} tokens are too few to show that {limits.answer_tokens:.0%} "
+                "of the tokens stay alike. Give more --prompts or --images, or lower --min-token-agreement."
+            )
+
+
+def draw_originals(base: Pipeline, prompts: Sequence[tuple[str, int]], pictures: Sequence[Picture]) -> Originals:
+    """Draw prompts with their seeds, and read what was drawn and `pictures`."""
+    drawings = [draw(base, prompt, seed) for prompt, seed in prompts]
+    seen = [*(each.picture.picture for each in drawings), *pictures]
+    return Originals(drawings, seen, caption(base, seen))
+
+
+def measure_quality(originals: Originals, pipeline: Pipeline, report: Callable[[int], None]) -> Quality:
+    """Draw and read again; `report` is told how many drawings are done."""
     logits, pixels, psnr, equal, features = [], [], [], [], []
-    for done, wanted in enumerate(originals, 1):
+    for done, wanted in enumerate(originals.drawings, 1):
         found = draw(pipeline, wanted.prompt, wanted.seed, wanted.picture.rep_ids)
         logits.append([cosine(a.logits, b.logits) for a, b in zip(wanted.tokens, found.tokens, strict=True)])
         pixels.append([cosine(a.x_pred, b.x_pred) for a, b in zip(wanted.steps, found.steps, strict=True)])
@@ -126,6 +177,7 @@ def measure_quality(originals: Sequence[Drawn], pipeline: Pipeline, report: Call
         features.append(cosine(wanted.features, see(pipeline, wanted.picture.picture)))
         psnr.append(psnr_db(wanted.picture.pixels, found.picture.pixels, most=99.0))
         report(done)
+    pairs = list(zip(originals.captions, caption(pipeline, originals.seen, originals.captions), strict=True))
     return Quality(
         prompts=len(psnr),
         logits_cosine=np.mean(logits, 0).tolist(),
@@ -136,6 +188,7 @@ def measure_quality(originals: Sequence[Drawn], pipeline: Pipeline, report: Call
         tokens_equal=proportion(sum(equal), len(equal)),
         psnr_db=mean_interval(psnr),
         psnr_worst_db=min(psnr),
+        captions=compare_answers(pairs, same_history=True) if pairs else None,
     )
 
 

@@ -62,6 +62,14 @@ def _quality(summary: Mapping[str, Any]) -> Section:
         ("picture PSNR, same tokens, dB", f"{quality['psnr_db']['value']:.1f}", _interval(quality["psnr_db"]),
          quality["prompts"]),
     ]  # fmt: skip
+    captions = quality["captions"]
+    if captions is not None:
+        rows += [
+            (what, f"{100 * captions[key] / captions[of]:.1f}%", _percent(captions[f"{key}_interval"]), captions[of])
+            for what, key, of in (("captions equal", "answers_equal", "answers"),
+                                  ("their tokens equal, same history", "tokens_equal", "tokens"),
+                                  ("equal or near ties (judged)", "tokens_alike", "tokens"))
+        ]  # fmt: skip
     if quality["score_change"] is not None:
         count = quality["scored_pictures"]
         rows += [
@@ -115,6 +123,10 @@ def _times(value: float | None) -> str:
 
 def _interval(value: Mapping[str, float], factor: float = 1.0) -> str:
     return f"{factor * value['low']:.1f} to {factor * value['high']:.1f}"
+
+
+def _percent(interval: Sequence[float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def decision_lines(decisions: Sequence[Mapping[str, Any]]) -> list[str]:

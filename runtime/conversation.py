@@ -11,8 +11,8 @@ read is read together with the next question. One question, as the model was tra
 """
 
 import functools
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -95,7 +95,13 @@ class Conversation:
         self._ids += ids
 
     def ask(
-        self, question: str = "", *, seed: int = 0, options: AnswerOptions | None = None, history: History = "keep"
+        self,
+        question: str = "",
+        *,
+        seed: int = 0,
+        options: AnswerOptions | None = None,
+        history: History = "keep",
+        token_ids: Sequence[int] | None = None,
     ) -> Generator[WordEvent | AnswerEvent, None, None]:
         """Ask, and report each token of the answer; an empty question asks for a caption.
 
@@ -109,6 +115,8 @@ class Conversation:
             history: "keep" lets the conversation go on after the answer; "forget" leaves it as it was before the
                 question, its images read, for the next one about the same: what a model needs that was trained on
                 single questions.
+            token_ids: An answer to go on with instead of the tokens that are drawn, which the events still tell: to
+                compare two models after the same history.
 
         Returns:
             A generator of a `WordEvent` per token and an `AnswerEvent` at the end.
@@ -120,9 +128,14 @@ class Conversation:
         if not 0 <= seed <= noise.MAX_SEED:
             raise RFError(f"seed must be 0 to 2**64 - 1, got {seed}.")
         plan = self._plan(options or AnswerOptions())
+        if token_ids is not None:
+            if not token_ids or not 0 <= min(token_ids) <= max(token_ids) < self._loaded.manifest.model.vocab_size:
+                raise RFError("token_ids must be at least one id that the model knows.")
+            plan = replace(plan, max_tokens=len(token_ids))
         words = self._loaded.tokenizer.encode(question, self._loaded.manifest.model.max_positions)
         self._require_room(1 + len(words) + plan.max_tokens - 1)
-        return self._answer(question, [self._format.start_id, *words], plan, seed, history, len(self._ids))
+        asked = [self._format.start_id, *words]
+        return self._answer(question, asked, plan, seed, history, token_ids, len(self._ids))
 
     def rewind(self, length: int) -> None:
         """Go back to when the conversation had `length` tokens.
@@ -143,8 +156,9 @@ class Conversation:
         self._row.rewind(min(self._row.length, length))
 
     def _answer(
-        self, question: str, asked: list[int], plan: AnswerPlan, seed: int, history: History, base: int
-    ) -> Generator[WordEvent | AnswerEvent, None, None]:
+        self, question: str, asked: list[int], plan: AnswerPlan, seed: int, history: History,
+        forced: Sequence[int] | None, base: int,
+    ) -> Generator[WordEvent | AnswerEvent, None, None]:  # fmt: skip
         self._refuse_while_answering()
         if base != len(self._ids):
             raise RFError("The conversation went on since this question was asked. Ask it again.")
@@ -156,8 +170,9 @@ class Conversation:
             prompt, features = self._unread()
             fill_noise = functools.partial(_fill_gumbel, seed)
             shown = ""
-            for step in answer(self._row, prompt, features, plan, fill_noise, stop_ids=self._format.stop_ids):
-                drawn.append(step.token_id)
+            stop_ids = self._format.stop_ids
+            for step in answer(self._row, prompt, features, plan, fill_noise, stop_ids=stop_ids, forced=forced):
+                drawn.append(step.token_id if forced is None else forced[step.step])
                 text = self._loaded.tokenizer.decode(self._words(drawn))
                 new = text.removeprefix(shown) if text.startswith(shown) and not text.endswith("\ufffd") else ""
                 shown += new

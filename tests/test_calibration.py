@@ -18,13 +18,14 @@ from PIL import Image
 
 import cli
 from calibration import CalibrationConfig, GateLimits, cache, calibrate, read_prompts, workbench
-from calibration.calibrate import split_prompts
-from calibration.gate import mean_interval, paired_change, proportion
+from calibration.calibrate import load_pipeline, split_prompts
+from calibration.gate import draw_originals, mean_interval, measure_quality, paired_change, proportion
 from calibration.layers import find_layers
 from calibration.statistics import missing_coverage
-from calibration.trajectory import plan_passes
+from calibration.trajectory import plan_passes, with_sessions
 from engines import EngineConfig, build
 from runtime import Pipeline, RFError
+from runtime.backends import create_backend
 from runtime.bundle import compute_bundle_id, describe_file, open_bundle
 from runtime.manifest import FileEntry
 from runtime.signature import GRAPHS
@@ -34,7 +35,7 @@ PROMPTS = ["a red car", "a blue fish", "two green trees", "a pink cat left of a 
            "a key", "a purple cup", "four yellow stars"]  # fmt: skip
 MORE = [f"a {colour} {name}" for colour in ("red", "blue") for name in ("hat", "bell", "star", "tree")]
 # The tiny model gains nothing from INT8, so that speed has to be forced here.
-CONFIG = CalibrationConfig(min_prompts=4, num_rounds=1, force=True, limits=GateLimits(cosine=0.99))
+CONFIG = CalibrationConfig(min_prompts=4, num_rounds=1, force=True, limits=GateLimits(cosine=0.99, answer_tokens=0.5))
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +104,12 @@ def test_the_decision_table_says_of_every_group_what_became_of_it_and_why(calibr
     assert {row["graph"] for row in summary["coverage"]} == set(GRAPHS)
     assert all(row["fewest_rows"] > 0 for row in summary["coverage"])
     assert summary["quality"]["tokens"] == 2 * 6  # two prompts were kept for the gate
+    captions = summary["quality"]["captions"]
+    assert captions["answers"] == 2
+    assert captions["tokens_alike_interval"][0] >= CONFIG.limits.answer_tokens
     page = (calibrated.parent / "bundle.calibration.html").read_text()
     assert "Each group earns its place" in page
+    assert "equal or near ties (judged)" in page
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -141,10 +146,41 @@ def test_int8_that_is_wrong_is_mended_layer_by_layer_or_refused(bundle, monkeypa
 
 
 def test_a_gate_that_cannot_be_passed_gives_back_layers_and_then_fails_closed(bundle):
-    limits = GateLimits(cosine=0.9, psnr_db=300.0)
+    limits = GateLimits(cosine=0.9, psnr_db=300.0, answer_tokens=0.5)
     with pytest.raises(RFError, match=r"pictures: PSNR .* dB, expected at least 300"):
         calibrate(bundle, PROMPTS, replace(CONFIG, force=False, limits=limits))
     assert "int8" not in open_bundle(bundle, verify="hash").manifest.precisions
+
+
+def test_answers_that_change_fail_the_gate_though_every_picture_is_as_good(tiny_bundle, tmp_path):
+    """Nothing but answers goes through the text head."""
+    config = replace(CONFIG, limits=GateLimits(answer_tokens=0.8))
+    base = load_pipeline(open_bundle(tiny_bundle), "fp32", create_backend("ort"), config)
+    originals = draw_originals(base, [("a red car", 0), ("a key", 1)], [np.zeros((9, 9, 3), np.uint8)])
+    graph = shutil.copytree(tiny_bundle / "graphs", tmp_path / "graphs") / "text_decoder.fp32.classic.onnx"
+    model = ir.load(graph)
+    head = next(value for name, value in model.graph.initializers.items() if "text_head" in name)
+    weight = head.const_value.numpy()
+    noise = np.random.default_rng(0).normal(scale=weight.std(), size=weight.shape).astype(np.float32)
+    head.const_value = ir.tensor(weight + noise, name=head.name)
+    ir.save(model, graph)
+    other = create_backend("ort").open(graph, num_threads=1, compiled=False)
+
+    same = measure_quality(originals, base, lambda done: None)
+    assert same.captions.answers_equal == same.captions.answers == 3
+    assert (same.failures(config.limits), same.captions.shortfall(0.8)) == ([], 0)
+    changed = measure_quality(originals, with_sessions(base, {"text_decoder": other}), lambda done: None)
+    assert min(changed.logits_cosine) > 0.999999
+    (failure,) = changed.failures(config.limits)
+    assert failure.startswith("answers: ")
+    assert changed.shortfall(config.limits) > 1
+
+
+def test_captions_too_few_to_judge_are_told_before_anything_is_decided(bundle, monkeypatch):
+    monkeypatch.delattr(MODULE, "decide")
+    limits = GateLimits(cosine=0.99)
+    with pytest.raises(RFError, match=r"2 captions of \d+ tokens are too few to show that 95% of the"):
+        calibrate(bundle, PROMPTS, replace(CONFIG, force=False, limits=limits))
 
 
 def test_a_task_score_that_falls_is_refused(bundle):

@@ -1,7 +1,7 @@
 """Reading pictures, measured: what counts as right, and that a model is asked as it was trained."""
 
-import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,23 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli import main
+from rf_export.checkpoint import save_checkpoint
 from rf_export.config import preset
-from rf_export.evaluation.answering import answer_eager
 from rf_export.evaluation.understanding import (
     SCENE_SEED,
     SETS,
     TRAINED_STYLES,
     Asked,
     Picture,
+    eager_answerer,
     everything_to_ask,
     score_answers,
     true_captions,
 )
-from rf_export.model import RFModel, Segment
+from rf_export.model import RFModel
 from rf_export.training.objective import describe_loss
 from rf_export.training.questions import caption_of, kinds_for, questions_about
 from rf_export.training.scenes import RELATIONS, SceneConfig, atlas_layout, make_scene, relation_holds
 from rf_export.training.tokens import build_tokenizer, make_batch
+from runtime.token_agreement import Reading, TokenAgreement, compare_answers, merge
 
 SCENES = SceneConfig(size=16, num_objects=4)
 REFERENCE = Path(__file__).parent.parent / "examples/reference"
@@ -78,15 +80,16 @@ def test_an_answer_counts_when_it_is_exactly_one_of_the_right_ones() -> None:
     answers = ["a blue cup and a red car", "a red car car", "two", "", "One"]
     told: list[tuple[int, int]] = []
 
-    def answer(pictures: Sequence[Picture], questions: Sequence[str]) -> list[str]:
-        assert len(pictures) == len(questions) == 5
-        return answers
+    def answer(picture: Picture, questions: Sequence[str]) -> list[Reading]:
+        assert len(questions) == 5
+        return [Reading(said, [number], [np.zeros(9, np.float32)]) for number, said in enumerate(answers)]
 
-    rates, wrong = score_answers(answer, asked, lambda done, total: told.append((done, total)))
+    rates, wrong, agreement = score_answers(answer, [asked], lambda done, total: told.append((done, total)))
     assert {kind: (rate.successes, rate.num) for kind, rate in rates.items()} == {"caption": (1, 2), "count": (1, 3)}
     said = [("", "a red car", "a red car car"), ("how many cups ?", "no", ""), ("how many hats ?", "one", "One")]
     assert wrong == said
-    assert told == [(5, 5)]
+    assert told == [(1, 1)]
+    assert agreement["caption"].answers_equal == 2
 
 
 def test_the_sets_hold_what_training_never_showed() -> None:
@@ -115,34 +118,11 @@ def test_a_model_that_learnt_its_answers_gives_them() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    texts = [(caption_of(scene), *asked) for scene, asked in zip(scenes, questions, strict=True)]
-    pictures = [scene.picture for scene in scenes for _ in range(3)]
-    asked = [one for three in texts for one in three]
-    assert answer_eager(model.eval(), tokenizer, pictures, [one.text for one in asked]) == [one.answer for one in asked]
-
-
-def test_an_answer_does_not_depend_on_what_else_is_asked() -> None:
-    """Random weights, questions of all lengths at once: as each alone, word by word, by a loop of its own."""
-    torch.manual_seed(3)
-    model = RFModel(dataclasses.replace(preset("tiny"), vocab_size=67)).eval()
-    tokenizer = build_tokenizer(SCENES)
-    pictures = [make_scene(1, index, SCENES).picture for index in range(4)]
-    questions = ["", "how many red cars ?", "what is red ?", ""]
-    together = answer_eager(model, tokenizer, pictures, questions)
-    for picture, question, said in zip(pictures, questions, together, strict=True):
-        ids = [2, *tokenizer.encode(question).ids]
-        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1
-        words: list[int] = []
-        with torch.no_grad():
-            image = model.connector(model.encoder(pixels), 4, 4)
-            while len(words) < 11 and 3 not in words:
-                hidden = torch.cat([image, model.text_embedding[[*ids, *words]][None]], 1)
-                mask = torch.ones(1, 1, hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()
-                positions = torch.arange(hidden.shape[1])[None]
-                (out,), _ = model.run([Segment("understanding", hidden, positions)], mask)
-                words.append(int(model.text_head(out[0, -1]).argmax()))
-        words = words[: words.index(3)] if 3 in words else words
-        assert said == " ".join(str(tokenizer.id_to_token(word)) for word in words)
+    answer = eager_answerer(model.eval(), tokenizer)
+    for scene, asked in zip(scenes, questions, strict=True):
+        texts = (caption_of(scene), *asked)
+        readings = answer(scene.picture, [one.text for one in texts])
+        assert [one.text for one in readings] == [one.answer for one in texts]
 
 
 def test_the_command_measures_the_committed_checkpoint() -> None:
@@ -156,11 +136,73 @@ def test_the_command_measures_the_committed_checkpoint() -> None:
     assert sum(rate["n"] for kind, rate in rates["style noto"].items() if kind.startswith("caption")) == 12
 
 
-def test_questions_to_a_bundle_and_options_of_drawing_are_refused(tiny_bundle: Path) -> None:
+def test_a_bundle_answers_as_its_checkpoint_does(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """Random weights say what they like, but in both alike; fp16 may turn near ties alone."""
+    for options in (["--against", str(tiny_checkpoint)], ["--precision", "fp16", "--against", "fp32"]):
+        command = ["eval", str(tiny_bundle), "--understanding", "--num-prompts", "2", "--json", *options]
+        result = CliRunner().invoke(main, [*command, "--min-agreement", "95"])
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        assert found["answered_by"].startswith("runtime, ")
+        total = found["agreement"]["all sets"]
+        rates = [rate for kinds in found["understanding"].values() for rate in kinds.values()]
+        assert total["answers"] == sum(rate["n"] for rate in rates)
+        assert total["tokens_equal"] + total["near_ties"] == total["tokens"] >= 100
+        assert set(found["agreement"]) == {*SETS, "all sets"}
+
+
+def test_a_bundle_that_answers_otherwise_fails_with_figures(tiny_bundle: Path, tmp_path: Path) -> None:
+    torch.manual_seed(8)
+    other = RFModel(preset("tiny"))
+    save_checkpoint(other, build_tokenizer(SceneConfig()).to_str(), tmp_path / "other", torch.float32)
+    command = ["eval", str(tiny_bundle), "--understanding", "--num-prompts", "1", "--against", str(tmp_path / "other")]
+    result = CliRunner().invoke(main, [*command, "--min-agreement", "90"])
+    assert result.exit_code == 1
+    assert re.search(r"tokens are alike, .*% to .*%, expected at least 90.0% for sure", result.output)
+
+
+def test_options_that_do_not_go_together_are_refused(tiny_bundle: Path) -> None:
     for command, words in (
-        (["eval", str(tiny_bundle), "--understanding"], "is a bundle"),
+        (["eval", str(tiny_bundle), "--against", "fp32"], "use it with --understanding"),
+        (["eval", str(tiny_bundle), "--understanding", "--against", "fp64"], "fp64"),
         (["eval", str(REFERENCE / "checkpoint"), "--understanding", "--held-out"], "--held-out is about drawing"),
     ):
         result = CliRunner().invoke(main, command)
         assert result.exit_code in (1, 2)
         assert words in result.output
+
+
+def reading(*tokens: tuple[int, list[float]]) -> Reading:
+    return Reading("", [token for token, _ in tokens], [np.array(logits, np.float32) for _, logits in tokens])
+
+
+def test_tokens_are_compared_up_to_the_first_that_differs() -> None:
+    sure, unsure = [0.0, 5.0, 4.9], [0.0, 5.0, 1.0]
+    same = reading((1, sure), (1, unsure))
+    found = compare_answers([
+        (same, same),
+        (same, reading((2, sure), (2, sure))),  # at a near tie; the rest has another history
+        (same, reading((1, sure), (2, unsure))),  # 4 in logits: 55 times as likely
+    ])  # fmt: skip
+    assert (found.answers, found.answers_equal, found.tokens, found.tokens_equal, found.near_ties) == (3, 1, 5, 3, 1)
+    assert found.worst_odds == pytest.approx(np.exp(4.0))
+    assert merge([found, found]).tokens_alike == 8
+
+
+def test_tokens_after_a_given_history_are_all_compared() -> None:
+    sure = [0.0, 5.0, 1.0]
+    given, other = reading((1, sure), (1, sure), (1, sure)), reading((2, sure), (1, sure), (2, sure))
+    found = compare_answers([(given, other)], same_history=True)
+    assert (found.answers_equal, found.tokens, found.tokens_equal) == (0, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("alike", "tokens", "words"),
+    [(200, 200, None), (50, 50, "too few to tell, give more pictures"), (190, 200, r"91.0% to 97.3%"),
+     (0, 0, "too few")],
+)  # fmt: skip
+def test_agreement_counts_only_as_far_as_it_is_sure(alike: int, tokens: int, words: str | None) -> None:
+    """Nothing different in fifty tokens leaves room for seven in a hundred."""
+    found = TokenAgreement(9, 9, tokens, alike, 0, 1.0).failure(0.95)
+    assert (found is None) == (words is None)
+    assert found is None or words is None or re.search(words, found)

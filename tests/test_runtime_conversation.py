@@ -261,6 +261,22 @@ def test_two_conversations_share_nothing(pipeline, words):
             assert (event.logits == other.logits).all(), "to the last bit"
 
 
+def test_a_given_answer_is_gone_on_with_and_the_events_tell_what_the_model_would_have_said(pipeline, model):
+    shown, given = picture(4), [5, 9, 7, 5]
+    conversation = pipeline.converse()
+    conversation.show(shown)
+    *words, last = conversation.ask(history="keep", token_ids=given)
+    pixels = torch.from_numpy(load_pixels(shown, model.config.default_height, model.config.default_width))
+    for n, word in enumerate(words):
+        question = EagerQuestion(images=[pixels], ids=torch.tensor([START, *given[:n]]), max_tokens=1)
+        assert word.token_id == eager_answer(model, question).ids[0]
+    assert last.token_ids == given
+    assert [word.token_id for word in words] != given
+    assert conversation.length == conversation.num_read + 1
+    with pytest.raises(RFError, match="at least one id that the model knows"):
+        conversation.ask(token_ids=[])
+
+
 def test_a_stop_token_ends_the_answer_and_is_no_part_of_its_text(pipeline):
     free = ask(start(pipeline, 1))[1]
     manifest = pipeline.bundle.manifest
