@@ -162,8 +162,9 @@ class DeviceStages:
             given = [True, *(forced[0] >= 0 if forced is not None else [False] * num_steps)]
             if len(set(given[1:])) == 1:
                 self._run(("tokens", given[1]), lambda: self._prepare_tokens(tables, given))
-            else:  # any set of places is a schedule of its own, not worth a graph that is kept
-                self._prepare_tokens(tables, given)[-1]()
+            else:  # any set of places is a schedule of its own: run once, alive until the download, and not kept
+                *_, run_once = self._prepare_tokens(tables, given)
+                run_once()
             drawn = tables["next_rep_ids"].download(num_steps).astype(np.int64)
             logits = tables["logits"].download(num_steps) if self._drawing.previews else None
         if logits is not None:
