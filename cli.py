@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.commands import doctor, generate, inspect, understand
-from runtime.terminal import DIALECT, FOLDER, PRECISION, progress, usage_errors
+from runtime.commands import bundle_options, doctor, generate, inspect, load, understand
+from runtime.terminal import DIALECT, FOLDER, PRECISION, parse_size, progress, usage_errors
 
 if TYPE_CHECKING:
     from rf_export.training.trainer import RateDecay
@@ -385,6 +385,61 @@ def bench(bundle: Path, checkpoint: Path, as_json: bool, **options: Any) -> None
     with progress("bench") as report:
         result = run_bench(bundle, checkpoint, BenchOptions(**options), report)
     click.echo(json.dumps(result, indent=1) if as_json else format_bench(result))
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.argument("inputs", nargs=-1, required=True, metavar="PROMPT|IMAGE...")
+@click.option("-o", "--output", type=FOLDER, default=Path("tokens.png"), show_default=True, help="PNG file.")
+@click.option("--checkpoint", type=FOLDER,
+              help="What BUNDLE was exported from: shows the training cells nearest to a code, and tells the codes of "
+                   "pictures that `generate` did not draw. Needs PyTorch.")
+@click.option("--top", "num_codes", type=click.IntRange(1), default=6, show_default=True,
+              help="Codes of a picture to explain, the rarest in training first.")
+@click.option("--scenes", "num_scenes", type=click.IntRange(1), default=1000, show_default=True,
+              help="Training scenes to look through.")
+@click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
+              help="Objects that the model was trained with.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Input i uses seed + i.")
+@click.option("--size", metavar="HxW", help="Height and width in pixels, such as 48x48.")
+@bundle_options
+@click.option("--json", "as_json", is_flag=True, help="Print the tokens, for `generate --rep-tokens`.")
+def tokens(bundle: Path, inputs: tuple[str, ...], output: Path, checkpoint: Path | None, num_codes: int,
+           num_scenes: int, num_objects: int, seed: int, size: str | None, as_json: bool,
+           **options: Any) -> None:  # fmt: skip
+    """Show the representation tokens over a picture: of a PROMPT, or of an IMAGE; and what their codes stand for.
+
+    \b
+    rf-export tokens bundle "a red car" --seed 7 -o tokens.png
+    rf-export tokens bundle "a red car" photo.jpg --checkpoint examples/reference/checkpoint
+    rf-export tokens bundle "a red car" --json > grid.json
+    """
+    from runtime.options import GenerationOptions
+    from runtime.png import save_png
+    from runtime.rep_grid import PNG_KEY
+    from runtime.token_view import look_at, stack_figures
+
+    height, width = parse_size(size)
+    chosen = GenerationOptions(height=height, width=width)
+    pipeline, guide = load(bundle, options), None
+    if checkpoint is not None:
+        import torch
+
+        from rf_export.evaluation.codebook import make_codebook
+
+        if options["threads"] is not None:
+            torch.set_num_threads(options["threads"])
+        expected = pipeline.bundle.manifest.checkpoint["sha256"]
+        with usage_errors(), progress("training scenes") as report:
+            guide = make_codebook(checkpoint, expected, num_scenes, num_objects, report)
+    shown = [
+        look_at(pipeline, source, seed=seed + i, options=chosen, guide=guide) for i, source in enumerate(inputs)
+    ]
+    grids = [each.grid.to_dict() for each in shown]
+    figures = [each.figure(guide.explain(each.grid.rep_ids, num_codes) if guide else []) for each in shown]
+    parameters = {PNG_KEY: grids[0]} if len(grids) == 1 else {"pictures": [{PNG_KEY: grid} for grid in grids]}
+    save_png(output, stack_figures(figures), parameters)
+    click.echo(json.dumps(grids[0] if len(grids) == 1 else grids, indent=1) if as_json else output)
 
 
 for command in (generate, understand, inspect, doctor):

@@ -87,7 +87,7 @@ class TokenBatch:
             job.prefix, job.step = self._prefix(row, job), 0
             return True
         drawn = self._run.next_rep_ids[row : row + 1]
-        job.rep_ids.append(int(drawn[0] if forced is None else forced[job.step]))
+        job.rep_ids.append(int(drawn[0] if forced is None or forced[job.step] < 0 else forced[job.step]))
         if job.handle.reports_steps:
             logits = self._run.logits[row : row + 1]
             job.handle.report(TokenEvent(job.step, num_steps, drawn.copy(), logits.copy()))

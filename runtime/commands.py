@@ -35,7 +35,8 @@ def bundle_options(command: Command) -> Command:
     return command
 
 
-def _load(bundle: Path, options: dict[str, Any]) -> "Pipeline":
+def load(bundle: Path, options: dict[str, Any]) -> "Pipeline":
+    """The bundle as `bundle_options` say."""
     from runtime.pipeline import Pipeline
 
     engine = options["engine"] if options["engine"] in ("auto", "none") else Path(options["engine"])
@@ -49,7 +50,12 @@ def _load(bundle: Path, options: dict[str, Any]) -> "Pipeline":
 @click.option("-o", "--output", type=FOLDER, default=Path("picture.png"), show_default=True,
               help="PNG file; several prompts make a sheet.")
 @click.option("--each", type=FOLDER, help="Also write every picture into this folder.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
+@click.option("--seed", type=click.IntRange(0), help="Prompt i uses seed + i.  [default: 0, or that of --rep-tokens]")
+@click.option("--rep-tokens", type=FOLDER, metavar="FILE",
+              help="Draw from these representation tokens: a PNG file of `generate`, or what `tokens --json` printed.")
+@click.option("--edit", "edits", multiple=True, metavar="ROWS,COLUMNS=SOURCE",
+              help="Change representation tokens before the pixels are drawn; repeat it. SOURCE: a code, ROWS,COLUMNS "
+                   "to copy from, FILE or FILE@ROWS,COLUMNS, or redraw:SEED. [docs/tokens.md]")
 @click.option("--steps", "num_steps", type=int, help="Denoising steps.")
 @click.option("--rep-guidance", "rep_guidance_scale", type=float, help="Guidance of the representation tokens.")
 @click.option("--pix-guidance", "pix_guidance_scale", type=float, help="Guidance of the pixels.")
@@ -61,42 +67,54 @@ def _load(bundle: Path, options: dict[str, Any]) -> "Pipeline":
 @click.option("--then-understand", is_flag=True,
               help="Let the model say what it drew, and compare that with the prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print parameters, tokens and seconds.")
-def generate(bundle: Path, prompts: tuple[str, ...], seed: int, then_understand: bool, as_json: bool,
-             **options: Any) -> None:  # fmt: skip
+def generate(bundle: Path, prompts: tuple[str, ...], seed: int | None, rep_tokens: Path | None, edits: tuple[str, ...],
+             then_understand: bool, as_json: bool, **options: Any) -> None:  # fmt: skip
     """Draw one picture per PROMPT; the parameters are kept in the PNG files.
 
     \b
     rf-export generate bundle "a red car" -o car.png --seed 7
     rf-export generate bundle "a red car" "two blue fish" -o sheet.png --preview steps.png
     rf-export generate bundle "a red car" --then-understand
+    rf-export generate bundle "a red car" --rep-tokens car.png --edit 0:2,0:2=redraw:5 --edit 3,:=2,: -o edited.png
     """
     from runtime.agreement import agreement, format_agreements
     from runtime.options import GenerationOptions
+    from runtime.rep_grid import PNG_KEY, RepGrid, read_grid
+    from runtime.token_edits import choose_tokens, parse_edit
 
     names = ("num_steps", "rep_guidance_scale", "pix_guidance_scale", "temperature", "top_k")
     height, width = parse_size(options["size"])
+    changes = [parse_edit(text) for text in edits]
+    base = None if rep_tokens is None else read_grid(rep_tokens)
+    if base is not None:
+        height, width = height or base.height, width or base.width
+    seed = seed if seed is not None else base.seed if base is not None else 0
     chosen = GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
     for path in (options["output"], options["preview"]):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.BadParameter(f"{path.absolute().parent} is not a folder", param_hint="--output")
-    pipeline = _load(bundle, options)
+    pipeline = load(bundle, options)
     if then_understand:
         pipeline.converse()  # refuses a model that answers nothing before anything is drawn
     started = time.perf_counter()
-    pictures, previews = _draw(pipeline.generate(prompts, seed=seed, options=chosen))
+    rep_ids = choose_tokens(pipeline, prompts, seed=seed, options=chosen, base=base, edits=changes)
+    pictures, previews = _draw(pipeline.generate(prompts, seed=seed, options=chosen, rep_ids=rep_ids))
     seconds = time.perf_counter() - started
     common = {"bundle_id": pipeline.bundle.manifest.bundle_id, "precision": options["precision"],
               "dialect": options["dialect"],
-              **{name: value for name, value in vars(chosen).items() if value is not None}}  # fmt: skip
-    files = _write_pictures(pictures, previews, common, options)
+              **{name: value for name, value in vars(chosen).items() if value is not None},
+              **({"edits": edits} if edits else {})}  # fmt: skip
+    rows = [{"prompt": picture.prompt, "seed": picture.seed, **common,
+             PNG_KEY: RepGrid.of(picture, pipeline.bundle.manifest).to_dict()} for picture in pictures]  # fmt: skip
+    files = _write_pictures(pictures, previews, rows, options)
     agreements = [agreement(p.prompt, pipeline.understand(p.picture)) for p in pictures] if then_understand else []
     if as_json:
-        rows: list[dict[str, Any]] = [
+        printed: list[dict[str, Any]] = [
             {"prompt": p.prompt, "seed": p.seed, "rep_ids": p.rep_ids.tolist()} for p in pictures
         ]
-        for row, each in zip(rows, agreements, strict=False):
+        for row, each in zip(printed, agreements, strict=False):
             row["understood"] = each.to_dict()
-        click.echo(json.dumps({**common, "files": files, "seconds": seconds, "pictures": rows}, indent=1))
+        click.echo(json.dumps({**common, "files": files, "seconds": seconds, "pictures": printed}, indent=1))
     else:
         click.echo("\n".join([*files, *format_agreements(agreements)]))
 
@@ -120,13 +138,13 @@ def _draw(events: "Iterator[Event]") -> "tuple[list[PictureEvent], list[StepEven
 
 
 def _write_pictures(
-    pictures: "Sequence[PictureEvent]", previews: "Sequence[StepEvent]", common: dict[str, Any], options: dict[str, Any]
-) -> list[str]:
+    pictures: "Sequence[PictureEvent]", previews: "Sequence[StepEvent]", rows: list[dict[str, Any]],
+    options: dict[str, Any],
+) -> list[str]:  # fmt: skip
     from runtime.events import to_picture
     from runtime.png import save_png
     from runtime.sheet import contact_sheet
 
-    rows = [{"prompt": picture.prompt, "seed": picture.seed, **common} for picture in pictures]
     out: Path = options["output"]
     if len(pictures) == 1:
         save_png(out, pictures[0].picture, rows[0])
@@ -181,7 +199,7 @@ def understand(bundle: Path, inputs: tuple[str, ...], question: str | None, each
     height, width = parse_size(size)
     names = ("max_tokens", "temperature", "top_k", "top_p", "repetition_penalty")
     chosen = AnswerOptions(**{name: options[name] for name in names})
-    pipeline = _load(bundle, options)
+    pipeline = load(bundle, options)
     rows = []
     for number, group in enumerate([[image] for image in images] if each else [images]):
         started = time.perf_counter()

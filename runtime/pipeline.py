@@ -23,6 +23,7 @@ from runtime.options import AnswerOptions, GenerationOptions
 from runtime.request import Request, check_requests
 from runtime.signature import GRAPHS, Dialect, GraphName, Precision, check_signature
 from runtime.stage_runner import Drawing, HostStages, StageRunner
+from runtime.stages import keep_drawn
 from runtime.tokenizer import PromptTokenizer
 
 
@@ -122,7 +123,8 @@ class Pipeline:
             prompts: One text per picture; an empty one draws without a text.
             seed: Prompt i uses seed + i, and looks the same alone with that seed, up to rounding.
             options: How to draw.
-            rep_ids: Representation tokens to use instead of drawing them: to edit a picture's, or to compare.
+            rep_ids: Representation tokens to use instead of drawing them: to edit a picture's, or to compare. Where it
+                is -1, at the same places for all prompts, the model draws the token.
             previews: Report tokens and steps. Without, pictures only, and nothing is kept on a device for the others.
 
         Returns:
@@ -212,7 +214,7 @@ class Pipeline:
             drawn = yield from stages.draw_tokens(plan, functools.partial(_fill_gumbel, requests), forced)
             pixels = yield from stages.denoise(plan, times, pixels)
 
-        rep_ids = drawn if forced is None else forced  # [R, N]
+        rep_ids = keep_drawn(drawn, forced)  # [R, N]
         rows = zip(requests, pixels, rep_ids, strict=True)
         yield from [request.finish(picture, ids, self.precision) for request, picture, ids in rows]
 

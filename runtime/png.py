@@ -41,14 +41,18 @@ def save_png(path: str | Path, picture: npt.NDArray[np.uint8], parameters: Mappi
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
-    """How a picture was made; empty for a picture of somebody else. Raises RFError for no PNG file."""
+    """How a picture was made; empty for a picture of somebody else. Raises RFError for no or a damaged PNG file."""
     from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
             text = image.info.get(KEYWORD, "{}")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for a damaged file
         raise RFError(f"{path} is not a readable PNG file: {error}.") from error
-    parameters = json.loads(text)
-    assert isinstance(parameters, dict)
+    try:
+        parameters = json.loads(text)
+    except (ValueError, RecursionError):
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise RFError(f"{path} has damaged parameters: its text {KEYWORD!r} is no JSON object. Draw the picture again.")
     return parameters

@@ -29,7 +29,7 @@ class Request:
     seed: int
     plan: DrawingPlan
     times: npt.NDArray[np.float32]  # [num_steps + 1] from 0 to 1
-    forced: npt.NDArray[np.int64] | None  # [N] tokens to use instead of those that are drawn
+    forced: npt.NDArray[np.int64] | None  # [N] tokens to use instead of drawing; -1 is drawn
 
     def fill_gumbel(self, step: int, out: npt.NDArray[np.float32]) -> None:
         """Write the noise of a representation token into [K]."""
@@ -73,7 +73,7 @@ def check_requests(
         prompts: One text per picture.
         seed: Prompt i uses seed + i.
         options: How to draw all of them; None stands for the bundle's defaults.
-        rep_ids: Representation tokens to use instead of drawing them.
+        rep_ids: Representation tokens to use instead of drawing them; -1, at the same places of all rows, is drawn.
         manifest: What the model can do.
         tokenizer: Turns the prompts into ids.
         cache_slots: Length of the cache, where the graphs have a fixed one.
@@ -123,6 +123,10 @@ def _check_rep_ids(rep_ids: npt.ArrayLike, shape: tuple[int, int], manifest: Man
     values, limit = np.array(rep_ids), manifest.model.rep_vocab_size
     if values.shape != shape or values.dtype.kind not in "iu":
         raise RFError(f"rep_ids must be whole numbers of shape {shape}, got {values.dtype} {values.shape}.")
-    if values.min() < 0 or values.max() >= limit:
-        raise RFError(f"rep_ids must be 0 to {limit - 1}, got {values.min()} to {values.max()}.")
+    if values.min() < -1 or values.max() >= limit:
+        raise RFError(
+            f"rep_ids must be 0 to {limit - 1}, or -1 to draw one, got {values.min()} to {values.max()}."
+        )
+    if ((values < 0) != (values[:1] < 0)).any():
+        raise RFError("rep_ids must be -1 at the same places for all prompts. Draw these prompts one by one.")
     return values.astype(np.int64)

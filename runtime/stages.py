@@ -149,7 +149,7 @@ def draw_tokens(
         row_starts: From `prefill`.
         rep_start_id: The id that is fed first.
         fill_noise: Writes the Gumbel noise of a step into [R, K].
-        forced: Tokens to go on with instead of those that are drawn.
+        forced: Tokens to go on with instead of those that are drawn; -1 for the drawn one.
 
     Yields:
         One event per token.
@@ -165,8 +165,13 @@ def draw_tokens(
             fill_noise(step, run.gumbel)
         run()
         if step < num_steps:  # the last run only fills the cache
-            last = run.next_rep_ids.copy() if forced is None else forced[:, step]
+            last = keep_drawn(run.next_rep_ids, None if forced is None else forced[:, step])
             yield TokenEvent(step, num_steps, run.next_rep_ids.copy(), run.logits.copy())
+
+
+def keep_drawn(drawn: npt.NDArray[np.int64], forced: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    """The tokens to go on with: the forced ones, and those that were drawn where these are -1 or None."""
+    return drawn.copy() if forced is None else np.where(forced < 0, drawn, forced)
 
 
 class PixelStep:

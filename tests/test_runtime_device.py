@@ -157,7 +157,8 @@ def test_forced_tokens_are_used_and_the_drawn_ones_reported(bundle, machine):
     build_engine(bundle, here)
     plain = Pipeline.load(bundle, num_threads=1, engine="none")
     pipeline = load(bundle, here)
-    for forced in (np.arange(12).reshape(2, 6), np.arange(12)[::-1].reshape(2, 6)):
+    some = np.where([True, False, True, True, False, False], np.arange(12).reshape(2, 6), -1)
+    for forced in (np.arange(12).reshape(2, 6), np.arange(12)[::-1].reshape(2, 6), some, np.full((2, 6), -1)):
         assert_same(draw(pipeline, PROMPTS[:2], rep_ids=forced), draw(plain, PROMPTS[:2], rep_ids=forced))
     assert_same(draw(pipeline, PROMPTS[:2]), draw(plain, PROMPTS[:2]))
 

@@ -265,6 +265,18 @@ def test_given_tokens_are_used_instead_of_drawn_ones(pipeline, prompts):
         assert (event.pixels != changed.pixels).any()
 
 
+def test_some_tokens_are_given_and_the_others_drawn_after_them(pipeline, prompts):
+    drawn = np.stack([event.rep_ids for event in pictures(pipeline, prompts, seed=6)])
+    given = drawn.copy()
+    given[:, 2:4] = -1
+    for event, again in zip(drawn, pictures(pipeline, prompts, seed=6, rep_ids=given), strict=True):
+        assert again.rep_ids.tolist() == event.tolist()  # the same history and noise
+    given[:, 0] = (given[:, 0] + 1) % pipeline.bundle.manifest.model.rep_vocab_size
+    changed = np.stack([event.rep_ids for event in pictures(pipeline, prompts, seed=6, rep_ids=given)])
+    assert (changed[:, [0, 1, 4, 5]] == given[:, [0, 1, 4, 5]]).all()
+    assert (changed[:, 2:4] != drawn[:, 2:4]).any()  # another history
+
+
 def test_fp16_draws_nearly_the_same_picture_from_the_same_tokens(tiny_bundle, pipeline, prompts):
     half = Pipeline.load(tiny_bundle, "fp16", num_threads=1, engine="none")
     exact = pictures(pipeline, prompts, seed=6)
@@ -288,7 +300,9 @@ def test_fp16_draws_nearly_the_same_picture_from_the_same_tokens(tiny_bundle, pi
         ),
         ([""], {"rep_ids": [[1, 2]]}, r"rep_ids must be whole numbers of shape \(1, 6\)"),
         ([""], {"rep_ids": [[0.5] * 6]}, "rep_ids must be whole numbers"),
-        ([""], {"rep_ids": [[40] * 6]}, "rep_ids must be 0 to 39, got 40 to 40"),
+        (["", ""], {"rep_ids": [[-1] * 6, [0] * 6]}, "-1 at the same places for all prompts"),
+        ([""], {"rep_ids": [[-2] * 6]}, "rep_ids must be 0 to 39, or -1 to draw one, got -2 to -2"),
+        ([""], {"rep_ids": [[40] * 6]}, "rep_ids must be 0 to 39, or -1 to draw one, got 40 to 40"),
     ],
 )
 def test_a_wrong_request_is_refused_by_the_call(pipeline, prompts, arguments, message):

@@ -202,8 +202,8 @@ def test_a_request_joins_at_any_step_of_the_others(pipeline, prompts, alone):
             check_same_picture(event, alone(event.prompt, event.seed, FEW)[-1])
 
 
-def test_given_tokens_are_used(pipeline, prompts):
-    rep_ids = [[5, 4, 3, 2, 1, 0]]
+@pytest.mark.parametrize("rep_ids", [[[5, 4, 3, 2, 1, 0]], [[5, -1, 3, -1, -1, 0]]])
+def test_given_tokens_are_used(pipeline, prompts, rep_ids):
     *_, expected = pipeline.generate([prompts[0]], options=FEW, rep_ids=rep_ids)
     with Scheduler(pipeline) as scheduler:
         handle = scheduler.submit(prompts[0], options=FEW, rep_ids=rep_ids[0])

@@ -158,7 +158,13 @@ class DeviceStages:
         tables = self._token_tables()
         with self._device.exclusive():
             self._upload_token_inputs(tables, plan, fill_noise, forced)
-            self._run(("tokens", forced is not None), lambda: self._prepare_tokens(tables, forced is not None))
+            # [N + 1] whether a step goes on from a token of the host's; requests agree (`request.check_requests`).
+            given = [True, *(forced[0] >= 0 if forced is not None else [False] * num_steps)]
+            if len(set(given[1:])) == 1:
+                self._run(("tokens", given[1]), lambda: self._prepare_tokens(tables, given))
+            else:  # any set of places is a schedule of its own: run once, alive until the download, and not kept
+                *_, run_once = self._prepare_tokens(tables, given)
+                run_once()
             drawn = tables["next_rep_ids"].download(num_steps).astype(np.int64)
             logits = tables["logits"].download(num_steps) if self._drawing.previews else None
         if logits is not None:
@@ -297,7 +303,7 @@ class DeviceStages:
         tables["top_k"].upload(np.full((1, requests), plan.top_k))
 
     def _prepare_tokens(
-        self, tables: Mapping[str, StepTable], forced: bool
+        self, tables: Mapping[str, StepTable], given: Sequence[bool]
     ) -> tuple[bool, Callable[[], None], Callable[[], None]]:
         session, workspace, previews = self._sessions["rep_decoder"], self._workspace, self._drawing.previews
         shapes = {name: table.shape for name, table in tables.items()}
@@ -312,10 +318,9 @@ class DeviceStages:
         }
 
         def put(step: int) -> None:
-            drawn = step > 0 and not forced
             enqueue({
                 **fixed,
-                "rep_ids": tables["next_rep_ids"].address(step - 1) if drawn else tables["rep_ids"].address(step),
+                "rep_ids": tables["rep_ids"].address(step) if given[step] else tables["next_rep_ids"].address(step - 1),
                 **{name: tables[name].address(step)
                    for name in ("grid_positions", "past_length", "gumbel", "next_rep_ids")},
                 "logits": tables["logits"].address(step if previews else 0),
