@@ -5,6 +5,7 @@ when it runs.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,9 +77,7 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int, then_understand:
     names = ("num_steps", "rep_guidance_scale", "pix_guidance_scale", "temperature", "top_k")
     height, width = parse_size(options["size"])
     chosen = GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
-    for path in (options["output"], options["preview"]):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"{path.absolute().parent} is not a folder", param_hint="--output")
+    _check_outputs(options)
     pipeline = _load(bundle, options)
     if then_understand:
         pipeline.converse()  # refuses a model that answers nothing before anything is drawn
@@ -99,6 +98,21 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int, then_understand:
         click.echo(json.dumps({**common, "files": files, "seconds": seconds, "pictures": rows}, indent=1))
     else:
         click.echo("\n".join([*files, *format_agreements(agreements)]))
+
+
+def _check_outputs(options: dict[str, Any]) -> None:
+    """Refuse before anything is drawn what could not be written afterwards."""
+    for name in ("output", "preview", "each"):
+        path: Path | None = options[name]
+        if path is None:
+            continue
+        parent = path.absolute().parent
+        if not parent.is_dir() and name != "each":
+            raise click.BadParameter(f"{parent} is not a folder", param_hint=f"--{name}")
+        if path.is_dir() if name != "each" else path.exists() and not path.is_dir():
+            raise click.BadParameter(f"{path} is a {'file' if name == 'each' else 'folder'}", param_hint=f"--{name}")
+        if parent.is_dir() and not os.access(parent, os.W_OK):
+            raise click.BadParameter(f"nothing can be written into {parent}", param_hint=f"--{name}")
 
 
 def _draw(events: "Iterator[Event]") -> "tuple[list[PictureEvent], list[StepEvent]]":
