@@ -58,8 +58,9 @@ def _lock(path: Path, out: Path) -> int | None:
         try:
             _wait(descriptor, out)
             if _is_same(path, descriptor):  # not if the one before removed it meanwhile
-                os.truncate(descriptor, 0)
-                os.write(descriptor, str(os.getpid()).encode())
+                with suppress(OSError):  # a full disk: then nobody is told who it is
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
         except OSError:  # the file system has no locks
             os.close(descriptor)

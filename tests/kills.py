@@ -50,12 +50,6 @@ class Tally:
     completed: int = 0
 
 
-def cases(folder: Path, checkpoint: Path, bundle: Path) -> list[Case]:
-    """All commands, each in a folder of its own with something that is not to be lost."""
-    return [_export(folder, checkpoint, bundle), _calibrate(folder, bundle), _build(folder, bundle),
-            _generate(folder, bundle), _train(folder)]  # fmt: skip
-
-
 def _copy(bundle: Path, folder: Path, name: str) -> Path:
     return Path(shutil.copytree(bundle, folder / name / "bundle", ignore=shutil.ignore_patterns("engines")))
 
@@ -279,11 +273,13 @@ def table(tallies: list[Tally]) -> str:
 
 
 def run(folder: Path, checkpoint: Path, bundle: Path, kills: int, names: list[str], seed: int) -> list[Tally]:
-    """Spread the kills over the commands; the tallies of all."""
-    import calibration  # noqa: F401 - what the children would import again
-    import engines.ort  # noqa: F401
+    """Spread the kills over the commands, each in a folder with something that is not to be lost; the tallies."""
+    import engines.ort  # noqa: F401 - what the children would import again
 
-    chosen = [case for case in cases(folder, checkpoint, bundle) if not names or case.name.split()[0] in names]
+    makers = {"export": lambda: _export(folder, checkpoint, bundle), "calibrate": lambda: _calibrate(folder, bundle),
+              "build-engine": lambda: _build(folder, bundle), "generate": lambda: _generate(folder, bundle),
+              "train": lambda: _train(folder)}  # fmt: skip
+    chosen = [makers[name]() for name in names or makers]
     return [kill_case(case, -(-kills // len(chosen)), Random(seed), folder / "log") for case in chosen]
 
 

@@ -55,7 +55,7 @@ class Session:
         from runtime.errors import RFError
 
         self.current.write_bytes(data)
-        faulthandler.dump_traceback_later(self.limit, exit=True)
+        faulthandler.dump_traceback_later(self.limit, exit=True, file=sys.__stderr__)
         started, known = time.perf_counter(), len(self.refusals) + len(self.faults)
         try:
             self.read(data)
