@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cli
 from engines import EngineConfig, build, estimate
 from engines.external_data import external_sizes
 from engines.pool import WeightPool
@@ -208,6 +210,7 @@ def test_a_flipped_bit_is_refused(bundle, name):
     ):
         load(bundle)
     assert load(bundle, engine="none").engine is None
+    assert CliRunner().invoke(cli.main, ["inspect", str(bundle), "--verify"]).exit_code == 1
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "rf-export-engine", "format_version": 3}'])

@@ -111,20 +111,12 @@ def _engine(folder: Path) -> tuple[Read, list[bytes]]:
 
 def _flipped(folder: Path) -> tuple[Read, list[bytes]]:
     """The input says which byte of which file is changed, to what; the fault would be that nobody finds it."""
-    from runtime.bundle import open_bundle
-    from runtime.engine import open_engine, use_engine
-
     write_filler_bundle(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    (engine_file,) = folder.glob("engines/*/engine.json")
-    device = open_engine(engine_file.parent).record.target
-
-    def check() -> None:
-        use_engine(open_engine(engine_file.parent), open_bundle(folder, verify="hash"), "fp32", device, "hash")
 
     def read(data: bytes) -> object:
         if len(data) < 12:
-            return check()
+            return _describe(folder)
         number = int.from_bytes(data[:12], "little")
         file = files[number % len(files)]
         before = file.read_bytes()
@@ -133,7 +125,7 @@ def _flipped(folder: Path) -> tuple[Read, list[bytes]]:
         content[at] ^= 1 << bit
         file.write_bytes(content)
         try:
-            check()
+            _describe(folder)  # inspect --verify
             is_same = file.suffix == ".json" and _loads(content) == _loads(before)
             assert is_same, f"nobody found a flipped bit in {file.name}, byte {at}"
         finally:
