@@ -44,6 +44,8 @@ class OneSentenceErrors(click.Group):
             raise click.ClickException(
                 f"this command needs {error.name}, which is not installed; run: pip install 'rf-export[{extra}]'"
             ) from error
+        except MemoryError as error:
+            raise click.ClickException(f"not enough memory ({error}); take fewer or smaller pictures") from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
                 raise

@@ -7,7 +7,7 @@ key (what bundle, what prompts, what options), how far the recording got, and th
 
 import hashlib
 import json
-import os
+import operator
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.statistics import Activations, Recorded
+from runtime.atomic import write_file
 from runtime.errors import RFError
 
 FORMAT: Final = "rf-export-calibration-1"
@@ -41,15 +42,8 @@ def save(path: Path, key: Mapping[str, Any], recorded: Recorded, progress: Progr
         for kind, array in activations.arrays().items()
     }
     meta = {"format": FORMAT, "key": dict(key), "progress": vars(progress), "sha256": _digest(arrays)}
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **{_META: np.frombuffer(json.dumps(meta).encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with write_file(path) as partial, partial.open("wb") as file:
+        np.savez(file, **{_META: np.frombuffer(json.dumps(meta).encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
 
 
 def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
@@ -59,14 +53,17 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
         RFError: It is damaged, or belongs to another bundle, other prompts or other options.
     """
     try:
+        _refuse_bomb(path)
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             meta = json.loads(file[_META].tobytes())
             arrays = {name: file[name] for name in file.files if name != _META}
         if meta["format"] != FORMAT or meta["sha256"] != _digest(arrays):
             raise ValueError("its hash does not fit its content")
         recorded = _group(arrays)
-        progress = Progress(**meta["progress"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        progress = Progress(*map(operator.index, (meta["progress"]["passes"], meta["progress"]["prompts"])))
+        if not isinstance(meta["key"], dict):
+            raise ValueError("its key is no object")
+    except Exception as error:  # readers of zip, NumPy and JSON raise whatever a damaged file makes of them
         raise RFError(f"The calibration cache {path} is damaged ({error}). Delete it and calibrate again.") from error
     different = [name for name, value in key.items() if meta["key"].get(name) != value]
     if different:
@@ -75,6 +72,16 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
             "or delete it and calibrate again."
         )
     return recorded, progress
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Nothing in a cache is compressed, so that its content cannot be larger than the file."""
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it is compressed")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("its content is larger than the file")
 
 
 def _group(arrays: Mapping[str, npt.NDArray[Any]]) -> Recorded:

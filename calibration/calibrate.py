@@ -43,6 +43,7 @@ from runtime.bundle import Bundle, describe_file, open_bundle, write_atomically,
 from runtime.errors import RFError
 from runtime.manifest import MANIFEST_NAME, GraphEntry, Manifest
 from runtime.pipeline import Pipeline
+from runtime.sections import read_limited
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in
 Lint = Callable[[ir.Model], Sequence[str]]  # the targets that would take a graph
 _T = TypeVar("_T")
 SAVE_EVERY: Final = 8  # prompts
+MAX_PROMPTS_BYTES: Final = 64 << 20
 MAX_STRICTER: Final = 6  # rounds of changing layers after a failed gate
 _SHARE_OF_LIMIT: Final = 0.6  # of the error that the gate allows, for one graph
 
@@ -122,10 +124,14 @@ def calibrate(
     stem = bundle.path.absolute()
     cache_path = cache_path or stem.with_name(f"{stem.name}.calibration.npz")
     report_path = report_path or stem.with_name(f"{stem.name}.calibration.html")
-    bundle.verify([file for name in GRAPHS for file in bundle.graph(name, config.base).files], "hash")
+    for written in (cache_path, report_path):
+        if not written.absolute().parent.is_dir():
+            raise RFError(f"{written.absolute().parent} is not a folder. Make it, or name another place for {written}.")
     learn, judge = split_prompts(prompts, config)
     pictures, unseen = _split(pictures, config)
     with write_atomically(bundle.path, force=True) as folder:
+        bundle = open_bundle(path)  # again: somebody may have changed it while we waited for the lock
+        bundle.verify([file for name in GRAPHS for file in bundle.graph(name, config.base).files], "hash")
         (folder / "graphs").mkdir()
         backend = create_backend("ort")
         base = load_pipeline(bundle, config.base, backend, config)
@@ -168,8 +174,8 @@ def calibrate(
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file of prompts, without empty ones and comments; raises RFError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_limited(path, MAX_PROMPTS_BYTES).decode("utf-8").splitlines()
+    except (RFError, UnicodeDecodeError) as error:
         raise RFError(f"{path} cannot be read ({error}). Give a text file with one prompt per line.") from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 

@@ -5,7 +5,6 @@ compiled graph has to do what its ONNX graph does, on made-up inputs, or there i
 """
 
 import hashlib
-import json
 import logging
 import platform
 import sys
@@ -19,7 +18,7 @@ from typing import Any, Final
 from engines.config import Builder, BuildEstimate, EngineConfig, Progress, Report, counted
 from engines.probe import largest_error, probe_inputs
 from engines.tensorrt_config import require_defaults
-from runtime.atomic import write_folder
+from runtime.atomic import locked, write_folder
 from runtime.backends import BACKENDS, Backend, Target, create_backend, naming_extra
 from runtime.backends.cpu import cpu_name
 from runtime.backends.tensorrt_library import TensorRTName
@@ -76,7 +75,12 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
         RFError: The bundle is damaged or has no such graphs, a library is missing, the disk is full, or the engine does
             not agree with the graphs.
     """
-    opened = open_bundle(bundle)
+    # While a calibration replaces the bundle nobody may write into the old one; and two builds would share the memory.
+    with locked(Path(bundle).absolute()):
+        return _build(open_bundle(bundle), config, on_progress)
+
+
+def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -> Path:
     builder = create_builder(config)
     target = builder.target()
     out = opened.path / "engines" / engine_label(target, config.precision, config.dialect)
@@ -104,9 +108,7 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
             **builder.details(),
         }
         described = describe_engine(opened, (config.precision, config.dialect), target, folder, files)
-        record = replace(described, build=details, verified=verified)
-        text = json.dumps(record.to_dict(), indent=1) + "\n"
-        (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
+        replace(described, build=details, verified=verified).write(folder)
     return out
 
 

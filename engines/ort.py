@@ -6,6 +6,9 @@ weights are mapped instead of copied, and all sessions share one copy of the att
 one version, so the target names it exactly.
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +19,7 @@ from engines.pool import WeightPool
 from runtime.backends import Backend, Target, create_backend
 from runtime.backends.ort import open_session, session_options
 from runtime.bundle import Bundle
+from runtime.errors import RFError
 from runtime.signature import GRAPHS, GraphName, Precision
 
 _POOL: Final = "weights.bin"
@@ -100,4 +104,9 @@ def _optimise(source: Path, out: Path, num_threads: int | None) -> None:
     )
     for key, value in _OPTIONS.items():
         options.add_session_config_entry(key, value)
-    open_session(source, options)
+    try:
+        open_session(source, options)
+    except RFError:
+        if shutil.disk_usage(out.parent).free < sum(external_sizes(source).values()):  # the library does not tell so
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
+        raise

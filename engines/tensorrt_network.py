@@ -15,6 +15,7 @@ from typing import Any, Final
 from engines.cancellable import Cancelled, run_cancellable
 from engines.tensorrt_config import TensorRTConfig
 from engines.tensorrt_profiles import Profile
+from runtime.atomic import write_file
 from runtime.backends.tensorrt_library import Messages, messages_of
 from runtime.errors import RFError
 from runtime.signature import GraphSignature, Precision
@@ -230,6 +231,5 @@ def _load_timing_cache(config: Any, path: Path) -> Any:
 def _save_timing_cache(cache: Any, path: Path) -> None:
     """Replace the file at once: a killed build leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(cache.serialize())
-    partial.replace(path)
+    with write_file(path) as partial:
+        partial.write_bytes(cache.serialize())

@@ -5,7 +5,6 @@ other names and shapes, and the result is compared with the bundle's graphs like
 TensorRT 10 and a GPU that runs the engine.
 """
 
-import json
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -16,12 +15,12 @@ from engines.build import describe_engine, engine_label, is_engine, verify_engin
 from engines.config import EngineConfig, Progress, counted
 from engines.tensorrt import TensorRTBuilder
 from engines.tensorrt_config import TensorRTConfig, parse_dims
-from runtime.atomic import write_folder
+from runtime.atomic import locked, write_folder
 from runtime.backends import create_backend, naming_extra
 from runtime.backends.cuda_driver import require_gpu
 from runtime.backends.tensorrt_library import Messages, TensorRTName, import_library, messages_of
 from runtime.bundle import open_bundle
-from runtime.engine import ENGINE_NAME, Engine, open_engine, use_device
+from runtime.engine import Engine, open_engine, use_device
 from runtime.errors import RFError
 from runtime.signature import GRAPHS
 
@@ -53,7 +52,10 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
     started = time.monotonic()
     config = EngineConfig(backend=name, precision=record.precision, dialect=record.dialect, tensorrt=options)
     out = opened.path / "engines" / engine_label(record.target, *kind)
-    with write_folder(out, replaceable=is_engine, force=True, what="engine") as folder:
+    with (
+        locked(opened.path.absolute()),
+        write_folder(out, replaceable=is_engine, force=True, what="engine") as folder,
+    ):
         files = {graph: record.graphs[graph].file for graph in GRAPHS}
         with naming_extra(name):
             trt = import_library(name)
@@ -71,8 +73,7 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
             "refitted_from": record.bundle_id,
         }
         described = describe_engine(opened, kind, record.target, folder, files)
-        text = json.dumps(replace(described, build=build, verified=verified).to_dict(), indent=1) + "\n"
-        (folder / ENGINE_NAME).write_text(text, encoding="utf-8")
+        replace(described, build=build, verified=verified).write(folder)
     return out
 
 

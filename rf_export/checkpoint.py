@@ -5,6 +5,7 @@ Safetensors only: no pickle is ever read. Every name, shape and dtype is checked
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,9 +15,12 @@ from safetensors.torch import save_file
 
 from rf_export.config import ModelConfig
 from rf_export.model import RFModel
+from runtime.atomic import write_file
 from runtime.errors import RFError
+from runtime.sections import read_json
 
 SHARD_BYTES = 2_000_000_000
+MAX_HEADER_BYTES = 16 << 20  # more than 100,000 tensors
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -35,21 +39,27 @@ def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: to
         f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
     ]  # fmt: skip
     for name, shard in zip(names, shards, strict=True):
-        try:
-            save_file(shard, folder / name, metadata={"format": "pt"})
-        except (SafetensorError, OSError) as error:
-            raise RFError(f"{folder / name} was not written ({error}). Make room, or choose another place") from error
+        with write_file(folder / name) as partial:
+            try:
+                save_file(shard, partial, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX_NAME).write_text(json.dumps(index, indent=1))
+        _write_text(folder / INDEX_NAME, json.dumps(index, indent=1))
         names.append(INDEX_NAME)
     for stale in {*folder.glob("model-*.safetensors"), folder / SINGLE_NAME, folder / INDEX_NAME}:
         if stale.name not in names:
             stale.unlink(missing_ok=True)
-    (folder / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
-    (folder / "tokenizer.json").write_text(tokenizer_json)
+    _write_text(folder / "tokenizer.json", tokenizer_json)
+    _write_text(folder / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")  # no checkpoint without
+
+
+def _write_text(path: Path, text: str) -> None:
+    with write_file(path) as partial:
+        partial.write_text(text)
 
 
 def split_shards(tensors: dict[str, torch.Tensor], limit: int = SHARD_BYTES) -> list[dict[str, torch.Tensor]]:
@@ -69,12 +79,9 @@ def load_config(folder: Path) -> ModelConfig:
     """Read `config.json`; raises RFError with the reason if this is no checkpoint of ours."""
     if not folder.is_dir():
         raise RFError(f"{folder} is not a folder; expected a checkpoint with config.json and model.safetensors")
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise RFError(f"{folder} has no config.json; expected a folder written by rf-export train") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RFError(f"{folder}/config.json is not valid JSON ({error}); copy the checkpoint again") from None
+    if not (folder / "config.json").exists():
+        raise RFError(f"{folder} has no config.json; expected a folder written by rf-export train")
+    content = read_json(folder / "config.json")
     if not isinstance(content, dict):
         raise RFError(f"{folder}/config.json must hold a JSON object, got {type(content).__name__}")
     try:
@@ -96,7 +103,11 @@ def load_checkpoint(folder: Path) -> RFModel:
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
-        tensors |= _read_shard(file)
+        shard = _read_shard(file)
+        twice = tensors.keys() & shard.keys()
+        if twice:
+            raise RFError(f"{file} has tensors that another shard has too ({_some(sorted(twice))}); copy them again")
+        tensors |= shard
     problems = _differences(expected, tensors)
     if problems:
         raise RFError(f"the weights in {folder} do not fit its config.json: {problems}")
@@ -109,20 +120,28 @@ def weight_files(folder: Path) -> list[Path]:
     names = [SINGLE_NAME]
     if (folder / INDEX_NAME).exists():
         try:
-            names = sorted(set(json.loads((folder / INDEX_NAME).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted(set(read_json(folder / INDEX_NAME)["weight_map"].values()))
+        except (RFError, KeyError, TypeError, AttributeError) as error:
             raise RFError(f"{folder}/{INDEX_NAME} is damaged ({error!r}); copy the checkpoint again") from None
     for name in names:
-        if Path(str(name)).name != name or not (folder / name).is_file():
+        # os.path.isfile is False for names that no file can have, where Path.is_file raises.
+        if Path(str(name)).name != name or not os.path.isfile(folder / name):  # noqa: PTH113
             raise RFError(f"{folder} lacks {name}; expected safetensors weights there (pickle files are never read)")
     return [folder / name for name in names]
 
 
 def _read_shard(file: Path) -> dict[str, torch.Tensor]:
+    with file.open("rb") as stream:
+        header_bytes = int.from_bytes(stream.read(8), "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise RFError(
+            f"{file} cannot be read as safetensors (a header of {header_bytes} bytes, at most {MAX_HEADER_BYTES} are "
+            "read); it may be damaged, copy it again"
+        )
     try:
         with safe_open(file, framework="pt") as shard:
             return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # the library raises its own kinds, and torch others for dtypes that it lacks
         raise RFError(f"{file} cannot be read as safetensors ({error}); it may be truncated, copy it again") from None
 
 

@@ -4,6 +4,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from runtime.signature import MAX_LAYERS
+
+MAX_SIZE = 1 << 24  # of any dimension: beyond every model, and a product of two is far from overflowing
 MODEL_TYPE = "representation-forcing"
 Expert = Literal["understanding", "representation", "pixel"]
 EXPERTS: tuple[Expert, ...] = ("understanding", "representation", "pixel")
@@ -56,8 +59,9 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"encoder {name} must be >= 1, got {value}")
+            if not 1 <= value <= MAX_SIZE:
+                raise ValueError(f"encoder {name} must be 1 to {MAX_SIZE}, got {value}")
+        _check_layers("encoder num_layers", self.num_layers)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"encoder hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
 
@@ -92,8 +96,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
                      "rep_vocab_size", "patch_size", "max_grid", "max_positions"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise ValueError(f"{name} must be 1 to {MAX_SIZE}, got {getattr(self, name)}")
+        _check_layers("num_layers", self.num_layers)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
@@ -102,8 +107,8 @@ class ModelConfig:
             raise ValueError(f"ffn_sizes must name exactly {EXPERTS}, got {tuple(self.ffn_sizes)}")
         if self.rope_theta <= 0 or self.norm_eps <= 0:
             raise ValueError(f"rope_theta and norm_eps must be > 0, got {self.rope_theta} and {self.norm_eps}")
-        if min(self.ffn_sizes.values()) < 1:
-            raise ValueError(f"ffn_sizes must be >= 1, got {self.ffn_sizes}")
+        if not 1 <= min(self.ffn_sizes.values()) <= max(self.ffn_sizes.values()) <= MAX_SIZE:
+            raise ValueError(f"ffn_sizes must be 1 to {MAX_SIZE}, got {self.ffn_sizes}")
         self.rep_grid(self.default_height, self.default_width)
         if self.understanding:
             largest = max(self.understanding.start_id, *self.understanding.stop_ids)
@@ -155,6 +160,11 @@ class ModelConfig:
                 values[name] = _checked(part, values[name], f"{name}.")
         config: Self = _checked(cls, values, "")
         return config
+
+
+def _check_layers(name: str, value: int) -> None:
+    if value > MAX_LAYERS:
+        raise ValueError(f"{name} must be at most {MAX_LAYERS}, got {value}")
 
 
 def _checked(cls: type[Any], values: dict[str, Any], prefix: str) -> Any:

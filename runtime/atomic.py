@@ -1,16 +1,19 @@
-"""Folders that are there as a whole or not at all.
+"""Files and folders that are there as a whole or not at all, written by one process at a time.
 
-Knows nothing of what is in a folder. A folder is written under a temporary name beside its final one,
-`<name>.partial-<pid>`, flushed to the disk and renamed. Whoever is killed on the way leaves a name that
-nothing reads and that the next run removes. A running writer holds a lock on its folder: a process number
-would say little, since containers use the same numbers again.
+Knows nothing of what is in them. What is new is written under a temporary name beside its final one, flushed to the
+disk and renamed. Whoever is killed on the way leaves a name that nothing reads and that the next run removes.
+
+A writer holds the lock of its path: the file `.<name>.partial-lock`, locked by the system, which lets go of it when the
+process ends, however it ends. A second writer waits. So whoever holds the lock knows that other temporary names belong
+to nobody; a process number would say little, since containers use the same numbers again, and clocks are set back.
 """
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtime.errors import RFError
@@ -24,12 +27,97 @@ _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[bool]:
+    """Wait until nobody else writes `out`, and let others wait until the block ends. Not for nesting.
+
+    Yields:
+        Whether others are really kept out: not where the system or the file system has no locks, nor where no file can
+        be made, which is for the caller to find out.
+    """
+    path = out.with_name(f".{out.name}{_PARTIAL}lock")
+    descriptor = _lock(path, out)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                path.unlink()  # while it is held: whoever waits for it sees that it is gone
+            os.close(descriptor)
+
+
+def _lock(path: Path, out: Path) -> int | None:
+    while fcntl is not None:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            _wait(descriptor, out)
+            if _is_same(path, descriptor):  # not if the one before removed it meanwhile
+                with suppress(OSError):  # a full disk: then nobody is told who it is
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
+                return descriptor
+        except OSError:  # the file system has no locks
+            os.close(descriptor)
+            return None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    return None
+
+
+def _wait(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        writer = os.read(descriptor, 32).decode(errors="replace") or "another"
+        _log.warning("Waiting for process %s, which is writing %s.", writer, out)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def write_file(out: Path) -> Iterator[Path]:
+    """Write a file that replaces `out` when the `with` block ends without an exception.
+
+    Yields:
+        The temporary file to write.
+
+    Raises:
+        RFError: It cannot be written there, or the disk is full; `out` is as it was.
+    """
+    with locked(out) as is_alone:
+        partial = out.with_name(f".{out.name}{_PARTIAL}{0 if is_alone else os.getpid()}")
+        try:
+            yield partial
+            _flush_entry(partial)
+            partial.replace(out)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise RFError(f"{out} was not written: {reason}. Make room, or choose another output path.") from error
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
 
 @contextmanager
 def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool, what: str) -> Iterator[Path]:
     """Fill a new folder that appears at `out` when the `with` block ends without an exception.
 
-    An existing folder is replaced only when the new one is complete.
+    An existing folder is replaced only when the new one is complete. Nobody else writes to `out` meanwhile: what the
+    new folder takes over from the old one has to be read within the block.
 
     Args:
         out: The final path. Parents are made.
@@ -44,35 +132,34 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
         RFError: `out` exists and may not be replaced, or it cannot be made there, or the disk is full.
     """
     out = out.absolute()  # the caller may change the working directory
-    remove_leftovers(out)
     _check_target(out, replaceable, force, what)
     partial = out.with_name(f"{out.name}{_PARTIAL}{os.getpid()}")
-    lock: int | None = None
     try:
-        _make(partial, out)
-        lock = _try_lock(partial)
-        yield partial
-        _flush(partial)
-        _check_target(out, replaceable, force, what)
-        _move_into_place(partial, out)
+        _make(out.parent, out, exist_ok=True)
+        with locked(out) as is_alone:
+            if is_alone:
+                remove_leftovers(out)
+            _check_target(out, replaceable, force, what)
+            try:
+                _make(partial, out)
+                yield partial
+                _flush(partial)
+                _check_target(out, replaceable, force, what)
+                _move_into_place(partial, out)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)  # before the free space is told
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)  # before the free space is told
         if error.errno in _DISK_FULL:
             raise RFError(
                 f"The disk is full: {out} was not written, and nothing half-written was left. "
                 f"{_free_mib(out.parent)} MiB are free there now. Make room, or choose another disk."
             ) from error
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
 
 
-def _make(partial: Path, out: Path) -> None:
+def _make(folder: Path, out: Path, *, exist_ok: bool = False) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
+        folder.mkdir(parents=True, exist_ok=exist_ok)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise
@@ -80,21 +167,19 @@ def _make(partial: Path, out: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a killed `write_folder` may have left a folder of this name; it is never to be read."""
+    """Whether a killed writer may have left a file or folder of this name; it is never to be read."""
     return _PARTIAL in path.name or _REPLACED in path.name
 
 
 def remove_leftovers(out: Path) -> None:
-    """Clean up what a killed `write_folder` of the same `out` left; a running one is not disturbed."""
+    """Clean up what killed writers of the folder `out` left; only for who holds its lock."""
     for path in _siblings(out, _REPLACED):
-        writer = path.with_name(path.name.replace(_REPLACED, _PARTIAL))
         if out.exists():
             shutil.rmtree(path, ignore_errors=True)
-        elif not writer.exists() or _is_abandoned(writer):
+        else:
             path.rename(out)  # killed between the two renames: the old folder is the complete one
     for path in _siblings(out, _PARTIAL):
-        if _is_abandoned(path):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _siblings(out: Path, kind: str) -> list[Path]:
@@ -152,31 +237,6 @@ def _flush_entry(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _try_lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock of a folder, or None where another process holds it."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _is_abandoned(partial: Path) -> bool:
-    """Whether nobody is writing a temporary folder any more."""
-    try:
-        lock = _try_lock(partial)
-    except OSError:  # it was renamed or removed just now
-        return False
-    if lock is None:
-        return False
-    os.close(lock)
-    return True
 
 
 def _free_mib(folder: Path) -> int:

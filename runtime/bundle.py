@@ -13,6 +13,7 @@ size of every file; hashes are checked for the files that are going to be read, 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,9 +123,12 @@ def _remedy(path: Path, precision: Precision) -> str:
 def check_files(folder: Path, files: dict[str, FileEntry], verify: Verify) -> None:
     """Check files of a folder against their entries; see `Bundle.verify`."""
     budget = {"size": 0, "auto": CHEAP_HASH_BYTES, "hash": float("inf")}[verify]
+    inside = os.path.realpath(folder)
     for name, entry in sorted(files.items(), key=lambda item: item[1].size):
         path = folder / name
-        if not path.is_file():
+        if not Path(os.path.realpath(path)).is_relative_to(inside):  # ONNX Runtime follows none either
+            raise RFError(f"{path} is a link out of the folder. Copy the folder with the files that its links lead to.")
+        if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names that are too long
             raise RFError(f"{path} is missing: the folder is incomplete. Copy it again, or make it again.")
         size = path.stat().st_size
         if size != entry.size:

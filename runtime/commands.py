@@ -5,6 +5,7 @@ when it runs.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -90,9 +91,7 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int | None, rep_token
         height, width = height or base.height, width or base.width
     seed = seed if seed is not None else base.seed if base is not None else 0
     chosen = GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
-    for path in (options["output"], options["preview"]):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise click.BadParameter(f"{path.absolute().parent} is not a folder", param_hint="--output")
+    _check_outputs(options)
     pipeline = load(bundle, options)
     if then_understand:
         pipeline.converse()  # refuses a model that answers nothing before anything is drawn
@@ -117,6 +116,21 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int | None, rep_token
         click.echo(json.dumps({**common, "files": files, "seconds": seconds, "pictures": printed}, indent=1))
     else:
         click.echo("\n".join([*files, *format_agreements(agreements)]))
+
+
+def _check_outputs(options: dict[str, Any]) -> None:
+    """Refuse before anything is drawn what could not be written afterwards."""
+    for name in ("output", "preview", "each"):
+        path: Path | None = options[name]
+        if path is None:
+            continue
+        parent = path.absolute().parent
+        if not parent.is_dir() and name != "each":
+            raise click.BadParameter(f"{parent} is not a folder", param_hint=f"--{name}")
+        if path.is_dir() if name != "each" else path.exists() and not path.is_dir():
+            raise click.BadParameter(f"{path} is a {'file' if name == 'each' else 'folder'}", param_hint=f"--{name}")
+        if parent.is_dir() and not os.access(parent, os.W_OK):
+            raise click.BadParameter(f"nothing can be written into {parent}", param_hint=f"--{name}")
 
 
 def _draw(events: "Iterator[Event]") -> "tuple[list[PictureEvent], list[StepEvent]]":

@@ -8,6 +8,7 @@ and to the target that it was built on, and is refused elsewhere with one senten
       ...               the files that it names
 """
 
+import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from runtime.bundle import Bundle, Verify, check_files
 from runtime.compatibility import device_fits, version_fits
 from runtime.errors import RFError
 from runtime.manifest import FileEntry, read_files
-from runtime.sections import Section, read_json
+from runtime.sections import Section, read_json, seal
 from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, GraphName, Precision
 
 FORMAT: Final = "rf-export-engine"
@@ -54,12 +55,17 @@ class EngineRecord:
         """The JSON object; `from_dict` reads it back."""
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
 
+    def write(self, folder: Path) -> None:
+        """Write `engine.json`, the last file of an engine."""
+        (folder / ENGINE_NAME).write_text(json.dumps(seal(self.to_dict()), indent=1) + "\n", encoding="utf-8")
+
     @classmethod
     def from_dict(cls, content: Any, where: str) -> "EngineRecord":
         """Check and read a JSON object; raises RFError."""
         top = Section(content, where)
         if top.take("format") != FORMAT or top.integer("format_version", 1) != FORMAT_VERSION:
             raise RFError(f"{where} is of another format or version than this rf-export reads.")
+        top.check_seal()
         target = top.section("target")
         record = cls(
             target=Target(target.string("backend"), target.string("version"), target.string("device")),
@@ -132,7 +138,8 @@ def use_device(engine: Engine, target: Target) -> None:
 
 def require_weights(engine: Engine, bundle: Bundle) -> None:
     """Refuse an engine that was built without weights; raises RFError."""
-    if engine.record.build.get("options", {}).get("weights") == "stripped":
+    options = engine.record.build.get("options")
+    if isinstance(options, dict) and options.get("weights") == "stripped":
         raise RFError(
             f"The engine {engine.path} has no weights yet. Fill them in: "
             f"rf-export refit-engine {engine.path} {bundle.path}"

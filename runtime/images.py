@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Picture: TypeAlias = "str | Path | bytes | npt.NDArray[np.uint8]"  # a file, its content, or [H, W, 3] red, green, blue
 
 _WHITE: Final = (255, 255, 255)
+# What people have. Pillow knows more, and starts Ghostscript for some of them.
+_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
+_ROWS_AT_ONCE: Final = 64
 
 
 def load_pixels(picture: Picture, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -62,7 +65,9 @@ def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # of odd metadata, which is no reason to refuse a picture
-            with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+            file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            Image.init()  # registers the formats that this Pillow has
+            with Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
                 image.draft("RGB", (4 * side, 4 * side))  # a large JPEG is decoded at a fraction of its size
                 image.load()
                 return _flatten(ImageOps.exif_transpose(image))
@@ -96,10 +101,13 @@ def _flatten(image: "Image") -> "Image":
 
 def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
     """Grey of 16 bits, or of numbers whose range is not told: 0 to 1, to 255 or to 65535, whichever holds them."""
-    numbers = np.nan_to_num(values.astype(np.float64), nan=0.0)
-    largest = float(numbers.max(initial=0))
+    largest = float(np.fmax.reduce(values, axis=None, initial=0))
     limit = 65535 if mode.startswith("I") or largest > 255 else 255 if largest > 1 else 1
-    return np.rint(np.clip(numbers / limit, 0, 1) * 255).astype(np.uint8)
+    result = np.empty(values.shape, np.uint8)
+    for row in range(0, len(values), _ROWS_AT_ONCE):  # a whole picture of float64 would take eight times its pixels
+        numbers = np.nan_to_num(values[row : row + _ROWS_AT_ONCE].astype(np.float64), nan=0.0)
+        result[row : row + _ROWS_AT_ONCE] = np.rint(np.clip(numbers / limit, 0, 1) * 255)
+    return result
 
 
 def _fit(image: "Image", height: int, width: int) -> "Image":

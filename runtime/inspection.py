@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.atomic import is_temporary
-from runtime.bundle import Bundle, Verify, open_bundle
+from runtime.bundle import Bundle, Verify, check_files, open_bundle
 from runtime.engine import ENGINE_NAME, open_engine
 from runtime.errors import RFError
 from runtime.manifest import GraphEntry
@@ -25,7 +25,7 @@ def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]
         JSON-ready: the manifest's facts, sizes in bytes, engines, and how the files were checked.
 
     Raises:
-        RFError: It is no bundle, or it is damaged.
+        RFError: It is no bundle, or it is damaged. A damaged engine is told in its place, and is an error with "hash".
     """
     bundle = open_bundle(path, verify=verify)
     manifest = bundle.manifest
@@ -39,7 +39,7 @@ def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]
         "understanding": manifest.understanding.to_dict() if manifest.understanding else None,
         "graphs": [_describe_graph(bundle, graph) for graph in manifest.graphs],
         "files": {name: entry.size for name, entry in manifest.files.items()},
-        "engines": _describe_engines(bundle.path),
+        "engines": _describe_engines(bundle.path, verify),
         "verified": manifest.verified,
         "files_checked_by": verify,
     }
@@ -72,14 +72,17 @@ def _describe_graph(bundle: Bundle, graph: GraphEntry) -> dict[str, Any]:
     }
 
 
-def _describe_engines(path: Path) -> list[dict[str, Any]]:
+def _describe_engines(path: Path, verify: Verify) -> list[dict[str, Any]]:
     engines: list[dict[str, Any]] = []
     for file in sorted((path / "engines").glob(f"*/{ENGINE_NAME}")):
         if is_temporary(file.parent):
             continue
         try:
             record = open_engine(file.parent).record
+            check_files(file.parent, record.files, verify)
         except RFError as error:
+            if verify == "hash":
+                raise
             engines.append({"path": str(file.parent), "error": str(error)})
             continue
         size = sum(entry.size for entry in record.files.values())

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final, cast
 
 from runtime.errors import RFError
-from runtime.sections import Section
+from runtime.sections import Section, seal
 from runtime.signature import (
     DIALECTS,
     GRAPHS,
@@ -177,6 +177,7 @@ class Manifest:
         """
         top = Section(content, where)
         _check_format(top)
+        top.check_seal()
         bundle_id = top.string("bundle_id")
         model = _read_model(top.section("model"))
         try:
@@ -212,7 +213,7 @@ def compute_bundle_id(files: dict[str, FileEntry]) -> str:
 
 def format_manifest(manifest: Manifest) -> str:
     """The text of `manifest.json`."""
-    return json.dumps(manifest.to_dict(), indent=1, allow_nan=False) + "\n"
+    return json.dumps(seal(manifest.to_dict()), indent=1, allow_nan=False) + "\n"
 
 
 def _check_format(top: Section) -> None:
@@ -313,8 +314,9 @@ def read_files(section: Section) -> dict[str, FileEntry]:
     files = {}
     for name in section.names():
         parts = PurePosixPath(name).parts
-        # A backslash or a colon would lead elsewhere on Windows.
-        if not parts or "/".join(parts) != name or {"..", "/"} & set(parts) or set(name) & {"\\", ":"}:
+        # A backslash or a colon would lead elsewhere on Windows; what cannot be printed is no name in UTF-8 either.
+        is_inside = "/".join(parts) == name and not {"..", "/"} & set(parts) and not set(name) & {"\\", ":"}
+        if not parts or not is_inside or not name.isprintable() or max(len(part.encode()) for part in parts) > 255:
             raise RFError(f"{section.where}: {name!r} is not a path inside the bundle.")
         entry = section.section(name)
         sha256 = entry.string("sha256")

@@ -31,8 +31,8 @@ class Pipeline:
     """A loaded bundle.
 
     Threads: a pipeline holds no state of a request. Every `generate` has its own cache and buffers, so that
-    several threads may draw with one pipeline at the same time, and a drawing that was given up leaves
-    nothing behind. One generator belongs to one thread at a time, as any generator.
+    several threads may draw and converse with one pipeline at the same time, and a drawing that was given up
+    leaves nothing behind. One generator, and one conversation, belongs to one thread at a time.
 
     Attributes:
         bundle: The bundle.

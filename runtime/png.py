@@ -1,7 +1,7 @@
 """Pictures to PNG files that remember how they were made. Knows nothing of models."""
 
 import json
-import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from runtime.atomic import write_file
 from runtime.errors import RFError
 
 KEYWORD: Final = "rf-export"  # of the tEXt chunk
@@ -30,14 +31,8 @@ def save_png(path: str | Path, picture: npt.NDArray[np.uint8], parameters: Mappi
     out = Path(path)
     info = PngImagePlugin.PngInfo()
     info.add_text(KEYWORD, json.dumps(parameters))  # ASCII, which every reader of tEXt understands
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
+    with write_file(out) as partial:
         Image.fromarray(picture).save(partial, format="PNG", pnginfo=info)
-        partial.replace(out)
-    except OSError as error:
-        raise RFError(f"{out} was not written: {error.strerror or error}. Choose another output path.") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
@@ -45,9 +40,11 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            text = image.info.get(KEYWORD, "{}")
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for a damaged file
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of many pixels: only the header is read
+            with Image.open(path, formats=["PNG"]) as image:
+                text = image.info.get(KEYWORD, "{}")
+    except Exception as error:  # Pillow raises whatever a damaged file makes of it
         raise RFError(f"{path} is not a readable PNG file: {error}.") from error
     try:
         parameters = json.loads(text)

@@ -10,7 +10,7 @@ Knows nothing of how tokens are drawn.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ class RepGrid:
     rep_ids: npt.NDArray[np.int64]  # [rows, columns]
 
     @classmethod
-    def of(cls, event: PictureEvent, manifest: Manifest) -> Self:
+    def of(cls, event: PictureEvent, manifest: Manifest) -> "RepGrid":
         """The tokens of a picture that was drawn."""
         height, width = event.picture.shape[:2]
         return cls(
@@ -69,7 +69,7 @@ class RepGrid:
         }
 
     @classmethod
-    def from_dict(cls, content: Any, where: str) -> Self:
+    def from_dict(cls, content: Any, where: str) -> "RepGrid":
         """Read a document; raises RFError naming `where` and what is wrong."""
         top = Section(content, where)
         top.string("format", (FORMAT,))

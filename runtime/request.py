@@ -120,7 +120,10 @@ def _max_prompt_tokens(plan: DrawingPlan, max_positions: int, cache_slots: int |
 
 
 def _check_rep_ids(rep_ids: npt.ArrayLike, shape: tuple[int, int], manifest: Manifest) -> npt.NDArray[np.int64]:
-    values, limit = np.array(rep_ids), manifest.model.rep_vocab_size
+    try:
+        values, limit = np.array(rep_ids), manifest.model.rep_vocab_size
+    except ValueError:  # lists of different lengths
+        raise RFError(f"rep_ids must be whole numbers of shape {shape}, got lists of different lengths.") from None
     if values.shape != shape or values.dtype.kind not in "iu":
         raise RFError(f"rep_ids must be whole numbers of shape {shape}, got {values.dtype} {values.shape}.")
     if values.min() < -1 or values.max() >= limit:

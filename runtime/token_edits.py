@@ -232,7 +232,8 @@ def draw_rep_ids(
 
 def _apply(rep_ids: npt.NDArray[np.int64], edits: Sequence[Edit], manifest: Manifest) -> npt.NDArray[np.int64]:
     """Fill and copy, [rows, columns]; regions that the model draws again stay as they are."""
-    changed, limit = rep_ids.copy(), manifest.model.rep_vocab_size
+    changed: npt.NDArray[np.int64] = rep_ids.copy()
+    limit = manifest.model.rep_vocab_size
     for edit in edits:
         target = edit.region.of(changed)
         if isinstance(edit.source, Fill):

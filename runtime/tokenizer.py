@@ -1,13 +1,19 @@
 """Prompts to token ids and back, with a Hugging Face `tokenizer.json`. Knows nothing of models and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from runtime.errors import RFError
+from runtime.sections import read_limited
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
+
+MAX_TOKENIZER_BYTES: Final = 64 << 20  # twice the largest vocabularies that are in use (256,000 words)
+MAX_PROMPT_CHARACTERS: Final = 100_000
+_NAMED: Final = 8  # unknown words in a message
 
 
 class PromptTokenizer:
@@ -24,10 +30,10 @@ class PromptTokenizer:
     def __init__(self, path: Path, vocab_size: int) -> None:
         from tokenizers import Tokenizer
 
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exceptions
-            raise RFError(f"{path} is not a tokenizer: {error}. Export the bundle again.") from error
+        content = read_limited(path, MAX_TOKENIZER_BYTES)
+        with _refusing(f"{path} is not a tokenizer", "Export the bundle again."):
+            self._tokenizer = Tokenizer.from_buffer(content)
+        self._vocab_size = vocab_size
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -47,12 +53,26 @@ class PromptTokenizer:
             max_tokens: The most that the model has positions for.
 
         Raises:
-            RFError: The prompt is too long, or has words that the tokenizer does not know.
+            RFError: The prompt is too long or no valid text, or has words that the tokenizer does not know.
         """
+        if not isinstance(prompt, str):
+            raise RFError(f"A prompt must be a text, got {type(prompt).__name__}.")
         if not prompt.strip():
             return []
-        encoding = self._tokenizer.encode(prompt)
+        if len(prompt) > MAX_PROMPT_CHARACTERS:  # the library would take gigabytes to find that out
+            raise RFError(
+                f"The prompt has {len(prompt)} characters, and at most {MAX_PROMPT_CHARACTERS} are read. "
+                f"Shorten it: {_shortened(prompt)!r}"
+            )
+        with _refusing(f"The prompt {_shortened(prompt)!r} cannot be read", "Write it in valid Unicode."):
+            prompt.encode()  # half of a pair of surrogates is no character
+            encoding = self._tokenizer.encode(prompt)
         self._refuse_unknown(prompt, encoding)
+        if max(encoding.ids, default=0) >= self._vocab_size:
+            raise RFError(
+                f"The tokenizer makes id {max(encoding.ids)}, and the model knows {self._vocab_size}. "
+                "The tokenizer is not the model's: export the bundle again with the right one."
+            )
         if len(encoding.ids) > max_tokens:
             raise RFError(
                 f"The prompt has {len(encoding.ids)} tokens and the model takes {max_tokens} for this size "
@@ -72,20 +92,38 @@ class PromptTokenizer:
         parts = [prompt[start:end] for start, end in spans]
         # The word before a sign may be known, so signs are named where there is nothing else to name.
         of_words = [span for span, part in zip(spans, parts, strict=True) if any(map(str.isalnum, part))]
-        words = [_word_at(prompt, *span) for span in of_words] or parts
-        names = ", ".join(repr(word) for word in dict.fromkeys(words))
+        found = list(dict.fromkeys(_words_at(prompt, of_words) or parts))
+        names = ", ".join(map(repr, found[:_NAMED]))
+        names += f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         raise RFError(
             f"The model does not know {names} in the prompt {_shortened(prompt)!r}. Use words of its vocabulary."
         )
 
 
-def _word_at(prompt: str, start: int, end: int) -> str:
-    """The whole word around a token: a piece of a word says little to its writer."""
-    while start > 0 and not prompt[start - 1].isspace():
-        start -= 1
-    while end < len(prompt) and not prompt[end].isspace():
-        end += 1
-    return prompt[start:end].strip(" \t\n,.;:!?\"'()") or prompt[start:end]
+@contextmanager
+def _refusing(what: str, remedy: str) -> Iterator[None]:
+    """Turns what the library raises into an RFError: bare Exceptions, and panics that are no Exceptions at all."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise RFError(f"{what}: {error}. {remedy}") from error
+
+
+def _words_at(prompt: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """The whole words around tokens: a piece of a word says little to its writer. Every character is looked at once."""
+    words, seen = [], 0
+    for start, end in spans:
+        if end <= seen:  # another piece of the word
+            continue
+        while start > seen and not prompt[start - 1].isspace():
+            start -= 1
+        while end < len(prompt) and not prompt[end].isspace():
+            end += 1
+        words.append(prompt[start:end].strip(" \t\n,.;:!?\"'()") or prompt[start:end])
+        seen = end
+    return words
 
 
 def _shortened(prompt: str) -> str:

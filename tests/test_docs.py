@@ -1,7 +1,7 @@
 """What the documents say can be done: every link leads somewhere, every command is one, and every block runs.
 
-Blocks are run as they stand, in a folder as a reader has it, with smaller numbers (SMALLER). What needs a GPU, a board or
-another machine is not run but refused in one sentence, or left out with a reason (ELSEWHERE).
+Blocks are run as they stand, in a folder as a reader has it, with smaller numbers (SMALLER). What needs a GPU, a board
+or another machine is not run but refused in one sentence, or left out with a reason (ELSEWHERE).
 """
 
 import os

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cli
 from engines import EngineConfig, build, estimate
 from engines.external_data import external_sizes
 from engines.pool import WeightPool
@@ -59,6 +61,7 @@ def load(bundle, **arguments):
 def change_record(bundle, **changes):
     path = engine_folder(bundle) / "engine.json"
     content = json.loads(path.read_text())
+    del content["checksum"]
     for name, value in changes.items():
         section, _, key = name.rpartition("__")
         (content[section] if section else content)[key] = value
@@ -175,6 +178,7 @@ def change_files(bundle, changes):
     """Entries of the manifest's table of files, with the id that they give."""
     path = bundle / "manifest.json"
     content = json.loads(path.read_text())
+    del content["checksum"]
     content["files"] |= {name: dataclasses.asdict(entry) for name, entry in changes.items()}
     content["bundle_id"] = compute_bundle_id({name: FileEntry(**entry) for name, entry in content["files"].items()})
     path.write_text(json.dumps(content))
@@ -206,6 +210,7 @@ def test_a_flipped_bit_is_refused(bundle, name):
     ):
         load(bundle)
     assert load(bundle, engine="none").engine is None
+    assert CliRunner().invoke(cli.main, ["inspect", str(bundle), "--verify"]).exit_code == 1
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "rf-export-engine", "format_version": 3}'])
@@ -244,7 +249,7 @@ def test_a_killed_build_leaves_the_old_engine_and_the_next_one_cleans_up(bundle)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert len(list((bundle / "engines").iterdir())) == 2
+    assert len(list((bundle / "engines").iterdir())) == 3  # with what the killed one wrote, and its lock
     assert load(bundle).engine is not None
     build(bundle, dataclasses.replace(CONFIG, force=True))
     assert len(list((bundle / "engines").iterdir())) == 1

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from runtime.atomic import is_temporary, remove_leftovers, write_folder
+from runtime.atomic import is_temporary, remove_leftovers, write_file, write_folder
 from runtime.errors import RFError
 
 
@@ -142,15 +143,85 @@ def test_a_killed_writer_leaves_nothing_that_is_read_and_the_next_cleans_up(tmp_
     running_writer.send_signal(how)
     running_writer.wait()
     assert not (tmp_path / "out").exists()
-    assert [is_temporary(path) for path in tmp_path.iterdir()] == [True]
+    assert [is_temporary(path) for path in tmp_path.iterdir()] == [True, True]  # the folder and the lock
     with write(tmp_path / "out") as folder:
         fill(folder, "second")
     assert names(tmp_path) == ["out"]
 
 
-def test_a_running_writer_is_left_alone(tmp_path, running_writer):
-    remove_leftovers(tmp_path / "out")
-    assert names(tmp_path) == [f"out.partial-{running_writer.pid}"]
+def test_a_second_writer_waits_for_the_first_and_says_for_whom(tmp_path, running_writer, caplog):
+    waiting = threading.Thread(target=fill_alone, args=(tmp_path / "out",))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    assert names(tmp_path) == [".out.partial-lock", f"out.partial-{running_writer.pid}"]
+    assert f"Waiting for process {running_writer.pid}, which is writing {tmp_path / 'out'}." in caplog.text
+    running_writer.kill()  # a lock never outlives its process
+    waiting.join(10)
+    assert names(tmp_path) == ["out"]
+
+
+def fill_alone(out):
+    with write(out) as folder:
+        fill(folder, "second")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_of_many_writers_at_once_one_or_the_last_wins_and_nothing_is_left(tmp_path, force):
+    refused = []
+
+    def work(number):
+        try:
+            with write(tmp_path / "out", force=force) as folder:
+                fill(folder, str(number))
+        except RFError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert names(tmp_path) == ["out"]
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["data", "mark", "sub"]
+    assert len(refused) == (0 if force else 11)
+    assert all("exists" in message for message in refused)
+
+
+def test_a_file_appears_as_a_whole_and_what_a_kill_left_goes(tmp_path):
+    (tmp_path / ".a.partial-0").write_text("of somebody who was killed")
+    (tmp_path / ".a.partial-lock").write_text("12345")
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(ValueError, match="stop"), write_file(tmp_path / "a") as partial:
+        partial.write_text("new")
+        raise ValueError("stop")
+    assert (tmp_path / "a").read_text() == "old"
+    with write_file(tmp_path / "a") as partial:
+        partial.write_text("new")
+        assert (tmp_path / "a").read_text() == "old"
+        assert is_temporary(partial)
+    assert (tmp_path / "a").read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path):
+    for out in (tmp_path / "none" / "a", tmp_path / ("x" * 255)):
+        with pytest.raises(RFError, match=r"was not written: .*choose another"), write_file(out) as partial:
+            partial.write_text("x")
+    with pytest.raises(RFError, match=r"a was not written: No space left"), write_file(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_without_locks_files_and_folders_are_written_all_the_same(tmp_path, monkeypatch):
+    """As on Windows; what others left stays, since nobody can tell whether they are at work."""
+    monkeypatch.setattr("runtime.atomic.fcntl", None)
+    (tmp_path / "out.partial-4000000").mkdir()
+    with write_file(tmp_path / "a") as partial:
+        partial.write_text("a")
+    with write(tmp_path / "out") as folder:
+        fill(folder, "b")
+    assert names(tmp_path) == ["a", "out", "out.partial-4000000"]
 
 
 def test_ctrl_c_leaves_nothing(tmp_path, running_writer):

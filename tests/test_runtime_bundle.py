@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from test_runtime_manifest import sample_manifest
@@ -10,6 +12,7 @@ from runtime import bundle as bundle_module
 from runtime.bundle import describe_file, open_bundle, write_atomically, write_manifest
 from runtime.errors import RFError
 from runtime.manifest import Manifest
+from runtime.sections import read_json
 
 
 @pytest.fixture
@@ -101,6 +104,55 @@ def test_the_manifest_is_readable_text(bundle_path):
     text = (bundle_path / "manifest.json").read_text()
     assert text.endswith("}\n")
     assert json.loads(text)["format_version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [('"num_steps": 25', '"num_steps": 24'), ('"logits_cosine": 1.0', '"logits_cosine": 0.9')]
+)
+def test_a_changed_number_of_the_manifest_is_found_and_one_of_before_there_was_a_checksum_is_read(
+    bundle_path, before, after
+):
+    path = bundle_path / "manifest.json"
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after))
+    with pytest.raises(RFError, match=r"manifest.json differs from what was written \(checksum\).*remove the key"):
+        open_bundle(bundle_path)
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    open_bundle(bundle_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "graphs", "graphs/weights/fp32.bin"])
+def test_a_link_that_leads_out_of_the_bundle_is_refused_and_one_within_is_followed(bundle_path, tmp_path, name):
+    for place, leads_out in ((tmp_path / "outside", True), (bundle_path / "inside", False)):
+        folder = shutil.copytree(bundle_path, tmp_path / f"copy-{leads_out}")
+        target = place if leads_out else folder / "inside"
+        (folder / name).rename(target)
+        (folder / name).symlink_to(target)
+        if not leads_out:
+            open_bundle(folder, verify="hash")
+            continue
+        for verify in ("size", "hash"):
+            with pytest.raises(RFError, match="is a link out of the folder"):
+                open_bundle(folder, verify=verify)
+
+
+def test_a_manifest_that_would_fill_the_memory_or_hang_is_refused(bundle_path):
+    path = bundle_path / "manifest.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole: takes no room
+    with pytest.raises(RFError, match="has 1099511627776 bytes, and at most 16777216 are read"):
+        open_bundle(bundle_path)
+    path.write_text('{"format": ' + "[" * 60 + "]" * 60 + "}")
+    with pytest.raises(RFError, match="nested deeper than 50 levels"):
+        open_bundle(bundle_path)
+    path.write_text('{"format": "rf-export-bundle", "format": "x"}')
+    with pytest.raises(RFError, match="the key 'format' is there twice"):
+        open_bundle(bundle_path)
+    with pytest.raises(RFError, match="is not a file"):
+        read_json(Path("/dev/zero"))
 
 
 def test_force_replaces_a_bundle_and_nothing_else(bundle_path, tmp_path):

@@ -15,13 +15,16 @@ SMOOTHING_STEPS = 100
 
 def read_log(folder: Path) -> dict[str, np.ndarray]:
     """Columns of a run's log, NaN where a phase has no such loss; a repeated step (after a resume) counts once."""
-    rows: dict[int, dict[str, float | None]] = {}
-    for line in (folder / "log.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        rows[row["step"]] = row
-    ordered = [rows[step] for step in sorted(rows)]
+    rows: dict[int, list[float]] = {}
     columns = ("step", "cpu_seconds", *PANELS)
-    return {name: np.array([np.nan if row[name] is None else row[name] for row in ordered]) for name in columns}
+    for line in (folder / "log.jsonl").read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = [np.nan if row[name] is None else float(row[name]) for name in columns]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue  # a kill cut it off, and the step was logged again after the resume
+    table = np.array([rows[step] for step in sorted(rows)]).reshape(-1, len(columns))
+    return dict(zip(columns, table.T, strict=True))
 
 
 def smooth(values: np.ndarray, width: int = SMOOTHING_STEPS) -> np.ndarray:

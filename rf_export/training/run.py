@@ -13,8 +13,10 @@ from rf_export.config import ModelConfig
 from rf_export.training.curves import draw_curves
 from rf_export.training.samples import SHEET_PROMPTS, draw_eager
 from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_json
+from runtime.atomic import locked
 from runtime.errors import RFError
 from runtime.png import save_png
+from runtime.sections import read_json
 from runtime.sheet import contact_sheet
 from runtime.terminal import progress_columns
 
@@ -30,7 +32,12 @@ def run_training(
     Raises:
         RFError: the folder holds another run, or a state that cannot be resumed.
     """
-    trainer = Trainer(config, model_config, folder, start)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.absolute()):  # a second run in one folder would write over the state of the first
+        return _run(Trainer(config, model_config, folder, start), folder, resume=resume)
+
+
+def _run(trainer: Trainer, folder: Path, *, resume: bool) -> Path:
     _claim(folder, trainer, resume=resume)
     console = Console(stderr=True)
     columns = (*progress_columns(), TextColumn("{task.fields[losses]}"))
@@ -93,10 +100,7 @@ def _claim(folder: Path, trainer: Trainer, *, resume: bool) -> None:
 
 
 def _read_recipe(file: Path) -> dict[str, Any]:
-    try:
-        recipe = json.loads(file.read_text())
-    except ValueError as error:
-        raise RFError(f"{file} is not valid JSON ({error}); start a new run in another folder") from None
+    recipe = read_json(file)
     if not (
         isinstance(recipe, dict) and isinstance(recipe.get("train"), dict) and {"model", "data_version"} <= set(recipe)
     ):

@@ -27,6 +27,7 @@ from rf_export.training.questions import QUESTIONS_VERSION, questions_about
 from rf_export.training.scenes import DATA_VERSION, SceneConfig, make_scene
 from rf_export.training.tokens import build_tokenizer, make_batch
 from rf_export.vision import ImageEncoder, pooled_features
+from runtime.atomic import write_file
 from runtime.errors import RFError
 
 # Parameters that only drawing uses: the paper trains them at a multiple of the base rate.
@@ -251,13 +252,12 @@ class Trainer:
         for parameter, state in self.optimiser.state.items():
             tensors |= {f"adam.{names[parameter]}.{key}": value.clone() for key, value in state.items()}
         progress = {"step": str(self.step), "cpu_seconds": str(self.cpu_seconds)}
-        file, temporary = self.folder / "state.safetensors", self.folder / "state.safetensors.partial"
+        file = self.folder / "state.safetensors"
         try:
-            save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=progress)
-        except (SafetensorError, OSError) as error:
-            temporary.unlink(missing_ok=True)
+            with write_file(file) as temporary:
+                save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata=progress)
+        except (SafetensorError, RFError) as error:
             raise RFError(f"{file} was not written ({error}); make room, then continue with --resume") from error
-        temporary.rename(file)
 
     def load(self) -> None:
         """Resume from the folder's state; raises RFError if it does not fit this recipe."""
@@ -324,6 +324,5 @@ def _is_generation(name: str) -> bool:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON atomically."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.rename(path)
+    with write_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
