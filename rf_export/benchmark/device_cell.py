@@ -152,7 +152,7 @@ class Cell:
 
     def _baseline(self, kind: Variant, attention: Attention) -> Baseline:
         variant = Variant(dtype=kind.dtype, attention=attention, compile=kind.compile, graphs=kind.graphs)
-        drawer = Baseline(self._model, self._work, variant, self._accelerator, share_weights=True)
+        drawer = Baseline(self._model, self._work, variant, self._accelerator)
         drawer.prefill()
         return drawer
 

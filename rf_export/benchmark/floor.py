@@ -1,7 +1,8 @@
 """The physical floor: what a step has to read and compute, and what this machine can read and compute per second.
 
 No program can be faster than `bytes / bandwidth` and `FLOPs / matrix rate`. Both rates are measured here, with the
-threads that the contenders get, as the best of several kernels. Knows nothing of how a step is run.
+threads that the contenders get, as the best of several kernels. Knows nothing of how a step is run. Axes: M patches,
+F image tokens, S new tokens, e encoder width, d decoder width.
 """
 
 import time
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """Work of one step of one request, both guidance rows."""
+    """Work of one step of one request; of a drawing, both guidance rows."""
 
     weight_bytes: int
     cache_bytes: int
@@ -29,6 +30,13 @@ class StepCost:
     def num_bytes(self) -> int:
         """Bytes that have to be read at least once."""
         return self.weight_bytes + self.cache_bytes
+
+    def __add__(self, other: "StepCost") -> "StepCost":
+        """Both, one after the other."""
+        return StepCost(
+            weight_bytes=self.weight_bytes + other.weight_bytes, cache_bytes=self.cache_bytes + other.cache_bytes,
+            flops=self.flops + other.flops,
+        )  # fmt: skip
 
 
 def layer_parameters(config: ModelConfig, expert: Expert) -> int:
@@ -63,6 +71,30 @@ def denoise_step_cost(
         weight_bytes=value_bytes * per_patch,
         cache_bytes=value_bytes * GUIDANCE_ROWS * 2 * slots * config.num_kv_heads,
         flops=GUIDANCE_ROWS * num_patches * (2 * per_patch + 4 * seen * config.num_heads),
+    )
+
+
+def encode_cost(config: ModelConfig, num_patches: int, value_bytes: int = FP32_BYTES) -> StepCost:
+    """M patches through the image encoder, where all see all, and F = M/4 merged ones through the connector."""
+    encoder, size = config.encoder, config.encoder.hidden_size
+    per_patch = config.patch_dim * size + encoder.num_layers * (4 * size**2 + 3 * size * encoder.ffn_size)
+    per_token = 4 * size * config.hidden_size + config.hidden_size**2
+    attention = encoder.num_layers * 4 * num_patches**2 * size
+    return StepCost(
+        weight_bytes=value_bytes * (per_patch + per_token), cache_bytes=0,
+        flops=2 * num_patches * per_patch + 2 * (num_patches // 4) * per_token + attention,
+    )  # fmt: skip
+
+
+def read_cost(config: ModelConfig, num_tokens: int, num_past: int, value_bytes: int = FP32_BYTES) -> StepCost:
+    """S tokens of a prompt or an answer in one row, after `num_past` others; the head for the last one alone."""
+    layers, head = config.num_layers * layer_parameters(config, "understanding"), config.hidden_size * config.vocab_size
+    pairs = num_tokens * num_past + num_tokens * (num_tokens + 1) // 2  # who sees whom
+    values = config.num_layers * config.head_dim
+    return StepCost(
+        weight_bytes=value_bytes * (layers + head),
+        cache_bytes=value_bytes * 2 * values * config.num_kv_heads * num_past,
+        flops=2 * num_tokens * layers + 2 * head + 4 * values * config.num_heads * pairs,
     )
 
 
