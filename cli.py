@@ -10,7 +10,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -364,13 +364,15 @@ def _evaluate_understanding(
 @click.option("--report", "page", type=NEW_FILE, help="Write a page with plots and tables that opens offline.")
 @click.option("--compare", "results", type=OLD_FILE, nargs=2, metavar="EARLIER LATER",
               help="Measure nothing: is the later result slower? Exit code 1 where it is, 2 where that cannot be said.")
+@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True,
+              help="Of --compare: CPU time tells more where others use the machine.")
 @click.option("--min-effect", type=click.FloatRange(0, 1), default=0.03, show_default=True,
               help="Of --compare: a smaller slowdown is none.")
 @click.option("--despite-differences", is_flag=True,
               help="Of --compare: also where machines or versions differ.")
 def bench(bundle: Path | None, checkpoint: Path | None, as_json: bool, output: Path | None, page: Path | None,
           results: tuple[Path, Path] | None, min_effect: float, despite_differences: bool,
-          **options: Any) -> None:  # fmt: skip
+          clock: Literal["wall", "cpu"], **options: Any) -> None:  # fmt: skip
     """Measure BUNDLE against eager PyTorch and torch.compile, in turns in one run, and against the machine's limits.
 
     \b
@@ -380,7 +382,7 @@ def bench(bundle: Path | None, checkpoint: Path | None, as_json: bool, output: P
     rf-export bench --compare old.json new.json
     """
     if results is not None:
-        _compare(*results, min_effect, as_json=as_json, despite_differences=despite_differences)
+        _compare(*results, min_effect, clock, as_json=as_json, despite_differences=despite_differences)
         return
     if bundle is None or checkpoint is None:
         raise click.UsageError("name a BUNDLE and its --checkpoint, or two results with --compare")
@@ -400,7 +402,10 @@ def bench(bundle: Path | None, checkpoint: Path | None, as_json: bool, output: P
     click.echo(json.dumps(result, indent=1) if as_json else format_bench(result))
 
 
-def _compare(earlier: Path, later: Path, min_effect: float, *, as_json: bool, despite_differences: bool) -> None:
+def _compare(
+    earlier: Path, later: Path, min_effect: float, clock: Literal["wall", "cpu"], *, as_json: bool,
+    despite_differences: bool,
+) -> None:  # fmt: skip
     from rf_export.benchmark.compare import compare, differences, format_changes, read_result
 
     results = read_result(earlier), read_result(later)
@@ -411,7 +416,7 @@ def _compare(earlier: Path, later: Path, min_effect: float, *, as_json: bool, de
         click.echo("No verdict: a difference in time may come from these. To have one all the same: "
                    "--despite-differences", err=True)  # fmt: skip
         raise SystemExit(2)
-    changes = compare(*results, min_effect=min_effect)
+    changes = compare(*results, min_effect=min_effect, clock=clock)
     click.echo(json.dumps([vars(change) for change in changes], indent=1) if as_json else
                format_changes(changes, min_effect))  # fmt: skip
     verdicts = {change.verdict for change in changes}

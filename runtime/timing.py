@@ -30,7 +30,8 @@ class Timing:
             "median_ms": 1e3 * self.median, "low_ms": 1e3 * low, "high_ms": 1e3 * high, "min_ms": 1e3 * min(self.wall),
             "p95_ms": 1e3 * quantile(self.wall, 0.95), "p99_ms": 1e3 * quantile(self.wall, 0.99),
             "cpu_median_ms": 1e3 * statistics.median(self.cpu), "rounds": len(self.wall),
-            "samples_ms": [float(f"{1e3 * value:.6g}") for value in self.wall],
+            **{name: [float(f"{1e3 * value:.6g}") for value in values]
+               for name, values in (("samples_ms", self.wall), ("cpu_samples_ms", self.cpu))},
         }  # fmt: skip
 
 

@@ -32,14 +32,17 @@ def made_up(seed, *, noise=0.02, drift=1.0, slow=None, rounds=ROUNDS, outliers=0
         values = median * machine * np.exp(noise * rng.standard_normal(rounds))
         return list(values * np.where(rng.random(rounds) < outliers, 1 + rng.random(rounds), 1))
 
+    def row(median, machine):
+        values = samples(median, machine)
+        return {"samples_ms": values, "cpu_samples_ms": [0.5 * value for value in values]}
+
     timings, yards = {}, {}
     for stage, median in STAGES.items():
         machine = drift * np.exp(np.cumsum(wander / math.sqrt(rounds) * rng.standard_normal(rounds)))
         timings[stage] = {
-            name: {"samples_ms": samples(median * (slow or {}).get((stage, name), 1.0), machine)}
-            for name in CONTENDERS
+            name: row(median * (slow or {}).get((stage, name), 1.0), machine) for name in CONTENDERS
         }
-        yards[stage] = {name: {"samples_ms": samples(1.0, machine)} for name in ("matrix", "memory")}
+        yards[stage] = {name: row(1.0, machine) for name in ("matrix", "memory")}
     run = {"threads": 1, "timings": timings, "yardsticks": yards}
     return {"format": FORMAT, "machine": copy.deepcopy(MACHINE), "model": {"num_parameters": 1, "bundle_id": str(seed)},
             "options": {}, "runs": [run]}  # fmt: skip
@@ -84,6 +87,14 @@ def test_a_change_for_the_better_is_told():
     better = {("rep_step", "engine fp32"): 0.8}
     changes = compare(made_up(1, noise=0.01), made_up(2, noise=0.01, slow=better))
     assert {(each.stage, each.contender) for each in changes if each.verdict == "faster"} == set(better)
+
+
+def test_the_cpu_clock_does_not_see_what_others_took():
+    earlier, later = made_up(1, noise=0.01), made_up(2, noise=0.01)
+    row = later["runs"][0]["timings"]["next_word"]["onnx fp32"]
+    row["samples_ms"] = [1.5 * value for value in row["samples_ms"]]
+    assert slower(earlier, later) == {("next_word", "onnx fp32")}
+    assert slower(earlier, later, clock="cpu") == set()
 
 
 def test_few_rounds_give_no_verdict():
@@ -132,7 +143,7 @@ def test_another_bundle_is_what_is_compared_and_no_difference():
     assert differences(made_up(1), made_up(2)) == []
 
 
-OLD = json.dumps(dict.fromkeys(("runs", "machine", "model", "options"), {}) | {"format": 1})
+OLD = json.dumps({"format": 1, "runs": [], "machine": {}, "model": {}, "options": {}})
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "nonsense", OLD])

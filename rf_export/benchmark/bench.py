@@ -33,7 +33,7 @@ from rf_export.benchmark.floor import (
     StepCost,
     denoise_step_cost,
     encode_cost,
-    measure_rates,
+    measure_floors,
     read_cost,
     rep_step_cost,
 )
@@ -248,7 +248,7 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
                    for stage, rows in timings.items()}
             for best in bests.values()
         },
-        "floor": _floors(task),
+        "floor": measure_floors(task.costs()),
         "agreement": agreement,
         "trials": trials,
         "joules_per_picture": _energy(contenders, task),
@@ -319,17 +319,6 @@ def _time_stage(
         most_seconds=task.options.stage_seconds,
     )  # fmt: skip
     return {name: timings[name] for name in runs}, {name: timings[f"yardstick {name}"] for name in marks}
-
-
-def _floors(task: Task) -> dict[str, Any]:
-    floors = {}
-    for stage, cost in task.costs().items():
-        rates = measure_rates(cost.num_bytes)
-        floors[stage] = {
-            **asdict(cost), "bandwidth_gb_s": rates.bandwidth / 1e9, "matrix_gflop_s": rates.matrix / 1e9,
-            "floor_ms": 1e3 * rates.floor_seconds(cost),
-        }  # fmt: skip
-    return floors
 
 
 def _energy(contenders: list[Contender], task: Task) -> dict[str, float]:

@@ -12,6 +12,9 @@ Intervals are those of Student's t with the bootstrap's standard error, on the l
 chapters 6 and 12): the rounds of each run are drawn anew with replacement. All rows together raise a false alarm with
 probability 5% at most: each has 0.05 / rows (Bonferroni). A regression is a row whose interval lies above 1 + the
 smallest effect of interest.
+
+The clock is wall time. On a machine that others use, CPU time (of all threads) tells more: time that they took is not
+in it. What waits, on a GPU or a disk, is not in it either.
 """
 
 import json
@@ -35,6 +38,8 @@ MIN_EFFECT = 0.03
 YARDSTICKS = ("matrix", "memory")
 EXPECTED_EQUAL = ("cpu", "features", "cores", "caches", "governor", "max_mhz", "power_mode", "python", "versions",
                   "thread_variables")  # fmt: skip
+Clock = Literal["wall", "cpu"]
+SAMPLES: dict[Clock, str] = {"wall": "samples_ms", "cpu": "cpu_samples_ms"}
 Verdict = Literal["slower", "faster", "same", "unclear"]
 
 
@@ -91,33 +96,24 @@ def _shown(value: object) -> str:
 
 
 def compare(
-    earlier: Mapping[str, Any], later: Mapping[str, Any], *, min_effect: float = MIN_EFFECT, seed: int = 0
-) -> list[Change]:
+    earlier: Mapping[str, Any], later: Mapping[str, Any], *, min_effect: float = MIN_EFFECT, clock: Clock = "wall",
+    seed: int = 0,
+) -> list[Change]:  # fmt: skip
     """Every contender and stage that both have; raises RFError where they have none in common."""
-    pairs = list(_pairs(earlier, later))
+    after = dict(_samples(later, SAMPLES[clock]))
+    pairs = [(key, each, after[key]) for key, each in _samples(earlier, SAMPLES[clock]) if key in after]
     if not pairs:
         raise RFError("The two results have no contender and stage in common. Measure the same precisions and threads.")
     rng = np.random.default_rng(seed)
     return [_change(key, a, b, min_effect, FALSE_ALARMS / len(pairs), rng) for key, a, b in pairs]
 
 
-def _pairs(
-    earlier: Mapping[str, Any], later: Mapping[str, Any]
-) -> Iterator[tuple[tuple[int, str, str], Samples, Samples]]:
-    after = dict(_samples(later))
-    for key, samples in _samples(earlier):
-        if key in after:
-            yield key, samples, after[key]
-
-
-def _samples(result: Mapping[str, Any]) -> Iterator[tuple[tuple[int, str, str], Samples]]:
+def _samples(result: Mapping[str, Any], name: str) -> Iterator[tuple[tuple[int, str, str], Samples]]:
     for run in result["runs"]:
         for stage, rows in run["timings"].items():
-            yards = np.array([run["yardsticks"][stage][name]["samples_ms"] for name in YARDSTICKS])
+            yards = np.array([run["yardsticks"][stage][each][name] for each in YARDSTICKS])
             for contender, timing in rows.items():
-                yield (run["threads"], stage, contender), Samples(
-                    times=np.array(timing["samples_ms"]), yardsticks=yards
-                )
+                yield (run["threads"], stage, contender), Samples(times=np.array(timing[name]), yardsticks=yards)
 
 
 def _change(

@@ -6,8 +6,8 @@ F image tokens, S new tokens, e encoder width, d decoder width.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -110,19 +110,28 @@ class Rates:
         return max(cost.num_bytes / self.bandwidth, cost.flops / self.matrix)
 
 
-def measure_rates(
-    num_bytes: int, *, repeats: int = 12, device: torch.device = CPU, dtype: torch.dtype = torch.float32
-) -> Rates:
-    """Measure both rates, on a CPU with torch's current number of threads.
+def measure_floors(
+    costs: Mapping[str, StepCost], *, repeats: int = 12, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> dict[str, dict[str, float]]:
+    """The floor of every kind of step, JSON-ready; on a CPU with torch's current number of threads.
 
     Args:
-        num_bytes: working set of the bandwidth test: weights that fit into a cache are read faster.
-        repeats: the best of so many runs counts.
-        device: where.
-        dtype: of what is read and multiplied.
+        costs: What a step reads and computes. The bandwidth is that of its working set: weights that fit into a cache
+            are read faster.
+        repeats: The best of so many runs counts.
+        device: Where.
+        dtype: Of what is read and multiplied.
     """
+    floors = {}
     with device:
-        return Rates(bandwidth=_bandwidth(num_bytes, repeats, dtype), matrix=_matrix_rate(repeats, dtype))
+        matrix = _matrix_rate(repeats, dtype)
+        for stage, cost in costs.items():
+            rates = Rates(bandwidth=_bandwidth(cost.num_bytes, repeats, dtype), matrix=matrix)
+            floors[stage] = {
+                **asdict(cost), "bandwidth_gb_s": rates.bandwidth / 1e9, "matrix_gflop_s": rates.matrix / 1e9,
+                "floor_ms": 1e3 * rates.floor_seconds(cost),
+            }  # fmt: skip
+    return floors
 
 
 def _bandwidth(num_bytes: int, repeats: int, dtype: torch.dtype) -> float:

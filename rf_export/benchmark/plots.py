@@ -53,9 +53,13 @@ class Series:
     dashed: bool = False
 
 
-def plot(x: Axis, y: Axis, series: Sequence[Series]) -> str:
-    """The plot, with a legend below it."""
+def plot(x: Axis, y: Axis, series: Sequence[Series], *, labels: Sequence[tuple[float, str]] = ()) -> str:
+    """The plot, with a legend below it, and texts beside places of the x axis."""
     parts = [_frame(x, y)]
+    for value, text in labels:
+        at, bottom = _x(x, value) - 7, HEIGHT - BOTTOM - 6
+        turned = f'transform="rotate(-90 {at:.1f} {bottom})" opacity=".7"'
+        parts.append(f'<text x="{at:.1f}" y="{bottom}" {turned}>{html.escape(text)}</text>')
     legend = []
     for i, each in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]

@@ -23,7 +23,7 @@ NUM_ROUNDS = 6
 
 
 def measure_timeline(pipeline: Pipeline, work: Workload, num_pictures: int) -> dict[str, Any]:
-    """Milliseconds of every step of some pictures, after one that does not count; a GPU tells only whole stages."""
+    """Milliseconds of every step of some pictures, after one that does not count."""
     drawer = Compiled(pipeline, work, previews=True)
     pictures = []
     for _ in range(num_pictures + 1):
@@ -31,7 +31,7 @@ def measure_timeline(pipeline: Pipeline, work: Workload, num_pictures: int) -> d
         drawer.prefill()
         pictures.append({
             "prefill": [1e3 * (time.perf_counter() - started)],
-            "rep_step": _step_ms(drawer.token_events()),
+            "rep_step": _step_ms(drawer.token_events(), more=True),  # the last one only fills the cache
             "denoise_step": _step_ms(drawer.pixel_events(work.plan.num_steps)),
         })  # fmt: skip
     pictures = pictures[1:]
@@ -48,15 +48,14 @@ def measure_timeline(pipeline: Pipeline, work: Workload, num_pictures: int) -> d
     }
 
 
-def _step_ms(events: Generator[Any, None, Any]) -> list[float]:
-    """Milliseconds between events; what is done after the last one is a step too, if it is more than the end."""
+def _step_ms(events: Generator[Any, None, Any], *, more: bool = False) -> list[float]:
+    """Milliseconds between events; `more` where a step without one follows the last of them."""
     marks = [time.perf_counter()]
     for _ in events:
         marks.append(time.perf_counter())
-    marks.append(time.perf_counter())
-    steps = [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
-    *whole, rest = steps
-    return steps if not whole or rest > 0.1 * min(whole) else whole
+    if more:
+        marks.append(time.perf_counter())
+    return [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
 
 
 def measure_scaling(pipeline: Pipeline, work: Workload, most_seconds: float) -> dict[str, list[dict[str, Any]]]:

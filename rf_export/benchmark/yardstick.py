@@ -11,7 +11,7 @@ import torch
 NAMES = ("matrix", "memory")
 _SIDE = 512
 _MIB = 48  # beyond most caches
-_COPIES, _PRODUCTS = 4, 24  # some 20 ms each on one core, as long as a turn of a small model
+_COPIES, _PRODUCTS = 2, 8  # some 20 ms each on one core, as long as a turn of a small model
 
 
 def yardsticks() -> dict[str, Callable[[], int]]:
