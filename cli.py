@@ -352,8 +352,8 @@ def _evaluate_understanding(
 @click.argument("bundle", type=FOLDER, required=False)
 @click.option("--checkpoint", type=FOLDER, help="The checkpoint that the bundle was exported from.")
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
-@click.option("--precision", "precisions", type=PRECISION, multiple=True, default=("fp32",), show_default=True,
-              help="Of our graphs; repeatable, such as fp32 and int8.")
+@click.option("--precision", "precisions", type=PRECISION, multiple=True,
+              help="Of our graphs; repeatable, such as fp32 and int8.  [default: all that the bundle has]")
 @click.option("--rounds", "num_rounds", type=click.IntRange(1), default=20, show_default=True,
               help="Turns of every contender per kind of step, at most.")
 @click.option("--prompt-tokens", "num_prompt_tokens", type=click.IntRange(1), default=32, show_default=True)

@@ -77,7 +77,7 @@ def main() -> None:
     say(f"    the checker accepts {drawn.score.overall.successes} of {drawn.score.overall.num}")
     say("4/4 measure against eager PyTorch (torch.compile too: rf-export bench)")
     threads = min(2, os.cpu_count() or 1)
-    options = BenchOptions(threads=(threads,), num_rounds=8, compile=False, scaling=False)
+    options = BenchOptions(threads=(threads,), precisions=("fp32",), num_rounds=8, compile=False, scaling=False)
     bench = run_bench(out / "bundle", CHECKPOINT, options, progress_line)
     (out / "bench.json").write_text(json.dumps(bench, indent=1) + "\n")
     say(format_bench(bench))

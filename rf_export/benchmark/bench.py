@@ -10,7 +10,7 @@ two yardsticks that took turns with the contenders, so that `compare.py` can hol
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class BenchOptions:
 
     Attributes:
         threads: Everything is measured with each.
-        precisions: Of our graphs.
+        precisions: Of our graphs; all that the bundle has, where none is named.
         num_prompt_tokens: Length of the prompt.
         num_rounds: Turns of every contender per kind of step.
         num_picture_rounds: The same for whole pictures.
@@ -82,7 +82,7 @@ class BenchOptions:
     """
 
     threads: tuple[int, ...] = (1,)
-    precisions: tuple[Precision, ...] = ("fp32",)
+    precisions: tuple[Precision, ...] = ()
     num_prompt_tokens: int = 32
     num_rounds: int = 20
     num_picture_rounds: int = 3
@@ -91,8 +91,6 @@ class BenchOptions:
     scaling: bool = True
 
     def __post_init__(self) -> None:
-        if not self.precisions:
-            raise ValueError("precisions must name one at least")
         if min(*self.threads, self.num_rounds, self.num_picture_rounds, self.num_prompt_tokens) < 1:
             raise ValueError("threads, num_rounds, num_picture_rounds and num_prompt_tokens must be >= 1")
 
@@ -140,6 +138,10 @@ def run_bench(
     """
     begin = describe_state()
     opened, model = open_exported(bundle, checkpoint)
+    if not options.precisions:
+        manifest = opened.manifest
+        present = tuple(each for each in manifest.precisions if manifest.graphs_of(each, "classic"))
+        options = replace(options, precisions=present)
     num_stages = len(options.threads) + 2
 
     def report(what: str, done: int) -> None:
@@ -161,7 +163,9 @@ def run_bench(
     timeline = measure_timeline(pipeline, task.work, options.num_picture_rounds)
     scaling = {} if "scaling" in task.left_out else measure_scaling(pipeline, task.work, options.stage_seconds / 3)
     report("cold start, load time and memory", num_stages - 1)
-    footprint = measure_footprint(bundle, checkpoint, options.precisions, options.threads[0])
+    footprint = measure_footprint(
+        bundle, checkpoint, options.precisions, options.threads[0], repeats=min(options.num_rounds, 5)
+    )
     return {
         "format": FORMAT,
         "machine": describe_machine(),

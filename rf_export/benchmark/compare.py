@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from rf_export.benchmark.tables import FORMAT, READING_TITLES, STAGE_TITLES, aligned
 from runtime.errors import RFError
 
-NUM_RESAMPLES = 1000
+NUM_RESAMPLES = 500
 FALSE_ALARMS = 0.05  # of a whole comparison
 MIN_ROUNDS = 6
 MIN_EFFECT = 0.03
@@ -151,7 +151,7 @@ def interval(ratio: float, resampled: NDArray[np.float64], quantile: float) -> t
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Of Student's t, by Peizer and Pratt (1968, JASA 63, p. 1420): to 0.2% from 5 degrees of freedom on, at 97.5%."""
+    """Of Student's t, by Peizer and Pratt (1968, JASA 63, p. 1420): to 0.3% from 5 degrees of freedom on, at 97.5%."""
     z = NormalDist().inv_cdf(probability)
     return math.sqrt(freedom * math.expm1(z**2 * (freedom - 5 / 6) / (freedom - 2 / 3 + 1 / (10 * freedom)) ** 2))
 
