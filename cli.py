@@ -10,7 +10,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 EXTRAS = {"torch": "export", "onnx": "quantize", "onnx_ir": "quantize", "onnxscript": "export", "safetensors": "export",
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
           "pycuda": "cuda"}  # fmt: skip
+OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 INT8_FORMAT = click.Choice(["static", "weight-only", "weight-only-4"])
 
 
@@ -364,29 +366,82 @@ def _evaluate_understanding(
 
 
 @main.command()
-@click.argument("bundle", type=FOLDER)
-@click.option("--checkpoint", type=FOLDER, required=True, help="The checkpoint that the bundle was exported from.")
+@click.argument("bundle", type=FOLDER, required=False)
+@click.option("--checkpoint", type=FOLDER, help="The checkpoint that the bundle was exported from.")
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
-@click.option("--precision", "precisions", type=PRECISION, multiple=True, default=("fp32",), show_default=True,
-              help="Of our graphs; repeatable, such as fp32 and int8.")
-@click.option("--rounds", "num_rounds", type=click.IntRange(1), default=12, show_default=True,
-              help="Turns of every contender per kind of step.")
+@click.option("--precision", "precisions", type=PRECISION, multiple=True,
+              help="Of our graphs; repeatable, such as fp32 and int8.  [default: all that the bundle has]")
+@click.option("--rounds", "num_rounds", type=click.IntRange(1), default=20, show_default=True,
+              help="Turns of every contender per kind of step, at most.")
 @click.option("--prompt-tokens", "num_prompt_tokens", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--compile/--no-compile", default=True, show_default=True, help="torch.compile too: minutes more.")
+@click.option("--scaling/--no-scaling", default=True, show_default=True, help="Over lengths, batches and threads too.")
 @click.option("--json", "as_json", is_flag=True)
-def bench(bundle: Path, checkpoint: Path, as_json: bool, **options: Any) -> None:
+@click.option("--output", type=NEW_FILE, help="Write the JSON there as well, with every sample.")
+@click.option("--report", "page", type=NEW_FILE, help="Write a page with plots and tables that opens offline.")
+@click.option("--compare", "results", type=OLD_FILE, nargs=2, metavar="EARLIER LATER",
+              help="Measure nothing: is the later result slower? Exit code 1 where it is, 2 where that cannot be said.")
+@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True,
+              help="Of --compare: CPU time tells more where others use the machine.")
+@click.option("--min-effect", type=click.FloatRange(0, 1), default=0.03, show_default=True,
+              help="Of --compare: a smaller slowdown is none.")
+@click.option("--despite-differences", is_flag=True,
+              help="Of --compare: also where machines or versions differ.")
+def bench(bundle: Path | None, checkpoint: Path | None, as_json: bool, output: Path | None, page: Path | None,
+          results: tuple[Path, Path] | None, min_effect: float, despite_differences: bool,
+          clock: Literal["wall", "cpu"], **options: Any) -> None:  # fmt: skip
     """Measure BUNDLE against eager PyTorch and torch.compile, in turns in one run, and against the machine's limits.
 
     \b
     rf-export bench bundle --checkpoint examples/reference/checkpoint --threads 1 --threads 2
     rf-export bench bundle --checkpoint examples/reference/checkpoint --precision fp32 --precision int8
+    rf-export bench bundle --checkpoint examples/reference/checkpoint --output new.json --report bench.html
+    rf-export bench --compare old.json new.json
     """
+    if results is not None:
+        _compare(*results, min_effect, clock, as_json=as_json, despite_differences=despite_differences)
+        return
+    if bundle is None or checkpoint is None:
+        raise click.UsageError("name a BUNDLE and its --checkpoint, or two results with --compare")
+    for name, file in (("--output", output), ("--report", page)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise click.BadParameter(f"{file.absolute().parent} is not a folder", param_hint=name)
     from rf_export.benchmark.bench import BenchOptions, run_bench
+    from rf_export.benchmark.bench_report import bench_page
     from rf_export.benchmark.tables import format_bench
 
     with progress("bench") as report:
         result = run_bench(bundle, checkpoint, BenchOptions(**options), report)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        page.write_text(bench_page(result), encoding="utf-8")
     click.echo(json.dumps(result, indent=1) if as_json else format_bench(result))
+
+
+def _compare(
+    earlier: Path, later: Path, min_effect: float, clock: Literal["wall", "cpu"], *, as_json: bool,
+    despite_differences: bool,
+) -> None:  # fmt: skip
+    from rf_export.benchmark.compare import compare, differences, format_changes, read_result
+
+    results = read_result(earlier), read_result(later)
+    found = differences(*results)
+    for line in found:
+        click.echo(f"differs: {line}", err=True)
+    if found and not despite_differences:
+        click.echo("No verdict: a difference in time may come from these. To have one all the same: "
+                   "--despite-differences", err=True)  # fmt: skip
+        raise SystemExit(2)
+    changes = compare(*results, min_effect=min_effect, clock=clock)
+    click.echo(json.dumps([vars(change) for change in changes], indent=1) if as_json else
+               format_changes(changes, min_effect))  # fmt: skip
+    verdicts = {change.verdict for change in changes}
+    if "slower" in verdicts:
+        raise SystemExit(1)
+    if verdicts == {"unclear"}:
+        click.echo("No verdict: too few rounds. Measure both again with more --rounds.", err=True)
+        raise SystemExit(2)
 
 
 @main.command()

@@ -222,19 +222,20 @@ class Ours:
 
     def make(self, label: str) -> Drawer:
         """Export, build, load."""
-        from rf_export.benchmark.compiled import Compiled, Staged
+        from rf_export.benchmark.compiled import Compiled
         from runtime.pipeline import Pipeline
 
         backend, _, dialect = label.partition(" ")
         bundle = self._bundle(dialect or "classic", old=backend == "tensorrt" and self._is_old())
         if self._on_cpu:
-            return Compiled(bundle, self._workload, self._precision, torch.get_num_threads(), "none")  # type: ignore[arg-type]
+            threads = torch.get_num_threads()
+            return Compiled(Pipeline.load(bundle, "fp32", num_threads=threads, engine="none"), self._workload)
         engine: Any = "none"
         if backend.startswith("tensorrt"):
             engine = self._engine(bundle, backend, dialect or "classic")
         pipeline = Pipeline.load(bundle, self._precision, backend, engine=engine, verify="size",
                                  dialect=dialect or "classic")  # type: ignore[arg-type] # fmt: skip
-        return Staged(pipeline, self._workload)
+        return Compiled(pipeline, self._workload)
 
     def _is_old(self) -> bool:
         import tensorrt

@@ -21,7 +21,8 @@ import numpy as np
 
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import BenchOptions, run_bench
-from rf_export.benchmark.tables import format_bench, report_section
+from rf_export.benchmark.bench_report import latency_section
+from rf_export.benchmark.tables import format_bench
 from rf_export.evaluation.metric import SceneScore, score_pictures
 from rf_export.evaluation.understanding import SCENE_SEED, Asked, everything_to_ask
 from rf_export.export import ExportOptions, export
@@ -98,9 +99,8 @@ def main() -> None:
     say(f"    {sum(read.marks)} of {len(read.marks)} answers about scenes are right")
     say("5/5 measure against eager PyTorch (torch.compile too: rf-export bench)")
     threads = min(2, os.cpu_count() or 1)
-    bench = run_bench(
-        out / "bundle", CHECKPOINT, BenchOptions(threads=(threads,), num_rounds=8, compile=False), progress_line
-    )
+    options = BenchOptions(threads=(threads,), precisions=("fp32",), num_rounds=8, compile=False, scaling=False)
+    bench = run_bench(out / "bundle", CHECKPOINT, options, progress_line)
     (out / "bench.json").write_text(json.dumps(bench, indent=1) + "\n")
     say(format_bench(bench))
     minutes = (time.perf_counter() - started) / 60
@@ -176,7 +176,7 @@ def write_report(
         reading_section(read),
         report.Section(f"How “{first}” comes out of the noise", report.pictures(previews)),
         report.Section("Parity with eager PyTorch", parity_table(manifest)),
-        report_section(bench),
+        latency_section(bench),
         report.Section("Do it yourself", report.commands(COMMANDS)),
     ]
     subtitle = (

@@ -94,7 +94,8 @@ class HostStages:
     def draw_tokens(
         self, plan: DrawingPlan, fill_noise: FillNoise, forced: npt.NDArray[np.int64] | None
     ) -> Generator[TokenEvent, None, npt.NDArray[np.int64]]:
-        """Draw the representation tokens."""
+        """Draw the representation tokens; again from the prompt, where it is repeated."""
+        self._cache.length = self._drawing.prompt_length
         session, start = self._sessions["rep_decoder"], self._drawing.model.rep_start_id
         tokens = []
         for event in draw_tokens(session, plan, self._cache, self._row_starts, start, fill_noise, forced):

@@ -24,12 +24,20 @@ class Timing:
         return statistics.median(self.wall)
 
     def as_dict(self) -> dict[str, object]:
-        """Milliseconds, for JSON."""
+        """Milliseconds, for JSON; every sample is in it, so that another run can be compared with this one."""
         low, high = median_interval(self.wall)
         return {
             "median_ms": 1e3 * self.median, "low_ms": 1e3 * low, "high_ms": 1e3 * high, "min_ms": 1e3 * min(self.wall),
+            "p95_ms": 1e3 * quantile(self.wall, 0.95), "p99_ms": 1e3 * quantile(self.wall, 0.99),
             "cpu_median_ms": 1e3 * statistics.median(self.cpu), "rounds": len(self.wall),
+            **{name: [float(f"{1e3 * value:.6g}") for value in values]
+               for name, values in (("samples_ms", self.wall), ("cpu_samples_ms", self.cpu))},
         }  # fmt: skip
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that `share` of all do not exceed: one that was measured, never one in between."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -48,6 +56,7 @@ def interleave(
     num_rounds: int,
     *,
     warm: bool = False,
+    most_seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Time every contender once per round, in an order that rotates, after one round that does not count.
 
@@ -56,10 +65,14 @@ def interleave(
         num_rounds: rounds that count.
         warm: run every contender once more, untimed, before its turn: the one before it has left the caches full of
             other weights, and what is wanted is a steady state.
+        most_seconds: begin no further round after so long; one counts in any case.
     """
     timings = {name: Timing([], []) for name in contenders}
     names = list(contenders)
+    started = time.perf_counter()
     for turn in range(num_rounds + 1):
+        if turn > 1 and time.perf_counter() - started > most_seconds:
+            break
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if warm:
                 contenders[name]()

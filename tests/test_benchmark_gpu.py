@@ -22,7 +22,7 @@ from benchmarks import gpu
 from engines import DimRange, EngineConfig, TensorRTConfig, build
 from rf_export.benchmark.accelerator import Cpu, busy_seconds
 from rf_export.benchmark.baseline import Baseline, Variant
-from rf_export.benchmark.compiled import Compiled, Staged
+from rf_export.benchmark.compiled import Compiled
 from rf_export.benchmark.contenders import draw_reference
 from rf_export.benchmark.device_cell import Cell, CellOptions, _leads, use_fused_norms
 from rf_export.benchmark.device_tables import format_cell
@@ -66,7 +66,7 @@ def measure(tiny_checkpoint, workload, ours, options=OPTIONS):
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_checkpoint, tiny_bundle, workload):
+def measured(tiny_checkpoint, pipeline, workload):
     class Liar(Compiled):
         def denoise(self, num_steps):
             return super().denoise(num_steps) * 1.05
@@ -85,7 +85,7 @@ def measured(tiny_checkpoint, tiny_bundle, workload):
         raise ModuleNotFoundError("No module named 'tensorrt'")
 
     kinds = {"ort": Compiled, "liar": Liar, "guesser": Guesser, "tired": Tired}
-    ours = {name: lambda kind=kind: kind(tiny_bundle, workload, "fp32", 1, "none") for name, kind in kinds.items()}
+    ours = {name: lambda kind=kind: kind(pipeline, workload) for name, kind in kinds.items()}
     return measure(tiny_checkpoint, workload, {**ours, "absent": absent})
 
 
@@ -144,7 +144,7 @@ def test_the_table_has_every_contender_and_the_reasons(measured):
 def test_every_spelling_of_eager_draws_what_the_reference_draws(tiny_checkpoint, workload, drawn, attention, graphs):
     variant = Variant(attention=attention, graphs=graphs)
     model = use_fused_norms(load_checkpoint(tiny_checkpoint)).requires_grad_(False)
-    baseline = Baseline(model, workload, variant, Cpu(), share_weights=True)
+    baseline = Baseline(model, workload, variant, Cpu())
     baseline.prefill()
     assert baseline.turn_tokens() == 7  # disturbs nothing
     for forced in (None, drawn[0]):
@@ -154,18 +154,12 @@ def test_every_spelling_of_eager_draws_what_the_reference_draws(tiny_checkpoint,
     assert (baseline.draw_tokens(other) != drawn[0]).any(), "what is forced decides what comes next"
 
 
-def test_variants_share_the_weights_of_one_model(model, workload):
-    baseline = Baseline(model, workload, Variant(), Cpu(), share_weights=True)
-    assert baseline.model is model
-    assert Baseline(model, workload, Variant()).model is not model
-
-
 def test_a_backend_draws_by_its_own_stages_on_an_emulated_gpu(tiny_bundle, tmp_path, workload, drawn, machine):
     here = machine()
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
     dims = {"batch": DimRange(1, 1, 1), "prompt": DimRange(7, 7, 7)}
     engine = build(bundle, EngineConfig(backend=here.backend, num_threads=1, tensorrt=TensorRTConfig(dims=dims)))
-    staged = Staged(Pipeline.load(bundle, "fp32", here.backend, engine=engine), workload)
+    staged = Compiled(Pipeline.load(bundle, "fp32", here.backend, engine=engine), workload)
     staged.prefill()
     captures = len(here.gpu.log.captures)
     for _ in range(2):

@@ -63,10 +63,10 @@ class Variant:
 class StaticDecoder(nn.Module):
     """The decoder over new tokens of one type, with static caches `[B, H, slots, D]` of its own."""
 
-    def __init__(self, model: RFModel, num_slots: int, attention: Attention) -> None:
+    def __init__(self, model: RFModel, num_slots: int, attention: Attention, num_rows: int = 2) -> None:
         super().__init__()
         self.model, self.config, self.attention = model, model.config, attention
-        shape = (2, self.config.num_kv_heads, num_slots, self.config.head_dim)
+        shape = (num_rows, self.config.num_kv_heads, num_slots, self.config.head_dim)
         dtype = model.text_embedding.dtype
         self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(self.config.num_layers)]
         self.values = [torch.zeros(shape, dtype=dtype) for _ in range(self.config.num_layers)]
@@ -119,32 +119,47 @@ class StaticDecoder(nn.Module):
         return mixed.reshape(batch, tokens, heads * size)
 
 
+def compiled(step: Callable[..., Tensor], variant: Variant, decoder: StaticDecoder) -> Callable[..., Tensor]:
+    """The step as the variant runs it."""
+    if variant.compile is None:
+        return step
+    if decoder.keys[0].is_cuda:
+        for cache in (*decoder.keys, *decoder.values):  # else written caches rule CUDA graphs out
+            torch._dynamo.mark_static_address(cache)
+        return torch.compile(step, dynamic=False, mode=variant.compile)
+    import torch._inductor.select_algorithm as inductor  # seconds, which eager variants need not pay
+
+    inductor.PRINT_AUTOTUNE = False  # a page of text per shape
+    # Frozen parameters: weights are packed once for the CPU's kernels, which is torch.compile at its best here.
+    options = {"freezing": True, **torch._inductor.list_mode_options(variant.compile)}
+    return torch.compile(step, dynamic=False, options=options)
+
+
+def as_variant(model: RFModel, variant: Variant) -> RFModel:
+    """The model with the variant's dtype and layout: itself, where it has both."""
+    if model.text_embedding.dtype == variant.dtype and variant.layout == "in_out":
+        return model.requires_grad_(False)
+    model = copy.deepcopy(model).to(variant.dtype).requires_grad_(False)
+    if variant.layout == "out_in":
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.weight.data = module.weight.data.t().contiguous().t()
+    return model
+
+
 class Baseline:
     """Draws the workload's picture; `draw_tokens` and `denoise` may be repeated.
 
     Args:
-        model: On the device that computes.
+        model: On the device that computes, from `as_variant`; several baselines may share it.
         workload: What to draw.
         variant: How.
         accelerator: Captures CUDA graphs.
-        share_weights: Take the model's tensors as they are, for several variants of one dtype and layout.
     """
 
     def __init__(
-        self,
-        model: RFModel,
-        workload: Workload,
-        variant: Variant,
-        accelerator: Accelerator | None = None,
-        *,
-        share_weights: bool = False,
+        self, model: RFModel, workload: Workload, variant: Variant, accelerator: Accelerator | None = None
     ) -> None:
-        if not share_weights:
-            model = copy.deepcopy(model).to(variant.dtype).requires_grad_(False)
-        if variant.layout == "out_in":
-            for module in model.modules():
-                if isinstance(module, Linear):
-                    module.weight.data = module.weight.data.t().contiguous().t()
         self.model, self.variant, self.work = model, variant, workload
         plan, device = workload.plan, model.text_embedding.device
         self.num_patches = 4 * plan.num_rep_tokens
@@ -163,22 +178,8 @@ class Baseline:
         self.noise = torch.from_numpy(workload.noise)[None].to(device)
         self.times = torch.from_numpy(workload.times).to(device)
         self._steps = GraphedSteps(self, accelerator) if variant.graphs and accelerator is not None else None
-        self._rep_step = self._compiled(self.rep_step)
-        self._denoise_step = self._compiled(self.denoise_step)
-
-    def _compiled(self, step: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if self.variant.compile is None:
-            return step
-        if self.noise.is_cuda:
-            for cache in (*self.decoder.keys, *self.decoder.values):  # else written caches rule CUDA graphs out
-                torch._dynamo.mark_static_address(cache)
-            return torch.compile(step, dynamic=False, mode=self.variant.compile)
-        import torch._inductor.select_algorithm as inductor  # seconds, which eager variants need not pay
-
-        inductor.PRINT_AUTOTUNE = False  # a page of text per shape
-        # Frozen parameters: weights are packed once for the CPU's kernels, which is torch.compile at its best here.
-        options = {"freezing": True, **torch._inductor.list_mode_options(self.variant.compile)}
-        return torch.compile(step, dynamic=False, options=options)
+        self._rep_step = compiled(self.rep_step, variant, self.decoder)
+        self._denoise_step = compiled(self.denoise_step, variant, self.decoder)
 
     @torch.no_grad()
     def prefill(self) -> None:

@@ -1,56 +1,126 @@
 """The comparison: our engine, its plain ONNX graphs, eager PyTorch and torch.compile, interleaved in one run.
 
-    check_inputs -> per number of threads: choose the best baselines -> agreement -> time in turns -> floor; footprint
+    check_inputs -> per number of threads: choose the best baselines -> agreement -> time in turns -> floor;
+    then a picture step by step, scaling, and what a fresh process costs
 
-Every contender first has to draw the right picture. Baselines compete with their best variant per stage, found by a
-short trial, and the trial's figures are reported too.
+Every contender first has to draw the right picture and give the right answers. Baselines compete with their best
+variant per stage, found by a short trial, and the trial's figures are reported too. The result has every sample and
+two yardsticks that took turns with the contenders, so that `compare.py` can hold two results against each other.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from rf_export.benchmark.baseline import Attention, Baseline, Layout, Variant
-from rf_export.benchmark.compiled import Compiled
-from rf_export.benchmark.contenders import STAGES, Contender, Stage, draw_reference
-from rf_export.benchmark.environment import describe_machine
-from rf_export.benchmark.floor import denoise_step_cost, measure_rates, rep_step_cost
+from rf_export.benchmark.compiled import Compiled, CompiledReader
+from rf_export.benchmark.contenders import (
+    READING_STAGES,
+    STAGES,
+    Contender,
+    ReadReference,
+    draw_reference,
+    read_reference,
+    reading_runs,
+)
+from rf_export.benchmark.energy import EnergyMeter
+from rf_export.benchmark.environment import describe_machine, describe_state, free_bytes
+from rf_export.benchmark.floor import (
+    StepCost,
+    denoise_step_cost,
+    encode_cost,
+    measure_floors,
+    read_cost,
+    rep_step_cost,
+)
 from rf_export.benchmark.footprint import measure_footprint
-from rf_export.benchmark.workload import Workload
+from rf_export.benchmark.scaling import measure_scaling, measure_timeline
+from rf_export.benchmark.selection import (
+    LAYOUTS,
+    TRIAL_STEPS,
+    baseline_variants,
+    choose_baselines,
+    drawing_runs,
+)
+from rf_export.benchmark.tables import FORMAT
+from rf_export.benchmark.workload import QuestionWorkload, Workload
+from rf_export.benchmark.yardstick import yardsticks
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
+from rf_export.parity import TOLERANCES
 from runtime.bundle import Bundle
+from runtime.errors import RFError
 from runtime.figures import psnr_db
 from runtime.options import GenerationOptions
+from runtime.pipeline import Pipeline
 from runtime.signature import Precision
 from runtime.timing import Timing, interleave, ratio
 
-LAYOUTS: tuple[Layout, ...] = ("in_out", "out_in")
-ATTENTIONS: tuple[Attention, ...] = ("sdpa", "matmul")
-TRIAL_STEPS = 2  # denoising steps of a trial and of a timed turn
+MEMORY_SHARE = 8  # all contenders together take about so many times the weights in fp32
+SLOWEST_SCALING = 500e6  # parameters; beyond, a single round takes minutes
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What to measure. The prompt is made up; its length decides the size of the cache."""
+    """What to measure. The prompt is made up; its length decides the size of the cache.
+
+    Attributes:
+        threads: Everything is measured with each.
+        precisions: Of our graphs; all that the bundle has, where none is named.
+        num_prompt_tokens: Length of the prompt.
+        num_rounds: Turns of every contender per kind of step.
+        num_picture_rounds: The same for whole pictures.
+        stage_seconds: Begin no further round of a stage after so long.
+        compile: Measure torch.compile too, which takes minutes.
+        scaling: Measure over lengths, batches and threads too.
+    """
 
     threads: tuple[int, ...] = (1,)
-    precisions: tuple[Precision, ...] = ("fp32",)
+    precisions: tuple[Precision, ...] = ()
     num_prompt_tokens: int = 32
-    num_rounds: int = 12
+    num_rounds: int = 20
     num_picture_rounds: int = 3
+    stage_seconds: float = 60.0
     compile: bool = True
+    scaling: bool = True
 
     def __post_init__(self) -> None:
-        if not self.precisions:
-            raise ValueError("precisions must name one at least")
         if min(*self.threads, self.num_rounds, self.num_picture_rounds, self.num_prompt_tokens) < 1:
             raise ValueError("threads, num_rounds, num_picture_rounds and num_prompt_tokens must be >= 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model, what it has to do, and what comes of it in eager PyTorch."""
+
+    opened: Bundle
+    model: RFModel
+    work: Workload
+    questions: QuestionWorkload
+    options: BenchOptions
+    drawn: EagerResult
+    read: ReadReference
+    left_out: dict[str, str]  # what, and why
+
+    def costs(self) -> dict[str, StepCost]:
+        """Of each kind of step."""
+        config, work, questions = self.model.config, self.work, self.questions
+        asked, patches = len(questions.first), 4 * questions.num_image_tokens
+        read = questions.num_image_tokens + asked
+        return {
+            "rep_step": rep_step_cost(config, work.num_slots),
+            "denoise_step": denoise_step_cost(config, work.num_slots, 4 * work.plan.num_rep_tokens),
+            "encode_image": encode_cost(config, patches),
+            "first_word": encode_cost(config, patches) + read_cost(config, read, 0),
+            "next_word": read_cost(config, 1, read + questions.num_words // 2),
+            "second_question": read_cost(config, asked, questions.num_image_tokens),
+        }
 
 
 def run_bench(
@@ -59,164 +129,206 @@ def run_bench(
     """Measure a bundle against the checkpoint that it was exported from.
 
     Returns:
-        JSON-ready: `machine`, `model`, `runs` (one per number of threads) and `footprint`.
+        JSON-ready: `machine`, `state`, `model`, `runs` (one per number of threads), `timeline`, `scaling`,
+        `footprint`, and what was `left_out`.
 
     Raises:
-        RFError: the two do not belong together, or the model cannot take the prompt.
+        RFError: The two do not belong together, the model cannot take the prompt, or our graphs do not do what the
+            checkpoint does.
     """
+    begin = describe_state()
     opened, model = open_exported(bundle, checkpoint)
-    work = Workload.of(opened.manifest, options.num_prompt_tokens, GenerationOptions())
-    report = on_progress or (lambda what, done, total: None)
+    if not options.precisions:
+        manifest = opened.manifest
+        present = tuple(each for each in manifest.precisions if manifest.graphs_of(each, "classic"))
+        options = replace(options, precisions=present)
+    num_stages = len(options.threads) + 2
+
+    def report(what: str, done: int) -> None:
+        if on_progress is not None:
+            on_progress(what, done, num_stages)
+
+    report("the reference in eager PyTorch", 0)
+    task = _task(opened, model, options)
     threads_before = torch.get_num_threads()
     runs = []
     try:
-        reference = draw_reference(model, work, TRIAL_STEPS)
         for i, num_threads in enumerate(options.threads):
             torch.set_num_threads(num_threads)
-            runs.append(
-                _run(opened, model, work, reference, options, num_threads,
-                     lambda what, base=i: report(what, base, len(options.threads) + 1))  # type: ignore[misc]
-            )  # fmt: skip
+            runs.append(_run(task, num_threads, lambda what, i=i: report(what, i)))  # type: ignore[misc]
     finally:
         torch.set_num_threads(threads_before)
-    report("load time and memory", len(options.threads), len(options.threads) + 1)
-    footprint = {
-        f"{name}{'' if precision == options.precisions[0] else f' {precision}'}": figures
-        for precision in options.precisions
-        for name, figures in measure_footprint(bundle, precision, options.threads[0]).items()
-    }
-    graphs = [graph for graph in opened.manifest.graphs if graph.precision == options.precisions[0]]
-    weights = sum(opened.manifest.files[name].size for name in {file for graph in graphs for file in graph.weights})
+    report("a picture step by step, and scaling", num_stages - 2)
+    pipeline = Pipeline.load(bundle, options.precisions[0], num_threads=options.threads[0])
+    timeline = measure_timeline(pipeline, task.work, options.num_picture_rounds)
+    scaling = {} if "scaling" in task.left_out else measure_scaling(pipeline, task.work, options.stage_seconds / 3)
+    report("cold start, load time and memory", num_stages - 1)
+    footprint = measure_footprint(
+        bundle, checkpoint, options.precisions, options.threads[0], repeats=min(options.num_rounds, 5)
+    )
     return {
+        "format": FORMAT,
         "machine": describe_machine(),
-        "model": {"num_parameters": opened.manifest.model.num_parameters, "bundle_id": opened.manifest.bundle_id,
-                  "height": work.plan.height, "width": work.plan.width, "rep_tokens": work.plan.num_rep_tokens,
-                  "patches": 4 * work.plan.num_rep_tokens, "prompt_tokens": len(work.prompt_ids),
-                  "cache_slots": work.num_slots, "num_steps": work.plan.num_steps, "weight_bytes": weights},
+        "state": {"begin": begin, "end": describe_state()},
+        "model": _describe(task),
         "options": asdict(options),
+        "left_out": task.left_out,
         "runs": runs,
+        "timeline": timeline,
+        "scaling": scaling,
         "footprint": footprint,
-    }  # fmt: skip
-
-
-def _run(
-    opened: Bundle, model: RFModel, work: Workload, reference: EagerResult, options: BenchOptions, num_threads: int,
-    report: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """Everything with one number of threads."""
-    groups = [_our_contenders(opened.path, work, precision, num_threads) for precision in options.precisions]
-    ours = [contender for group in groups for contender in group]
-    variants = list(baseline_variants(compiled=options.compile))
-    baselines, trials = _choose_baselines(model, work, variants, report)
-    contenders = [*ours, *baselines]
-    for contender in contenders:
-        contender.prepare()
-    agreement = {contender.name: _agreement(contender, reference) for contender in contenders}
-    cost = {
-        "rep_step": rep_step_cost(model.config, work.num_slots),
-        "denoise_step": denoise_step_cost(model.config, work.num_slots, 4 * work.plan.num_rep_tokens),
     }
-    timings = {stage: _time_stage(stage, contenders, work, options, report) for stage in STAGES}
-    rates = {stage: measure_rates(each.num_bytes) for stage, each in cost.items()}
-    floor = {
-        stage: {**asdict(each), "bandwidth_gb_s": rates[stage].bandwidth / 1e9,
-                "matrix_gflop_s": rates[stage].matrix / 1e9, "floor_ms": 1e3 * rates[stage].floor_seconds(each)}
-        for stage, each in cost.items()
+
+
+def _task(opened: Bundle, model: RFModel, options: BenchOptions) -> Task:
+    work = Workload.of(opened.manifest, options.num_prompt_tokens, GenerationOptions())
+    questions = QuestionWorkload.of(opened.manifest)
+    drawn, read = draw_reference(model, work, TRIAL_STEPS), read_reference(model, questions)
+    left_out = left_out_for_memory(opened.manifest.model.num_parameters, free_bytes())
+    if not options.compile:
+        left_out["torch.compile"] = "it was not asked for"
+    if not options.scaling or opened.manifest.model.num_parameters > SLOWEST_SCALING:
+        asked = "it takes minutes at this size" if options.scaling else "it was not asked for"
+        left_out["scaling"] = asked
+    return Task(
+        opened=opened, model=model, work=work, questions=questions, options=options, drawn=drawn, read=read,
+        left_out=left_out,
+    )  # fmt: skip
+
+
+def left_out_for_memory(num_parameters: int, free: int) -> dict[str, str]:
+    """Contenders that copy the weights once more, where that does not fit."""
+    needed = MEMORY_SHARE * 4 * num_parameters
+    if needed <= free:
+        return {}
+    why = f"all contenders take about {needed >> 30} GiB, and {free >> 30} GiB are free"
+    return dict.fromkeys(("torch.compile", "eager weights as [out, in]", "plain ONNX graphs beside an engine"), why)
+
+
+def _describe(task: Task) -> dict[str, Any]:
+    manifest, work = task.opened.manifest, task.work
+    graphs = [graph for graph in manifest.graphs if graph.precision == task.options.precisions[0]]
+    weights = sum(manifest.files[name].size for name in {file for graph in graphs for file in graph.weights})
+    return {
+        "num_parameters": manifest.model.num_parameters, "bundle_id": manifest.bundle_id, "height": work.plan.height,
+        "width": work.plan.width, "rep_tokens": work.plan.num_rep_tokens, "patches": 4 * work.plan.num_rep_tokens,
+        "prompt_tokens": len(work.prompt_ids), "cache_slots": work.num_slots, "num_steps": work.plan.num_steps,
+        "question_tokens": len(task.questions.first), "answer_tokens": task.questions.num_words,
+        "weight_bytes": weights,
     }  # fmt: skip
-    first = ours[0].name
-    speedups = {
-        best: {stage: {name: ratio(timing, rows[best]) for name, timing in rows.items() if name != best}
-               for stage, rows in timings.items()}
-        for best in (group[0].name for group in groups)
-    }  # fmt: skip
+
+
+def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+    """Everything with one number of threads."""
+    options = task.options
+    lean = "eager weights as [out, in]" in task.left_out
+    variants = baseline_variants(
+        compiled="torch.compile" not in task.left_out, layouts=LAYOUTS[:1] if lean else LAYOUTS
+    )
+    baselines, trials = choose_baselines(task.model, task.work, task.questions, variants, report)
+    ours = [each for precision in options.precisions for each in _our_contenders(task, precision, num_threads)]
+    report("agreement")
+    agreement = {contender.name: _agreement(contender, task) for contender in (*ours, *baselines)}
+    wrong = [name for name, each in agreement.items() if not each["passed"]]
+    if set(wrong) & {contender.name for contender in ours}:
+        raise RFError(f"{wrong[0]} does not do what the checkpoint does: {agreement[wrong[0]]}. Run rf-export verify.")
+    contenders = [contender for contender in (*ours, *baselines) if contender.name not in wrong]
+    timings, yards = {}, {}
+    for stage in (*STAGES, *READING_STAGES):
+        report(f"timing {stage.replace('_', ' ')}")
+        if stage == "picture" and (seconds := _picture_seconds(task, timings)) > options.stage_seconds:
+            task.left_out["whole pictures"] = f"one of every contender takes {seconds:.0f} s"
+            continue
+        timings[stage], yards[stage] = _time_stage(stage, contenders, task)
+    bests = {precision: next(c.name for c in ours if c.name.endswith(f" {precision}"))
+             for precision in options.precisions}  # fmt: skip
     return {
         "threads": num_threads,
+        "ours": ours[0].name,
         "timings": {stage: {name: each.as_dict() for name, each in rows.items()} for stage, rows in timings.items()},
-        "speedup": speedups[first],
-        "speedups": speedups,
-        "ours": first,
-        "floor": floor,
+        "yardsticks": {stage: {name: each.as_dict() for name, each in rows.items()} for stage, rows in yards.items()},
+        "speedups": {
+            best: {stage: {name: ratio(timing, rows[best]) for name, timing in rows.items() if name != best}
+                   for stage, rows in timings.items()}
+            for best in bests.values()
+        },
+        "floor": measure_floors(task.costs()),
         "agreement": agreement,
         "trials": trials,
-    }
+        "joules_per_picture": _energy(contenders, task),
+    }  # fmt: skip
 
 
-def _our_contenders(bundle: Path, work: Workload, precision: Precision, num_threads: int) -> list[Contender]:
+def _our_contenders(task: Task, precision: Precision, num_threads: int) -> list[Contender]:
     """The engine and the plain graphs; without an engine that fits, these alone."""
-    plain = Compiled(bundle, work, precision, num_threads, "none")
-    best = Compiled(bundle, work, precision, num_threads, "auto")
-    drawers = {"engine": best, "onnx": plain} if best.pipeline.engine is not None else {"onnx": plain}
-    return [Contender(name=f"{name} {precision}", tokens=each, pixels=each) for name, each in drawers.items()]
+    loaded = {"engine": Pipeline.load(task.opened.path, precision, num_threads=num_threads)}
+    if loaded["engine"].engine is None:
+        loaded = {"onnx": loaded["engine"]}
+    elif "plain ONNX graphs beside an engine" not in task.left_out:
+        loaded["onnx"] = Pipeline.load(task.opened.path, precision, num_threads=num_threads, engine="none")
+    contenders = []
+    for name, pipeline in loaded.items():
+        drawer, reader = Compiled(pipeline, task.work), CompiledReader(pipeline, task.questions)
+        readers = dict.fromkeys(READING_STAGES, reader)
+        contenders.append(Contender(name=f"{name} {precision}", tokens=drawer, pixels=drawer, readers=readers))
+    return contenders
 
 
-def baseline_variants(*, compiled: bool) -> Iterable[Variant]:
-    """Every way to run PyTorch that a careful user would try."""
-    for dtype in (torch.float32, torch.bfloat16):
-        for attention in ATTENTIONS:
-            for layout in LAYOUTS:
-                yield Variant(dtype=dtype, layout=layout, attention=attention)
-        if compiled:  # frozen weights are laid out by the compiler; its SDPA measured no faster than plain products
-            yield Variant(dtype=dtype, attention="matmul", compile="default")
-            yield Variant(dtype=dtype, attention="matmul", compile="max-autotune")
+def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
+    """Against the independent eager loops in fp32, in the state that is timed.
 
-
-def _choose_baselines(
-    model: RFModel, work: Workload, variants: list[Variant], report: Callable[[str], None]
-) -> tuple[list[Contender], dict[str, Any]]:
-    """The fastest variant of every family, per stage."""
-    kept: dict[str, dict[str, tuple[float, Baseline]]] = {}  # family -> stage -> seconds per step, who
-    trials: dict[str, Any] = {}
-    for variant in variants:
-        report(f"trial of {variant.name}")
-        drawer = Baseline(model, work, variant)
-        try:
-            contender = Contender(name=variant.name, tokens=drawer, pixels=drawer)
-            contender.prepare()
-            drawer.denoise(TRIAL_STEPS)
-            timings = interleave(_stage_runs(contender, work), num_rounds=1)
-        except Exception as error:
-            trials[variant.name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-            continue
-        best = kept.setdefault(variant.family, {})
-        for stage, timing in timings.items():
-            if stage not in best or timing.median < best[stage][0]:
-                best[stage] = timing.median, drawer
-        trials[variant.name] = {f"{stage}_ms": 1e3 * timing.median for stage, timing in timings.items()}
-    contenders = [
-        Contender(name=name, tokens=best["rep_step"][1], pixels=best["denoise_step"][1]) for name, best in kept.items()
-    ]
-    return contenders, trials
-
-
-def _stage_runs(contender: Contender, work: Workload) -> dict[str, Callable[[], int]]:
-    def tokens() -> int:
-        contender.tokens.draw_tokens()
-        return work.num_decoder_runs
-
-    def pixels() -> int:
-        contender.pixels.denoise(TRIAL_STEPS)
-        return TRIAL_STEPS
-
-    return {"rep_step": tokens, "denoise_step": pixels}
-
-
-def _time_stage(
-    stage: Stage, contenders: list[Contender], work: Workload, options: BenchOptions, report: Callable[[str], None]
-) -> dict[str, Timing]:
-    report(f"timing {stage.replace('_', ' ')}")
-    if stage == "picture":
-        steps = work.plan.num_steps
-        return interleave(
-            {each.name: lambda each=each: each.picture(steps) for each in contenders}, options.num_picture_rounds
-        )
-    steps_of = {each.name: _stage_runs(each, work)[stage] for each in contenders}
-    return interleave(steps_of, options.num_rounds, warm=True)
-
-
-def _agreement(contender: Contender, reference: EagerResult) -> dict[str, Any]:
-    """Against the independent eager loop in fp32: equal tokens, and the picture after the trial's steps."""
+    Tokens, the picture after the trial's steps, words after the same history. Only fp32 has to agree: what fewer bits
+    may change is judged where a bundle is made, by pictures, not here.
+    """
+    contender.prepare()
     ids = contender.tokens.draw_tokens()
     contender.pixels.draw_tokens()
     pixels = contender.pixels.denoise(TRIAL_STEPS)
-    return {"tokens_equal": int((ids == reference.rep_ids.numpy()).sum()), "tokens": len(ids),
-            "psnr_db": psnr_db(pixels, reference.pixels.numpy())}  # fmt: skip
+    words = np.array(contender.readers["next_word"].words(task.read.words))
+    firsts = contender.readers["first_word"].first_word(), contender.readers["second_question"].second_question()
+    features = contender.readers["encode_image"].encode().astype(np.float64)
+    result = {
+        "tokens_equal": int((ids == task.drawn.rep_ids.numpy()).sum()), "tokens": len(ids),
+        "psnr_db": psnr_db(pixels, task.drawn.pixels.numpy()),
+        "words_equal": int((words == task.read.words).sum()), "words": len(words),
+        "first_words_equal": firsts == (task.read.words[0], task.read.second_word),
+        "features_cosine": float(np.vdot(features, task.read.features) / math.prod(
+            float(np.linalg.norm(each)) for each in (features, task.read.features))),
+    }  # fmt: skip
+    right = result["tokens_equal"] == len(ids) and result["words_equal"] == len(words)
+    right = right and result["first_words_equal"] and result["psnr_db"] >= TOLERANCES["fp32"].psnr_db
+    return {**result, "passed": bool(right) or not contender.name.endswith("fp32")}
+
+
+def _picture_seconds(task: Task, timings: dict[str, dict[str, Timing]]) -> float:
+    """About how long one picture of every contender takes."""
+    runs = {"rep_step": task.work.num_decoder_runs, "denoise_step": task.work.plan.num_steps}
+    return sum(count * timing.median for stage, count in runs.items() for timing in timings[stage].values())
+
+
+def _time_stage(
+    stage: str, contenders: list[Contender], task: Task
+) -> tuple[dict[str, Timing], dict[str, Timing]]:
+    """Of the contenders, and of the yardsticks that took turns with them."""
+    runs: dict[str, Callable[[], int]] = {}
+    for each in contenders:
+        if stage == "picture":
+            runs[each.name] = lambda each=each: each.picture(task.work.plan.num_steps)  # type: ignore[misc]
+        else:
+            runs[each.name] = {**drawing_runs(each, task.work), **reading_runs(each.readers)}[stage]  # type: ignore[index]
+    marks = yardsticks()
+    num_rounds = task.options.num_picture_rounds if stage == "picture" else task.options.num_rounds
+    timings = interleave(
+        {**runs, **{f"yardstick {name}": run for name, run in marks.items()}}, num_rounds, warm=stage != "picture",
+        most_seconds=task.options.stage_seconds,
+    )  # fmt: skip
+    return {name: timings[name] for name in runs}, {name: timings[f"yardstick {name}"] for name in marks}
+
+
+def _energy(contenders: list[Contender], task: Task) -> dict[str, float]:
+    """Of one whole picture each; nothing where the board does not tell, or a picture takes too long."""
+    meter = EnergyMeter()
+    if meter.source is None or "whole pictures" in task.left_out:
+        return {}
+    steps = task.work.plan.num_steps
+    return {each.name: meter.joules(lambda each=each: each.picture(steps)) for each in contenders}  # type: ignore[misc]

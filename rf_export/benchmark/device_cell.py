@@ -9,7 +9,7 @@ Knows nothing of engines: our contenders are functions that it calls.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from rf_export.benchmark.accelerator import Accelerator
 from rf_export.benchmark.baseline import PRECISIONS, Attention, Baseline, Variant
 from rf_export.benchmark.contenders import STAGES, Contender, Drawer, Stage, draw_reference
-from rf_export.benchmark.floor import denoise_step_cost, measure_rates, rep_step_cost
+from rf_export.benchmark.floor import denoise_step_cost, measure_floors, rep_step_cost
 from rf_export.benchmark.workload import Workload
 from rf_export.eager import EagerResult
 from rf_export.layers import RMSNorm
@@ -152,7 +152,7 @@ class Cell:
 
     def _baseline(self, kind: Variant, attention: Attention) -> Baseline:
         variant = Variant(dtype=kind.dtype, attention=attention, compile=kind.compile, graphs=kind.graphs)
-        drawer = Baseline(self._model, self._work, variant, self._accelerator, share_weights=True)
+        drawer = Baseline(self._model, self._work, variant, self._accelerator)
         drawer.prefill()
         return drawer
 
@@ -257,14 +257,9 @@ class Cell:
             "rep_step": rep_step_cost(config, work.num_slots, dtype.itemsize),
             "denoise_step": denoise_step_cost(config, work.num_slots, 4 * work.plan.num_rep_tokens, dtype.itemsize),
         }
-        for stage, cost in costs.items():
-            rates = measure_rates(
-                cost.num_bytes, repeats=self._options.floor_repeats, device=self._accelerator.device, dtype=dtype
-            )
-            self.result["floor"][stage] = {
-                **asdict(cost), "bandwidth_gb_s": rates.bandwidth / 1e9, "matrix_gflop_s": rates.matrix / 1e9,
-                "floor_ms": 1e3 * rates.floor_seconds(cost),
-            }  # fmt: skip
+        self.result["floor"] = measure_floors(
+            costs, repeats=self._options.floor_repeats, device=self._accelerator.device, dtype=dtype
+        )
 
 
 class FusedNorm(RMSNorm):

@@ -1,12 +1,13 @@
 """The physical floor: what a step has to read and compute, and what this machine can read and compute per second.
 
 No program can be faster than `bytes / bandwidth` and `FLOPs / matrix rate`. Both rates are measured here, with the
-threads that the contenders get, as the best of several kernels. Knows nothing of how a step is run.
+threads that the contenders get, as the best of several kernels. Knows nothing of how a step is run. Axes: M patches,
+F image tokens, S new tokens, e encoder width, d decoder width.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """Work of one step of one request, both guidance rows."""
+    """Work of one step of one request; of a drawing, both guidance rows."""
 
     weight_bytes: int
     cache_bytes: int
@@ -29,6 +30,13 @@ class StepCost:
     def num_bytes(self) -> int:
         """Bytes that have to be read at least once."""
         return self.weight_bytes + self.cache_bytes
+
+    def __add__(self, other: "StepCost") -> "StepCost":
+        """Both, one after the other."""
+        return StepCost(
+            weight_bytes=self.weight_bytes + other.weight_bytes, cache_bytes=self.cache_bytes + other.cache_bytes,
+            flops=self.flops + other.flops,
+        )  # fmt: skip
 
 
 def layer_parameters(config: ModelConfig, expert: Expert) -> int:
@@ -70,6 +78,30 @@ def denoise_step_cost(
     )
 
 
+def encode_cost(config: ModelConfig, num_patches: int, value_bytes: int = FP32_BYTES) -> StepCost:
+    """M patches through the image encoder, where all see all, and F = M/4 merged ones through the connector."""
+    encoder, size = config.encoder, config.encoder.hidden_size
+    per_patch = config.patch_dim * size + encoder.num_layers * (4 * size**2 + 3 * size * encoder.ffn_size)
+    per_token = 4 * size * config.hidden_size + config.hidden_size**2
+    attention = encoder.num_layers * 4 * num_patches**2 * size
+    return StepCost(
+        weight_bytes=value_bytes * (per_patch + per_token), cache_bytes=0,
+        flops=2 * num_patches * per_patch + 2 * (num_patches // 4) * per_token + attention,
+    )  # fmt: skip
+
+
+def read_cost(config: ModelConfig, num_tokens: int, num_past: int, value_bytes: int = FP32_BYTES) -> StepCost:
+    """S tokens of a prompt or an answer in one row, after `num_past` others; the head for the last one alone."""
+    layers, head = config.num_layers * layer_parameters(config, "understanding"), config.hidden_size * config.vocab_size
+    pairs = num_tokens * num_past + num_tokens * (num_tokens + 1) // 2  # who sees whom
+    values = config.num_layers * config.head_dim
+    return StepCost(
+        weight_bytes=value_bytes * (layers + head),
+        cache_bytes=value_bytes * 2 * values * config.num_kv_heads * num_past,
+        flops=2 * num_tokens * layers + 2 * head + 4 * values * config.num_heads * pairs,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rates:
     """What this machine does per second, with the given threads or on a device, in one dtype."""
@@ -82,19 +114,28 @@ class Rates:
         return max(cost.num_bytes / self.bandwidth, cost.flops / self.matrix)
 
 
-def measure_rates(
-    num_bytes: int, *, repeats: int = 12, device: torch.device = CPU, dtype: torch.dtype = torch.float32
-) -> Rates:
-    """Measure both rates, on a CPU with torch's current number of threads.
+def measure_floors(
+    costs: Mapping[str, StepCost], *, repeats: int = 12, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> dict[str, dict[str, float]]:
+    """The floor of every kind of step, JSON-ready; on a CPU with torch's current number of threads.
 
     Args:
-        num_bytes: working set of the bandwidth test: weights that fit into a cache are read faster.
-        repeats: the best of so many runs counts.
-        device: where.
-        dtype: of what is read and multiplied.
+        costs: What a step reads and computes. The bandwidth is that of its working set: weights that fit into a cache
+            are read faster.
+        repeats: The best of so many runs counts.
+        device: Where.
+        dtype: Of what is read and multiplied.
     """
+    floors = {}
     with device:
-        return Rates(bandwidth=_bandwidth(num_bytes, repeats, dtype), matrix=_matrix_rate(repeats, dtype))
+        matrix = _matrix_rate(repeats, dtype)
+        for stage, cost in costs.items():
+            rates = Rates(bandwidth=_bandwidth(cost.num_bytes, repeats, dtype), matrix=matrix)
+            floors[stage] = {
+                **asdict(cost), "bandwidth_gb_s": rates.bandwidth / 1e9, "matrix_gflop_s": rates.matrix / 1e9,
+                "floor_ms": 1e3 * rates.floor_seconds(cost),
+            }  # fmt: skip
+    return floors
 
 
 def _bandwidth(num_bytes: int, repeats: int, dtype: torch.dtype) -> float:

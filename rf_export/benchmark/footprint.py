@@ -1,61 +1,113 @@
-"""Load time and resident memory of a bundle in a fresh process that has nothing but the runtime.
+"""Cold start, load time and memory, each time in a fresh process: what a program costs before its first picture.
 
-Knows nothing of torch: the child imports numpy, onnxruntime and runtime only, as on a target machine.
+Ours imports numpy, onnxruntime and runtime only, as on a target machine; PyTorch is measured beside it. Files may be
+in the page cache: a fresh process is not a fresh machine.
 """
 
 import json
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from runtime.signature import Precision
 
-_CHILD = """
+# The monotonic clock of Linux is one for all processes.
+_COMMON = """
 import json, sys, time
-import numpy, onnxruntime
-from runtime import GenerationOptions, Pipeline
+started = float(sys.argv[1])
 
 def status(key):
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
-bundle, precision, engine, threads = sys.argv[1:]
-before = status("VmRSS")
-started = time.perf_counter()
+def tell(before, begun, loaded, loaded_bytes, engine):
+    drawn = time.monotonic()
+    print(json.dumps({
+        "start_seconds": begun - started, "load_seconds": loaded - begun, "first_picture_seconds": drawn - started,
+        "loaded_bytes": loaded_bytes - before, "drawn_bytes": status("VmRSS") - before,
+        "peak_bytes": status("VmHWM"), "engine": engine,
+    }))
+"""
+_OURS = _COMMON + """
+import numpy, onnxruntime
+from runtime import GenerationOptions, Pipeline
+
+bundle, precision, engine, threads = sys.argv[2:]
+before, begun = status("VmRSS"), time.monotonic()
 pipeline = Pipeline.load(bundle, precision, num_threads=int(threads), engine=engine, verify="size")
-seconds = time.perf_counter() - started
-loaded = status("VmRSS") - before
+loaded, loaded_bytes = time.monotonic(), status("VmRSS")
 pipeline.draw("", options=GenerationOptions(num_steps=1))
-print(json.dumps({"load_seconds": seconds, "loaded_bytes": loaded, "drawn_bytes": status("VmRSS") - before,
-                  "peak_bytes": status("VmHWM") - before, "engine": pipeline.engine is not None}))
+tell(before, begun, loaded, loaded_bytes, pipeline.engine is not None)
+"""
+_PYTORCH = _COMMON + """
+from pathlib import Path
+import torch
+from rf_export.benchmark.baseline import Baseline, Variant
+from rf_export.benchmark.models import manifest_of
+from rf_export.benchmark.workload import Workload
+from rf_export.checkpoint import load_checkpoint
+from runtime.options import GenerationOptions
+
+checkpoint, threads = sys.argv[2:]
+torch.set_num_threads(int(threads))
+before, begun = status("VmRSS"), time.monotonic()
+model = load_checkpoint(Path(checkpoint)).requires_grad_(False)
+loaded, loaded_bytes = time.monotonic(), status("VmRSS")
+drawer = Baseline(model, Workload.of(manifest_of(model), 1, GenerationOptions(num_steps=1)), Variant())
+drawer.prefill()
+drawer.draw_tokens()
+drawer.denoise(1)
+tell(before, begun, loaded, loaded_bytes, False)
 """
 
 
 def measure_footprint(
-    bundle: Path, precision: Precision, num_threads: int, repeats: int = 5
-) -> dict[str, dict[str, Any]]:
-    """Medians over fresh processes, engine and plain ONNX graphs in turn; bytes are above numpy and onnxruntime.
+    bundle: Path, checkpoint: Path, precisions: tuple[Precision, ...], num_threads: int, *, repeats: int = 5,
+    most_seconds: float = 60.0,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Medians over fresh processes that take turns, and what each measured (`runs`).
+
+    Args:
+        bundle: Ours.
+        checkpoint: Eager PyTorch's, in fp32.
+        precisions: Of our graphs.
+        num_threads: Of every process.
+        repeats: Processes of each kind.
+        most_seconds: Begin no further turn after so long.
 
     Returns:
-        For "engine" (left out if the bundle has none that fits) and "onnx": `load_seconds` without hashing,
-        `loaded_bytes` after loading all graphs, `drawn_bytes` after a picture of one step, `peak_bytes`.
+        By contender: `start_seconds` until the libraries are imported, `load_seconds` without hashing,
+        `first_picture_seconds` from the start of the process to a picture of one denoising step, `loaded_bytes` and
+        `drawn_bytes` above the libraries, `peak_bytes` with them.
     """
-    rows: dict[str, list[dict[str, Any]]] = {"engine": [], "onnx": []}
-    for _ in range(repeats):
+    commands = {"eager fp32": [_PYTORCH, str(checkpoint)]}
+    for precision in precisions:
         for name, choice in (("engine", "auto"), ("onnx", "none")):
-            rows[name].append(_in_child(bundle, precision, choice, num_threads))  # type: ignore[arg-type]
-    if not rows["engine"][0]["engine"]:
-        del rows["engine"]
-    keys = ("load_seconds", "loaded_bytes", "drawn_bytes", "peak_bytes")
-    return {name: {key: statistics.median(run[key] for run in runs) for key in keys} for name, runs in rows.items()}
+            commands[f"{name} {precision}"] = [_OURS, str(bundle), precision, choice]
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    begun = time.monotonic()
+    for turn in range(repeats):
+        if turn and time.monotonic() - begun > most_seconds:
+            break
+        for name in list(commands):
+            row = _in_child(*commands[name], num_threads=num_threads)
+            if name.startswith("engine") and not row["engine"]:  # none was built
+                del commands[name], rows[name]
+            else:
+                rows[name].append(row)
+    return {
+        name: {
+            **{key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "engine"}, "runs": runs
+        }
+        for name, runs in rows.items()
+    }
 
 
-def _in_child(bundle: Path, precision: Precision, engine: Literal["auto", "none"], num_threads: int) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, str(bundle), precision, engine, str(num_threads)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+def _in_child(code: str, *arguments: str, num_threads: int) -> dict[str, Any]:
+    command = [sys.executable, "-c", code, repr(time.monotonic()), *arguments, str(num_threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result

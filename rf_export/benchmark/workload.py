@@ -1,7 +1,7 @@
-"""What is measured: one picture of one prompt, the same for every contender.
+"""What is measured: one picture of one prompt, and two questions about one picture, the same for every contender.
 
 Made once from a bundle's manifest, so that engine, eager PyTorch and torch.compile get the same tokens, noise and
-timesteps. Axes: N representation tokens, K representation vocabulary, P cache slots.
+timesteps. Axes: N representation tokens, K representation vocabulary, P cache slots, F image tokens.
 """
 
 from dataclasses import dataclass
@@ -56,3 +56,36 @@ class Workload:
     def num_decoder_runs(self) -> int:
         """Runs of the representation decoder: the last one only fills the cache."""
         return self.plan.num_rep_tokens + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionWorkload:
+    """A picture of noise, two questions about it of equal length, and how many words are answered."""
+
+    pixels: NDArray[np.float32]  # [3, H, W] in [-1, 1]
+    num_image_tokens: int  # F
+    first: NDArray[np.int64]  # [T]
+    second: NDArray[np.int64]  # [T]
+    num_words: int
+
+    @classmethod
+    def of(cls, manifest: Manifest, num_question_tokens: int = 12, num_words: int = 24) -> "QuestionWorkload":
+        """Made-up questions, in the model's default size of pictures; raises ValueError where there is no room."""
+        model = manifest.model
+        height, width = model.default_height, model.default_width
+        rows, columns = model.rep_grid(height, width)
+        if rows * columns + num_question_tokens + num_words > model.max_positions:
+            raise ValueError(f"a picture, a question and {num_words} words take more than {model.max_positions} tokens")
+        rng = np.random.default_rng(SEED)
+        return cls(
+            pixels=np.clip(noise.normal(SEED, (3, height, width)), -1, 1),
+            num_image_tokens=rows * columns,
+            first=rng.integers(0, model.vocab_size, num_question_tokens),
+            second=rng.integers(0, model.vocab_size, num_question_tokens),
+            num_words=num_words,
+        )
+
+    @property
+    def num_slots(self) -> int:
+        """Cache slots: the picture, a question, the answer."""
+        return self.num_image_tokens + len(self.first) + self.num_words

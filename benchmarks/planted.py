@@ -1,0 +1,119 @@
+"""Does `rf-export bench --compare` see a planted slowdown, and is it quiet on two runs of one build?
+
+    python benchmarks/planted.py reference --clock cpu
+
+Runs the benchmark three times, each in a process of its own: as it is, as it is again, and with graphs that take 10%
+longer (every run of a session is followed by a loop that spins for a tenth of its time). Compares the first with the
+second, which has to be quiet, and with the third, where our contenders have to be found and PyTorch must not be.
+Writes `benchmarks/results/planted-<name>-<cpu>.json`; exit code 1 if either verdict is wrong.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from cpu import HERE, prepare
+
+from rf_export.benchmark import bench
+from rf_export.benchmark.compare import compare, verdict_line
+from rf_export.benchmark.environment import file_label
+from runtime.backends import Session
+from runtime.pipeline import Pipeline
+
+SHARE = 0.1
+MIN_EFFECT = 0.03
+
+
+class SlowSession:
+    """A session whose runs take longer."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self.signature = session, session.signature
+
+    def run(self, inputs: Any) -> Any:
+        """Run, and spin."""
+        return slowed(lambda: self._session.run(inputs))()
+
+    def bind(self, inputs: Any, outputs: Any) -> Callable[[], None]:
+        """Runs that spin."""
+        return slowed(self._session.bind(inputs, outputs))
+
+
+def slowed(run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same function, with a loop that spins after it."""
+
+    def slow_run() -> Any:
+        started = time.perf_counter()
+        result = run()
+        end = time.perf_counter() + SHARE * (time.perf_counter() - started)
+        while time.perf_counter() < end:
+            pass
+        return result
+
+    return slow_run
+
+
+class SlowPipeline(Pipeline):
+    """A pipeline of slow sessions."""
+
+    @classmethod
+    def load(cls, *arguments: Any, **options: Any) -> "SlowPipeline":
+        """See `Pipeline.load`."""
+        pipeline = super().load(*arguments, **options)
+        pipeline._sessions = {name: SlowSession(each) for name, each in pipeline._sessions.items()}  # type: ignore[misc]
+        return pipeline
+
+
+@click.command(help=__doc__)
+@click.argument("name", metavar="PRESET")
+@click.option("--rounds", type=click.IntRange(6), default=30, show_default=True)
+@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=HERE / "work", help="For bundles; kept between runs.")
+@click.option("--results", type=click.Path(path_type=Path), default=HERE / "results")
+@click.option("--child", type=click.Path(path_type=Path), hidden=True, help="Measure once, and write it there.")
+@click.option("--slow", is_flag=True, hidden=True)
+def main(name: str, rounds: int, clock: str, work: Path, results: Path, child: Path | None, slow: bool) -> None:
+    """Measure three times and compare."""
+    checkpoint, bundle = prepare(name, work)
+    if child is not None:
+        if slow:
+            bench.Pipeline = SlowPipeline
+        options = bench.BenchOptions(num_rounds=rounds, num_picture_rounds=6, compile=False, scaling=False)
+        child.write_text(json.dumps(bench.run_bench(bundle, checkpoint, options)))
+        return
+    measured = []
+    for i, words in enumerate(((), (), ("--slow",))):
+        out = work / f"planted-{i}.json"
+        command = [sys.executable, __file__, name, "--rounds", str(rounds), "--work", str(work), "--child", str(out)]
+        subprocess.run([*command, *words], check=True)
+        measured.append(json.loads(out.read_text()))
+        click.echo(f"run {i + 1} of 3 is done", err=True)
+    result = judge(name, clock, measured)
+    path = results / f"planted-{name}-{file_label(measured[0]['machine']['cpu'])}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    click.echo(f"{result['same_build']['verdict']}\n{result['planted']['verdict']}\n-> {path}")
+    sys.exit(0 if result["right"] else 1)
+
+
+def judge(name: str, clock: Any, measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """Both comparisons, and whether they are right."""
+    result: dict[str, Any] = {"preset": name, "clock": clock, "share": SHARE, "min_effect": MIN_EFFECT,
+                              "machine": measured[0]["machine"]}  # fmt: skip
+    for label, later in (("same_build", measured[1]), ("planted", measured[2])):
+        changes = compare(measured[0], later, min_effect=MIN_EFFECT, clock=clock)
+        result[label] = {"verdict": verdict_line(changes, MIN_EFFECT), "changes": [vars(each) for each in changes]}
+    wrong = [each for each in result["same_build"]["changes"] if each["verdict"] == "slower"]
+    wrong += [each for each in result["planted"]["changes"]
+              if each["verdict"] == "slower" and each["contender"].startswith("eager")]  # fmt: skip
+    ours = [each for each in result["planted"]["changes"] if not each["contender"].startswith("eager")]
+    found = [each for each in ours if each["verdict"] == "slower"]
+    return {**result, "found": len(found), "planted_rows": len(ours), "right": bool(found) and not wrong}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Two results of `rf-export bench`: is the later one slower, beyond noise and beyond a slower machine?
+
+Knows nothing of measuring, needs no torch. For every contender and stage that both results have:
+
+- `raw`: ratio of the medians, later over earlier.
+- `drift`: the same ratio of the two yardsticks that took turns with the contenders of this stage.
+- `normalised`: ratio of the medians of what each round took in units of that round's yardstick, the smaller of the two
+  yardsticks' ratios. A slowdown is charged only as far as neither yardstick explains it; and one that a faster machine
+  hides shows.
+
+Intervals are those of Student's t with the bootstrap's standard error, on the log scale (Efron and Tibshirani 1993,
+chapters 6 and 12): the rounds of each run are drawn anew with replacement. All rows together raise a false alarm with
+probability 5% at most: each has 0.05 / rows (Bonferroni). A regression is a row whose interval lies above 1 + the
+smallest effect of interest.
+
+The clock is wall time. On a machine that others use, CPU time (of all threads) tells more: time that they took is not
+in it. What waits, on a GPU or a disk, is not in it either.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rf_export.benchmark.tables import FORMAT, READING_TITLES, STAGE_TITLES, aligned
+from runtime.errors import RFError
+
+NUM_RESAMPLES = 500
+FALSE_ALARMS = 0.05  # of a whole comparison
+MIN_ROUNDS = 6
+MIN_EFFECT = 0.03
+YARDSTICKS = ("matrix", "memory")
+EXPECTED_EQUAL = ("cpu", "features", "cores", "caches", "governor", "max_mhz", "power_mode", "python", "versions",
+                  "thread_variables")  # fmt: skip
+Clock = Literal["wall", "cpu"]
+SAMPLES: dict[Clock, str] = {"wall": "samples_ms", "cpu": "cpu_samples_ms"}
+Verdict = Literal["slower", "faster", "same", "unclear"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """One contender and stage in one run, with its yardsticks; values of one round stand in one column."""
+
+    times: NDArray[np.float64]  # [rounds]
+    yardsticks: NDArray[np.float64]  # [yardsticks, rounds]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What became of one contender and stage. Ratios are later over earlier: above 1 is slower."""
+
+    threads: int
+    stage: str
+    contender: str
+    raw: float
+    drift: tuple[float, ...]  # of each yardstick
+    normalised: float
+    low: float  # interval of `normalised`
+    high: float
+    verdict: Verdict
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result of `bench --json` or `--output`; raises RFError where it is none."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = result["format"], result["runs"], result["machine"], result["model"], result["options"]
+    except (ValueError, KeyError, TypeError, UnicodeError) as error:
+        raise RFError(f"{path} is no result of rf-export bench: {error}. Write one with bench --output.") from error
+    if found[0] != FORMAT:
+        raise RFError(f"{path} has format {found[0]}, and this version compares format {FORMAT}. Measure it again.")
+    return result
+
+
+def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
+    """What makes two results incomparable: another machine, other versions, other work; a sentence each."""
+    pairs = [(f"the machine's {name}", earlier["machine"].get(name), later["machine"].get(name))
+             for name in EXPECTED_EQUAL]  # fmt: skip
+    work = sorted({*earlier["model"], *later["model"]} - {"bundle_id", "weight_bytes"})
+    pairs += [(f"the model's {name}", earlier["model"].get(name), later["model"].get(name)) for name in work]
+    threads = [sorted(run["threads"] for run in result["runs"]) for result in (earlier, later)]
+    pairs.append(("the number of threads", *threads))
+    return [f"{name}: {_shown(a)}, then {_shown(b)}" for name, a, b in pairs if a != b]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {each}" for key, each in value.items()) or "none"
+    return "unknown" if value is None else str(value)
+
+
+def compare(
+    earlier: Mapping[str, Any], later: Mapping[str, Any], *, min_effect: float = MIN_EFFECT, clock: Clock = "wall",
+    seed: int = 0,
+) -> list[Change]:  # fmt: skip
+    """Every contender and stage that both have; raises RFError where they have none in common."""
+    after = dict(_samples(later, SAMPLES[clock]))
+    pairs = [(key, each, after[key]) for key, each in _samples(earlier, SAMPLES[clock]) if key in after]
+    if not pairs:
+        raise RFError("The two results have no contender and stage in common. Measure the same precisions and threads.")
+    rng = np.random.default_rng(seed)
+    return [_change(key, a, b, min_effect, FALSE_ALARMS / len(pairs), rng) for key, a, b in pairs]
+
+
+def _samples(result: Mapping[str, Any], name: str) -> Iterator[tuple[tuple[int, str, str], Samples]]:
+    for run in result["runs"]:
+        for stage, rows in run["timings"].items():
+            yards = np.array([run["yardsticks"][stage][each][name] for each in YARDSTICKS])
+            for contender, timing in rows.items():
+                yield (run["threads"], stage, contender), Samples(times=np.array(timing[name]), yardsticks=yards)
+
+
+def _change(
+    key: tuple[int, str, str], a: Samples, b: Samples, min_effect: float, risk: float, rng: np.random.Generator
+) -> Change:
+    threads, stage, contender = key
+    drift = np.median(b.yardsticks, axis=1) / np.median(a.yardsticks, axis=1)
+    ratios = np.median(b.times / b.yardsticks, axis=1) / np.median(a.times / a.yardsticks, axis=1)  # [yardsticks]
+    verdict: Verdict = "unclear"
+    low = high = math.nan
+    if min(len(a.times), len(b.times)) >= MIN_ROUNDS:
+        again = _resampled_medians(b, rng) / _resampled_medians(a, rng)  # [yardsticks, resamples]
+        quantile = student_quantile(1 - risk, len(a.times) + len(b.times) - 2)
+        low, high = interval(ratios.min(), again.min(axis=0), quantile)
+        _, most = interval(ratios.max(), again.max(axis=0), quantile)
+        verdict = "slower" if low > 1 + min_effect else "faster" if most < 1 / (1 + min_effect) else "same"
+    return Change(
+        threads=threads, stage=stage, contender=contender, raw=float(np.median(b.times) / np.median(a.times)),
+        drift=tuple(map(float, drift)), normalised=float(ratios.min()), low=low, high=high, verdict=verdict,
+    )  # fmt: skip
+
+
+def _resampled_medians(samples: Samples, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Medians in units of each yardstick, of rounds that are drawn anew: `[yardsticks, resamples]`."""
+    num_rounds = len(samples.times)
+    drawn = rng.integers(0, num_rounds, (NUM_RESAMPLES, num_rounds))
+    medians: NDArray[np.float64] = np.median((samples.times / samples.yardsticks)[:, drawn], axis=2)
+    return medians
+
+
+def interval(ratio: float, resampled: NDArray[np.float64], quantile: float) -> tuple[float, float]:
+    """The interval of a ratio, from resampled ones."""
+    half = quantile * float(np.log(resampled).std(ddof=1))
+    return float(ratio) * math.exp(-half), float(ratio) * math.exp(half)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Of Student's t, by Peizer and Pratt (1968, JASA 63, p. 1420): to 0.3% from 5 degrees of freedom on, at 97.5%."""
+    z = NormalDist().inv_cdf(probability)
+    return math.sqrt(freedom * math.expm1(z**2 * (freedom - 5 / 6) / (freedom - 2 / 3 + 1 / (10 * freedom)) ** 2))
+
+
+def format_changes(changes: list[Change], min_effect: float) -> str:
+    """A table, worst first, and the verdict."""
+    titles = {**STAGE_TITLES, **READING_TITLES}
+    rows = [["threads", "stage", "contender", "raw", "matrix", "memory", "normalised", "interval", ""]]
+    for each in sorted(changes, key=lambda change: -change.normalised):
+        rows.append([
+            str(each.threads), titles[each.stage], each.contender, f"{each.raw:.3f}",
+            *(f"{value:.3f}" for value in each.drift), f"{each.normalised:.3f}",
+            f"[{each.low:.3f}, {each.high:.3f}]", each.verdict,
+        ])  # fmt: skip
+    head = "times, later over earlier: above 1 is slower"
+    return "\n".join([head, *aligned(rows), "", verdict_line(changes, min_effect)])
+
+
+def verdict_line(changes: list[Change], min_effect: float) -> str:
+    """One sentence."""
+    slower = [change for change in changes if change.verdict == "slower"]
+    unclear = sum(change.verdict == "unclear" for change in changes)
+    faster = sum(change.verdict == "faster" for change in changes)
+    rest = f"; {faster} faster" * bool(faster) + f"; {unclear} with fewer than {MIN_ROUNDS} rounds" * bool(unclear)
+    if slower:
+        worst = max(slower, key=lambda change: change.normalised)
+        return (f"REGRESSION: {len(slower)} of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and "
+                f"drift; worst: {worst.contender}, {worst.stage}, {worst.normalised:.3f}{rest}")  # fmt: skip
+    hidden = max((change.high for change in changes if change.verdict != "unclear"), default=math.nan)
+    return (f"no regression: none of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and drift; "
+            f"noise could hide one of {max(hidden - 1, 0):.1%}{rest}")  # fmt: skip

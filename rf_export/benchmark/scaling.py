@@ -1,0 +1,107 @@
+"""How our engine's steps grow with what is asked: prompt length, batch, threads; and one picture, step by step.
+
+Knows nothing of baselines. All sizes of a kind take turns, as contenders do.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+from rf_export.benchmark.compiled import Compiled
+from rf_export.benchmark.selection import TRIAL_STEPS
+from rf_export.benchmark.workload import Workload
+from runtime.options import GenerationOptions
+from runtime.pipeline import Pipeline
+from runtime.timing import interleave, quantile
+
+PROMPT_TOKENS = (8, 64, 256, 1024, 4096)
+BATCHES = (1, 2, 4)
+NUM_ROUNDS = 6
+
+
+def measure_timeline(pipeline: Pipeline, work: Workload, num_pictures: int) -> dict[str, Any]:
+    """Milliseconds of every step of some pictures, after one that does not count."""
+    drawer = Compiled(pipeline, work, previews=True)
+    pictures = []
+    for _ in range(num_pictures + 1):
+        started = time.perf_counter()
+        drawer.prefill()
+        pictures.append({
+            "prefill": [1e3 * (time.perf_counter() - started)],
+            "rep_step": _step_ms(drawer.token_events(), more=True),  # the last one only fills the cache
+            "denoise_step": _step_ms(drawer.pixel_events(work.plan.num_steps)),
+        })  # fmt: skip
+    pictures = pictures[1:]
+    steps = {kind: [value for picture in pictures for value in picture[kind]] for kind in pictures[0]}
+    shares = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
+    return {
+        "precision": pipeline.precision,
+        "threads": pipeline.num_threads,
+        "pictures": pictures,
+        "steps": {
+            kind: {"num": len(values), **{name: quantile(values, share) for name, share in shares.items()}}
+            for kind, values in steps.items()
+        },
+    }
+
+
+def _step_ms(events: Generator[Any, None, Any], *, more: bool = False) -> list[float]:
+    """Milliseconds between events; `more` where a step without one follows the last of them."""
+    marks = [time.perf_counter()]
+    for _ in events:
+        marks.append(time.perf_counter())
+    if more:
+        marks.append(time.perf_counter())
+    return [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
+
+
+def measure_scaling(pipeline: Pipeline, work: Workload, most_seconds: float) -> dict[str, list[dict[str, Any]]]:
+    """Steps over prompt lengths, batches (per picture) and threads; each kind takes about `most_seconds` at most."""
+    manifest, plan = pipeline.bundle.manifest, work.plan
+    room = manifest.model.max_positions - plan.num_rep_tokens - 2
+    fixed = pipeline.sessions["rep_decoder"].signature.cache_slots
+    options = GenerationOptions(height=plan.height, width=plan.width, num_steps=plan.num_steps)
+    lengths = [length for length in PROMPT_TOKENS if length <= min(room, 8 * work.num_slots) and fixed is None]
+    threads = [count for count in (1, 2, 4, 8, 16) if count <= (os.cpu_count() or 1)]
+    precision, choice = pipeline.precision, "none" if pipeline.engine is None else pipeline.engine.path
+    return {
+        "prompt_tokens": _measure(
+            {n: lambda n=n: Compiled(pipeline, Workload.of(manifest, n, options)) for n in lengths}, most_seconds
+        ),
+        "batch": _measure({n: lambda n=n: Compiled(pipeline, work, num_requests=n) for n in BATCHES}, most_seconds,
+                          pictures=lambda n: n),
+        "threads": _measure({
+            n: lambda n=n: Compiled(
+                Pipeline.load(pipeline.bundle.path, precision, num_threads=n, engine=choice, verify="size"), work
+            ) for n in threads
+        }, most_seconds),
+    }  # type: ignore[misc,arg-type] # fmt: skip
+
+
+def _measure(
+    makers: dict[int, Callable[[], Compiled]], most_seconds: float, pictures: Callable[[int], int] = lambda n: 1
+) -> list[dict[str, Any]]:
+    drawers = {n: make() for n, make in makers.items()}
+    for drawer in drawers.values():
+        drawer.prefill()
+        drawer.draw_tokens()
+
+    def tokens(n: int) -> int:
+        return drawers[n].turn_tokens() * pictures(n)
+
+    def pixels(n: int) -> int:
+        drawers[n].denoise(TRIAL_STEPS)
+        return TRIAL_STEPS * pictures(n)
+
+    stages = {
+        stage: interleave({str(n): partial(run, n) for n in drawers}, NUM_ROUNDS, most_seconds=most_seconds / 2)
+        for stage, run in (("rep_step", tokens), ("denoise_step", pixels))
+    }
+    return [
+        {"x": n, "cache_slots": drawer.work.num_slots,
+         **{stage: timings[str(n)].as_dict() for stage, timings in stages.items()}}
+        for n, drawer in drawers.items()
+    ]  # fmt: skip

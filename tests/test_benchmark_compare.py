@@ -1,0 +1,156 @@
+"""A slowdown is told from noise and from a slower machine: statistics on made-up samples, never on wall time."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import cli
+from rf_export.benchmark.compare import FORMAT, MIN_ROUNDS, compare, differences, student_quantile
+
+ROUNDS = 20
+STAGES = {"rep_step": 0.4, "denoise_step": 5.0, "encode_image": 2.0, "first_word": 3.0, "next_word": 0.3}
+CONTENDERS = ("engine fp32", "onnx fp32", "eager fp32", "eager bf16")
+MACHINE = {"cpu": "Some CPU", "features": ["avx2"], "cores": 2, "caches": [], "python": "3.11",
+           "versions": {"onnxruntime": "1.32"}, "thread_variables": {}}  # fmt: skip
+
+
+def made_up(seed, *, noise=0.02, drift=1.0, slow=None, rounds=ROUNDS, outliers=0.05, wander=0.02):
+    """A result whose samples are log-normal, with outliers of up to twice, and a machine that wanders round by round.
+
+    `drift` slows everything, the yardsticks too; `slow` maps (stage, contender) to a factor of its own.
+    """
+    rng = np.random.default_rng(seed)
+
+    def samples(median, machine):
+        values = median * machine * np.exp(noise * rng.standard_normal(rounds))
+        return list(values * np.where(rng.random(rounds) < outliers, 1 + rng.random(rounds), 1))
+
+    def row(median, machine):
+        values = samples(median, machine)
+        return {"samples_ms": values, "cpu_samples_ms": [0.5 * value for value in values]}
+
+    timings, yards = {}, {}
+    for stage, median in STAGES.items():
+        machine = drift * np.exp(np.cumsum(wander / math.sqrt(rounds) * rng.standard_normal(rounds)))
+        timings[stage] = {
+            name: row(median * (slow or {}).get((stage, name), 1.0), machine) for name in CONTENDERS
+        }
+        yards[stage] = {name: row(1.0, machine) for name in ("matrix", "memory")}
+    run = {"threads": 1, "timings": timings, "yardsticks": yards}
+    return {"format": FORMAT, "machine": copy.deepcopy(MACHINE), "model": {"num_parameters": 1, "bundle_id": str(seed)},
+            "options": {}, "runs": [run]}  # fmt: skip
+
+
+def slower(earlier, later, **options):
+    return {(each.stage, each.contender) for each in compare(earlier, later, **options) if each.verdict == "slower"}
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32), st.sampled_from(list(STAGES)), st.sampled_from(CONTENDERS), st.floats(0.8, 1.25))
+def test_a_planted_slowdown_of_a_tenth_is_found_and_nothing_else(seed, stage, contender, drift):
+    earlier = made_up(seed, noise=0.01)
+    later = made_up(seed + 1, noise=0.01, drift=drift, slow={(stage, contender): 1.10})
+    assert slower(earlier, later) == {(stage, contender)}
+
+
+def test_two_runs_of_one_build_are_quiet():
+    """The stated rate of false alarms, 5% of comparisons of 20 rows each, at any level of noise and drift."""
+    alarms = {}
+    for noise in (0.01, 0.10):
+        runs = [(made_up(seed, noise=noise), made_up(10_000 + seed, noise=noise, drift=1.1)) for seed in range(30)]
+        alarms[noise] = sum(bool(slower(*pair, min_effect=0.0)) for pair in runs)
+    assert max(alarms.values()) <= 4, alarms  # P(more than 4 of 30 | 5%) = 1.6%
+
+
+def test_a_slower_machine_is_no_regression_and_a_faster_one_hides_none():
+    slow_machine = compare(made_up(1), made_up(2, drift=1.3))
+    assert all(each.raw > 1.2 and each.verdict == "same" for each in slow_machine)
+    hidden = {("next_word", "engine fp32"): 1.15}
+    assert slower(made_up(1, noise=0.01), made_up(2, noise=0.01, drift=0.85, slow=hidden)) == set(hidden)
+
+
+def test_what_one_yardstick_explains_is_charged_to_nobody():
+    earlier, later = made_up(1, noise=0.01), made_up(2, noise=0.01, drift=1.2)
+    for yard in later["runs"][0]["yardsticks"].values():  # arithmetic is as fast as before, memory is not
+        yard["matrix"]["samples_ms"] = [value / 1.2 for value in yard["matrix"]["samples_ms"]]
+    assert {each.verdict for each in compare(earlier, later)} == {"same"}
+
+
+def test_a_change_for_the_better_is_told():
+    better = {("rep_step", "engine fp32"): 0.8}
+    changes = compare(made_up(1, noise=0.01), made_up(2, noise=0.01, slow=better))
+    assert {(each.stage, each.contender) for each in changes if each.verdict == "faster"} == set(better)
+
+
+def test_the_cpu_clock_does_not_see_what_others_took():
+    earlier, later = made_up(1, noise=0.01), made_up(2, noise=0.01)
+    row = later["runs"][0]["timings"]["next_word"]["onnx fp32"]
+    row["samples_ms"] = [1.5 * value for value in row["samples_ms"]]
+    assert slower(earlier, later) == {("next_word", "onnx fp32")}
+    assert slower(earlier, later, clock="cpu") == set()
+
+
+def test_few_rounds_give_no_verdict():
+    changes = compare(made_up(1, rounds=MIN_ROUNDS - 1), made_up(2, rounds=MIN_ROUNDS - 1))
+    assert {each.verdict for each in changes} == {"unclear"}
+
+
+@pytest.mark.parametrize(("freedom", "t"), [(5, 2.5706), (11, 2.2010), (30, 2.0423)])
+def test_quantiles_of_students_t_are_those_of_the_tables(freedom, t):
+    assert student_quantile(0.975, freedom) == pytest.approx(t, rel=3e-3)
+
+
+def run_compare(tmp_path: Path, earlier, later, *options):
+    for name, result in (("a.json", earlier), ("b.json", later)):
+        (tmp_path / name).write_text(json.dumps(result))
+    return CliRunner().invoke(
+        cli.main, ["bench", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *options]
+    )
+
+
+def test_the_command_says_it_in_its_exit_code(tmp_path):
+    quiet = run_compare(tmp_path, made_up(1), made_up(2))
+    assert quiet.exit_code == 0
+    assert "no regression: none of 20" in quiet.stdout
+    found = run_compare(tmp_path, made_up(1), made_up(2, slow={("next_word", "onnx fp32"): 1.2}))
+    assert found.exit_code == 1
+    assert "REGRESSION: 1 of 20" in found.stdout
+    assert "onnx fp32, next_word" in found.stdout
+    rows = json.loads(run_compare(tmp_path, made_up(1), made_up(2), "--json").stdout)
+    assert len(rows) == 20
+
+
+def test_results_of_different_machines_get_no_verdict_unless_asked_for(tmp_path):
+    other = made_up(2)
+    other["machine"]["versions"]["onnxruntime"] = "1.40"
+    other["model"]["num_parameters"] = 2
+    assert len(differences(made_up(1), other)) == 2
+    refused = run_compare(tmp_path, made_up(1), other)
+    assert refused.exit_code == 2
+    assert "onnxruntime 1.32, then onnxruntime 1.40" in refused.stderr
+    assert "REGRESSION" not in refused.stdout
+    assert run_compare(tmp_path, made_up(1), other, "--despite-differences").exit_code == 0
+
+
+def test_another_bundle_is_what_is_compared_and_no_difference():
+    assert differences(made_up(1), made_up(2)) == []
+
+
+OLD = json.dumps({"format": 1, "runs": [], "machine": {}, "model": {}, "options": {}})
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", OLD])
+def test_a_file_that_is_no_result_is_refused_in_one_sentence(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    path = str(tmp_path / "a.json")
+    result = CliRunner().invoke(cli.main, ["bench", "--compare", path, path])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert path in result.stderr
