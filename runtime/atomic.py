@@ -69,6 +69,18 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
             os.close(lock)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: whoever is killed on the way leaves the old one."""
+    partial = path.with_name(f"{path.name}{_PARTIAL}{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _flush_entry(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _flush_entry(path.parent)
+
+
 def _make(partial: Path, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

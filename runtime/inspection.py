@@ -12,6 +12,7 @@ from runtime.engine import ENGINE_NAME, open_engine
 from runtime.errors import RFError
 from runtime.manifest import GraphEntry
 from runtime.signature import ModelSpec, is_half
+from runtime.verdict import engine_verdict
 
 _MIB = 2**20
 
@@ -80,13 +81,15 @@ def _describe_engines(path: Path) -> list[dict[str, Any]]:
         if is_temporary(file.parent):
             continue
         try:
-            record = open_engine(file.parent).record
+            engine = open_engine(file.parent)
         except RFError as error:
             engines.append({"path": str(file.parent), "error": str(error)})
             continue
+        record = engine.record
         size = sum(entry.size for entry in record.files.values())
         engines.append({"path": str(file.parent), "precision": record.precision, "dialect": record.dialect,
-                        "bytes": size, "target": vars(record.target), "build": record.build})  # fmt: skip
+                        "bytes": size, "target": vars(record.target), "build": record.build,
+                        "verdict": engine_verdict(engine)[0]})  # fmt: skip
     return engines
 
 
@@ -112,8 +115,9 @@ def format_description(description: dict[str, Any]) -> str:
     lines += [f"  {size / _MIB:10.2f} MiB  cache, {name}" for name, size in description["cache_bytes"].items()]
     lines.append("\nengines" + ("" if description["engines"] else ": none; build one with rf-export build-engine"))
     for engine in description["engines"]:
-        lines.append(f"  {engine['path']}: " + (engine.get("error") or f"{engine['precision']}, {engine['target']}"))
-    lines.append("\nverified against eager PyTorch" + ("" if description["verified"] else ": no"))
+        lines.append(f"  {engine['path']}: " + (engine.get("error") or f"{engine['precision']}, {engine['verdict']}, "
+                                                  f"{engine['target']}"))  # fmt: skip
+    lines.append("\nverified" + ("" if description["verified"] else ": by nobody"))
     for precision, figures in description["verified"].items():
         plain = {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
         lines.append(f"  {precision}: " + ", ".join(f"{name} {value}" for name, value in plain.items()))
