@@ -7,6 +7,7 @@ wrong options); a bug keeps its traceback. Heavy libraries are imported inside t
 """
 
 import errno
+import itertools
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,10 @@ from runtime.commands import bundle_options, doctor, generate, inspect, load, un
 from runtime.terminal import DIALECT, FOLDER, PRECISION, parse_size, progress, usage_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rf_export.training.trainer import RateDecay
+    from verification import VerifyOptions
 
 EXTRAS = {"torch": "export", "onnx": "quantize", "onnx_ir": "quantize", "onnxscript": "export", "safetensors": "export",
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
@@ -139,7 +143,7 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
 @click.option("--opset", type=click.IntRange(17, 18), help="Of classic graphs: 17 for TensorRT 8.6.")
 @click.option("--cache-slots", type=click.IntRange(2), help="Fixed length of the cache of modern graphs, for TensorRT.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--no-verify", is_flag=True, help="Skip the parity check; the manifest tells that nobody verified it.")
+@click.option("--no-verify", is_flag=True, help="Skip the verification; such graphs run with --allow-unverified only.")
 @click.option("--json", "as_json", is_flag=True)
 def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects: tuple[Any, ...],
            targets: tuple[str, ...], opset: int | None, cache_slots: int | None, force: bool, no_verify: bool,
@@ -161,14 +165,81 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
         click.echo(json.dumps(manifest.to_dict(), indent=1))
         return
     click.echo(f"{bundle}  id {manifest.bundle_id}")
+    from verification.verify import worst_cosine
+
     for precision, figures in manifest.verified.items():
-        worst = min(value for name, value in figures.items() if name.endswith("_cosine"))
         click.echo(
-            f"  {precision}  worst cosine {worst:.8f}  "
+            f"  {precision}  worst cosine {worst_cosine(figures):.8f}  "
             f"tokens {figures['rep_tokens_equal']}/{figures['rep_tokens']}  "
             f"answers {figures['answer_tokens_equal']}/{figures['answer_tokens']}  "
-            f"picture PSNR {figures['picture_psnr_db']:.1f} dB against eager fp32"
+            f"picture PSNR {figures['picture_psnr_db']:.1f} dB against {figures['reference']}"
         )
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--checkpoint", type=FOLDER, help="What BUNDLE was exported from: eager PyTorch is the reference then. "
+              "[default: the fp32 graphs of the bundle are]")
+@click.option("--backend", "backends", multiple=True, help="Only these, such as ort; repeat it. [default: all]")
+@click.option("--precision", "precisions", type=PRECISION, multiple=True, help="Only these. [default: all]")
+@click.option("--dialect", "dialects", type=DIALECT, multiple=True, help="Only these. [default: all]")
+@click.option("--quick", is_flag=True, help="Two prompts and two questions, as an export does it.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random cases.")
+@click.option("--random", "num_random", type=click.IntRange(0), default=2, show_default=True, help="Random drawings.")
+@click.option("--threads", "num_threads", type=click.IntRange(1))
+@click.option("--rebuilds", type=click.IntRange(0), default=0, metavar="K",
+              help="Also build engines of --backend K times, in a temporary place, and judge the worst.")
+@click.option("--no-record", is_flag=True, help="Do not write the verdicts into the bundle.")
+@click.option("--report", "report_path", type=FOLDER, help="Also write an HTML report.")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_context
+def verify(ctx: click.Context, bundle: Path, checkpoint: Path | None, quick: bool, rebuilds: int, no_record: bool,
+           report_path: Path | None, as_json: bool, **options: Any) -> None:  # fmt: skip
+    """Verify every graph and engine of BUNDLE, write the verdicts into it, and exit with 1 unless all passed.
+
+    \b
+    rf-export verify bundle --checkpoint examples/reference/checkpoint --report verify.html
+    rf-export verify bundle --backend tensorrt
+    """
+    from verification import NotRun, Remembering, VerifyOptions, verify
+    from verification.rebuilds import verify_rebuilds
+    from verification.report import write_report
+
+    reference = None
+    if checkpoint is not None:
+        from rf_export.eager_reference import EagerReference
+        from rf_export.export import open_exported
+
+        reference = EagerReference(open_exported(bundle, checkpoint)[1])
+    chosen = VerifyOptions(profile="quick" if quick else "full", record=not no_record, **options)
+    remembered = None if reference is None else Remembering(reference)
+    with progress("verify") as report:
+        outcomes = verify(bundle, chosen, remembered, report)
+        if rebuilds:
+            outcomes += verify_rebuilds(bundle, chosen, remembered, _rebuild(chosen), rebuilds, report)
+    if report_path is not None:
+        write_report(report_path, bundle, outcomes)
+    if as_json:
+        click.echo(json.dumps([outcome.to_dict() for outcome in outcomes], indent=1))
+    else:
+        click.echo("\n".join(outcome.line() for outcome in outcomes))
+    verdicts = [outcome.verdict for outcome in outcomes if not isinstance(outcome, NotRun)]
+    if not verdicts or set(verdicts) != {"passed"}:
+        ctx.exit(1)
+
+
+def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
+    """Builds the engines that are to be verified, into a copy of the bundle."""
+    from engines import EngineConfig, build
+    from runtime.bundle import open_bundle
+
+    def run(bundle: Path) -> None:
+        precisions = options.precisions or open_bundle(bundle).manifest.precisions
+        for backend, precision in itertools.product(options.backends or ("ort",), precisions):
+            build(bundle, EngineConfig(backend=backend, precision=precision, num_threads=options.num_threads,
+                                       force=True, allow_unverified=True))  # fmt: skip
+
+    return run
 
 
 @main.command()
@@ -256,9 +327,10 @@ def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: f
               help="tensorrt-rtx: compile for these GPUs, on any machine; repeat it.")
 @click.option("--dialect", type=DIALECT, default="classic", show_default=True,
               help="TensorRT from 10.15 on and tensorrt-rtx: modern, from graphs exported with --cache-slots.")
+@click.option("--allow-unverified", is_flag=True, help="Build from graphs that failed a verification, or had none.")
 @click.option("--json", "as_json", is_flag=True)
 def build_engine(bundle: Path, backend: str, precision: Any, dialect: Any, force: bool, as_json: bool,
-                 dims: tuple[str, ...], **options: Any) -> None:  # fmt: skip
+                 dims: tuple[str, ...], allow_unverified: bool, **options: Any) -> None:  # fmt: skip
     """Compile the graphs of BUNDLE for this machine, or ahead of time for RTX cards.
 
     \b
@@ -271,7 +343,8 @@ def build_engine(bundle: Path, backend: str, precision: Any, dialect: Any, force
 
     with usage_errors():
         tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)
-    config = EngineConfig(backend=backend, precision=precision, dialect=dialect, force=force, tensorrt=tensorrt)
+    config = EngineConfig(backend=backend, precision=precision, dialect=dialect, force=force, tensorrt=tensorrt,
+                          allow_unverified=allow_unverified)  # fmt: skip
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
     with progress("build") as report:

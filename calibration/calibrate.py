@@ -159,7 +159,13 @@ def calibrate(
         problems = (*quality.failures(config.limits), *_slow(decisions))
         tables = [decision.to_dict(benches[name].layers) for name, decision in decisions.items()]
         outcome = Outcome(bundle.path, report_path, tables, quality, share, problems)
-        summary = _summary(outcome, config, recorded, len(learn))
+        verdict = {
+            "verdict": "failed" if quality.failures(config.limits) else "passed",
+            "reference": f"the {config.base} graphs, by the gate of the calibration",
+            "graphs": {name: after.bundle.graph_sha256(name, config.precision) for name in GRAPHS},
+            "first_failure": next(iter(quality.failures(config.limits)), None),
+        }
+        summary = {**verdict, **_summary(outcome, config, recorded, len(learn))}
         write_report(report_path, bundle.path.name, summary, recorded)
         if problems and not config.force:
             raise RFError(

@@ -5,11 +5,12 @@ name tells the kind of layer. Knows nothing of numbers.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import onnx_ir as ir
+
+from verification.taps import products
 
 _PARAMETER: Final = re.compile(r"model\.(?P<path>.+)\.weight")
 _LAYER: Final = re.compile(r"(?P<stem>(?:\w+\.)?layers)\.(?P<index>\d+)\.(?:experts\.\w+\.)?(?P<kind>.+)")
@@ -51,14 +52,6 @@ def find_layers(graph: ir.Graph) -> dict[str, Layer]:
         kind, index = (match["kind"], int(match["index"])) if match else (path, 0)
         layers[weight.name] = Layer(weight.name, kind, index, in_size, out_size)
     return layers
-
-
-def products(graph: ir.Graph) -> Iterator[ir.Node]:
-    """Every MatMul of an activation and a two-dimensional initialiser."""
-    for node in graph:
-        weight = node.inputs[1] if node.op_type == "MatMul" else None
-        if weight is not None and weight.is_initializer() and len(weight.const_value.shape) == 2:  # type: ignore[union-attr]
-            yield node
 
 
 def product_of(graph: ir.Graph, weight: str) -> ir.Node:

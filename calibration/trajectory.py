@@ -6,7 +6,6 @@ Memory is bounded: the layers are tapped in passes, as many at a time as fit.
 """
 
 import copy
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,41 +22,12 @@ from runtime.backends import Arrays, Backend, Session
 from runtime.events import PictureEvent
 from runtime.images import Picture, load_pixels
 from runtime.pipeline import Pipeline
-from runtime.signature import GRAPHS, GraphName, GraphSignature
+from runtime.signature import GRAPHS, GraphName
+from verification.taps import TappedSession
 
 GUIDED: Final[tuple[GraphName, ...]] = ("rep_decoder", "denoiser")
 NUM_EXAMPLES: Final = 4  # to time and compare candidates with
 Inputs = dict[str, npt.NDArray[Any]]
-
-
-class TappedSession:
-    """A session whose runs are shown to `take`, with the taps that its graph also puts out; see `Session`."""
-
-    def __init__(
-        self,
-        session: Session,
-        signature: GraphSignature,
-        take: Callable[[int, Mapping[str, npt.NDArray[Any]], Arrays], None],
-    ) -> None:
-        self._session, self.signature, self._take = session, signature, take
-
-    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Run once, as step 0 of a stage of its own."""
-        found = self._session.run(inputs)
-        self._take(0, found, inputs)
-        return found
-
-    def bind(self, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
-        """Prepare the runs of one drawing: the n-th is step n."""
-        steps = itertools.count()
-
-        def run() -> None:
-            found = self._session.run(inputs)
-            for name, array in outputs.items():
-                array[...] = found[name]
-            self._take(next(steps), found, inputs)
-
-        return run
 
 
 @dataclass

@@ -26,6 +26,7 @@ from runtime.bundle import Bundle, describe_file, open_bundle
 from runtime.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, Dialect, GraphName, Precision
+from runtime.verdict import require_verified
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
         so.
 
     Raises:
-        RFError: The bundle is damaged or has no such graphs, a library is missing, the disk is full, or the engine does
-            not agree with the graphs.
+        RFError: The bundle is damaged or has no such graphs, or they are not verified; a library is missing, the disk
+            is full, or the engine does not agree with the graphs.
     """
     # While a calibration replaces the bundle nobody may write into the old one; and two builds would share the memory.
     with locked(Path(bundle).absolute()):
@@ -88,6 +89,7 @@ def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -
         _log.info("%s is up to date", out)
         return out
     entries = [opened.graph(name, config.precision, config.dialect) for name in GRAPHS]
+    require_verified(opened, config.precision, config.dialect, allow_unverified=config.allow_unverified)
     opened.verify([file for entry in entries for file in entry.files], "hash")
     # A graph is compiled and checked, and the end is written.
     report = counted(on_progress, 2 * len(GRAPHS) + 1)

@@ -24,6 +24,7 @@ class EngineConfig:
         num_threads: Threads of the build and of its check; None leaves it to the backend.
         force: Build also where an engine is there that fits.
         tensorrt: Options of the backends tensorrt and tensorrt-rtx.
+        allow_unverified: Also build from graphs that failed a verification, or that nobody verified.
     """
 
     backend: str = "ort"
@@ -32,6 +33,7 @@ class EngineConfig:
     num_threads: int | None = None
     force: bool = False
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
+    allow_unverified: bool = False
 
 
 @dataclass(frozen=True)

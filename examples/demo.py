@@ -223,9 +223,9 @@ def parity_table(manifest: Manifest) -> str:
     rows: list[list[Any]] = [
         [
             precision,
-            f"{figures['rep_logits_cosine']:.9f}",
+            f"{figures['figures']['rep_decoder']['logits']['cosine']:.9f}",
             f"{figures['rep_tokens_equal']} of {figures['rep_tokens']}",
-            f"{figures['x_pred_cosine']:.9f}",
+            f"{figures['figures']['denoiser']['x_pred']['cosine']:.9f}",
             f"{figures['picture_psnr_db']:.1f} dB",
             figures["denoising_steps"],
         ]

@@ -33,18 +33,8 @@ class EagerRequest:
     rep_ids: Tensor | None = None  # int64 [N]: teacher forcing; sampled where None
 
 
-@dataclass(kw_only=True)
-class EagerResult:
-    """A picture and what every step of the way put out."""
-
-    pixels: Tensor  # [3, H, W]
-    rep_ids: Tensor  # int64 [N]
-    logits: list[Tensor] = field(default_factory=list)  # guided, [K] per token
-    x_preds: list[Tensor] = field(default_factory=list)  # guided, [3, H, W] per step
-
-
 @dataclass
-class _Prefix:
+class Prefix:
     """A growing cache of one row: per layer keys and values, and how many tokens they hold."""
 
     past: list[KeyValue] | None = None
@@ -64,6 +54,19 @@ class _Prefix:
         return out[:, -1]
 
 
+@dataclass(kw_only=True)
+class EagerResult:
+    """A picture and what every step of the way put out."""
+
+    pixels: Tensor  # [3, H, W]
+    rep_ids: Tensor  # int64 [N]
+    logits: list[Tensor] = field(default_factory=list)  # guided, [K] per token
+    x_preds: list[Tensor] = field(default_factory=list)  # guided, [3, H, W] per step
+    x_nexts: list[Tensor] = field(default_factory=list)  # [3, H, W] per step
+    timesteps: Tensor  # as they were asked for
+    prefixes: tuple[Prefix, Prefix]  # with the text and without, as the denoiser saw them
+
+
 def shifted_times(num_steps: int, num_patches: int, sampling: SamplingConfig) -> Tensor:
     """Times of the Euler steps, float32 `[num_steps + 1]`, 0 to 1.
 
@@ -78,10 +81,11 @@ def shifted_times(num_steps: int, num_patches: int, sampling: SamplingConfig) ->
 @torch.no_grad()
 def generate(model: RFModel, request: EagerRequest, on_step: Callable[[Tensor], None] | None = None) -> EagerResult:
     """Draw one picture; `on_step` sees the guided clean-picture estimate after every denoising step."""
-    conditional, unconditional = _Prefix(), _Prefix()
+    conditional, unconditional = Prefix(), Prefix()
     if len(request.prompt_ids):
         conditional.extend(model, "understanding", F.embedding(request.prompt_ids[None], model.text_embedding))
-    result = EagerResult(pixels=request.noise, rep_ids=torch.empty(0, dtype=torch.int64))
+    result = EagerResult(pixels=request.noise, rep_ids=torch.empty(0, dtype=torch.int64),
+                         timesteps=request.timesteps, prefixes=(conditional, unconditional))  # fmt: skip
     if request.gumbel is not None:
         _sample_representation(model, request, (conditional, unconditional), result)
     _denoise(model, request, conditional, result, on_step)
@@ -89,7 +93,7 @@ def generate(model: RFModel, request: EagerRequest, on_step: Callable[[Tensor], 
 
 
 def _sample_representation(
-    model: RFModel, request: EagerRequest, prefixes: tuple[_Prefix, _Prefix], result: EagerResult
+    model: RFModel, request: EagerRequest, prefixes: tuple[Prefix, Prefix], result: EagerResult
 ) -> None:
     rows, columns = model.config.rep_grid(*request.noise.shape[1:])
     assert request.gumbel is not None
@@ -123,12 +127,12 @@ def sample(logits: Tensor, gumbel: Tensor, temperature: float, top_k: int) -> in
 def _denoise(
     model: RFModel,
     request: EagerRequest,
-    conditional: _Prefix,
+    conditional: Prefix,
     result: EagerResult,
     on_step: Callable[[Tensor], None] | None,
 ) -> None:
     x = request.noise[None].float()
-    nothing = _Prefix()
+    nothing = Prefix()
     for t, t_next in zip(request.timesteps[:-1], request.timesteps[1:], strict=True):
         guided = _predict(model, x, t, nothing)
         if request.pix_guidance_scale != 0:
@@ -136,12 +140,13 @@ def _denoise(
         velocity = (guided - x) / (1 - t)
         x = x + (t_next - t) * velocity
         result.x_preds.append(guided[0])
+        result.x_nexts.append(x[0])
         if on_step is not None:
             on_step(guided[0])
     result.pixels = x[0]
 
 
-def _predict(model: RFModel, x: Tensor, t: Tensor, prefix: _Prefix) -> Tensor:
+def _predict(model: RFModel, x: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
     """The clean picture that one prefix predicts from `x [1, 3, H, W]` at time t."""
     hidden = model.embed_pixels(x, t[None])
     positions = torch.full(hidden.shape[:2], prefix.length)
@@ -183,7 +188,7 @@ def answer(model: RFModel, question: EagerQuestion) -> EagerAnswer:
         for pixels in question.images
     ]
     result = EagerAnswer(features=torch.cat(features) if features else torch.zeros(0, model.config.hidden_size))
-    prefix, ids, images = _Prefix(), question.ids, result.features
+    prefix, ids, images = Prefix(), question.ids, result.features
     for step in range(question.max_tokens):
         hidden = torch.cat([images, F.embedding(ids, model.text_embedding)])[None]
         logits = model.text_head(prefix.extend(model, "understanding", hidden))[0].float()

@@ -1,15 +1,14 @@
 """Export: a trained checkpoint becomes a bundle of ONNX graphs that has been verified against eager PyTorch.
 
-    checkpoint -> RFModel -> (trace -> shared weights -> lint) per graph, dialect and precision -> manifest -> parity
+    checkpoint -> RFModel -> (trace -> shared weights -> lint) per graph, dialect and precision -> manifest -> verify
       -> bundle
 
-The bundle appears under its name only when everything, lint and parity included, has passed.
+The bundle appears under its name only when everything, lint and verification included, has passed.
 """
 
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -17,22 +16,23 @@ import onnx_ir as ir
 import torch
 
 from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpoint, load_config
+from rf_export.eager_reference import EagerReference
 from rf_export.export_plan import ExportOptions, ExportPlan
 from rf_export.lint import lint
 from rf_export.lint_targets import KNOWN_TARGETS
 from rf_export.model import RFModel, model_spec
 from rf_export.opset17 import OPSET as OLD_OPSET
 from rf_export.opset17 import to_opset_17
-from rf_export.parity import check_parity
 from rf_export.shared_weights import SharedWeights
 from rf_export.trace import trace
 from runtime.bundle import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.errors import RFError
-from runtime.manifest import GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults, verified_key
+from runtime.manifest import GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision
 from runtime.tokenizer import PromptTokenizer
+from verification import Outcome, VerifyOptions, verify
 
-__all__ = ["ExportOptions", "export", "open_exported", "reverify"]
+__all__ = ["ExportOptions", "export", "open_exported"]
 
 VERSION = "0.1.0"
 Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
@@ -49,12 +49,12 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
 
     Raises:
         RFError: a checkpoint that cannot be used, a folder that may not be replaced, a full disk, a graph that a target
-            would not take, failed parity.
+            would not take, or one that does not do what eager PyTorch does.
     """
     report = on_progress or (lambda what, done, total: None)
     plan = ExportPlan.of(options, load_config(checkpoint))
-    variants = list(itertools.product(plan.precisions, plan.dialects))
-    total = 1 + len(variants) * (len(GRAPHS) + int(options.verify))
+    num_variants = len(plan.precisions) * len(plan.dialects)
+    total = 1 + num_variants * (len(GRAPHS) + int(options.verify))
     report("loading the checkpoint", 0, total)
     model = load_checkpoint(checkpoint)
     with write_atomically(out, force=options.force) as folder:
@@ -71,13 +71,8 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
         manifest = _manifest(model, spec, entries, folder, checkpoint)
         write_manifest(folder, manifest)
         if options.verify:
-            verified = {}
-            for precision, dialect in variants:
-                report(f"verifying {precision} {dialect} against eager PyTorch", done, total)
-                verified[verified_key(precision, dialect)] = check_parity(model, folder, precision, dialect)
-                done += 1
-            manifest = replace(manifest, verified=verified)
-            write_manifest(folder, manifest)
+            _verify(model, folder, lambda what: report(f"verifying {what}", done, total))
+            manifest = open_bundle(folder).manifest
         report("done", total, total)
     return manifest
 
@@ -157,16 +152,17 @@ def _manifest(
     )
 
 
-def reverify(
-    checkpoint: Path, bundle: Path, precision: Precision, dialect: Dialect = "classic"
-) -> dict[str, object]:
-    """Run the parity check again on an existing bundle, for example with another ONNX Runtime.
-
-    Raises:
-        RFError: the bundle was made from another checkpoint, or parity fails.
-    """
-    _, model = open_exported(bundle, checkpoint, verify="hash")
-    return check_parity(model, bundle, precision, dialect)
+def _verify(model: RFModel, folder: Path, report: Callable[[str], None]) -> None:
+    """Hold the graphs against eager PyTorch and write the verdicts into the manifest; raises RFError."""
+    options = VerifyOptions(profile="quick")
+    for outcome in verify(folder, options, EagerReference(model), lambda what, done, total: report(what)):
+        assert isinstance(outcome, Outcome)
+        if outcome.verdict != "passed":
+            raise RFError(
+                f"the exported {outcome.target.label} do not agree with eager PyTorch: "
+                f"{outcome.record['first_failure'] or outcome.reason}; {outcome.inside or 'look at the whole graph'}. "
+                "No bundle was written; export in another precision, and report this"
+            )
 
 
 def open_exported(bundle: Path, checkpoint: Path, verify: Verify = "size") -> tuple[Bundle, RFModel]:

@@ -26,6 +26,8 @@ def bundle_options(command: Command) -> Command:
     """The options of every command that loads a bundle."""
     for option in (
         click.option("--threads", type=click.IntRange(1)),
+        click.option("--allow-unverified", is_flag=True,
+                     help="Also run what failed a verification, or what nobody verified."),
         click.option("--engine", default="auto", show_default=True,
                      help="auto, none (plain ONNX), or an engine folder."),
         click.option("--backend", default="ort", show_default=True),
@@ -42,7 +44,7 @@ def load(bundle: Path, options: dict[str, Any]) -> "Pipeline":
 
     engine = options["engine"] if options["engine"] in ("auto", "none") else Path(options["engine"])
     return Pipeline.load(bundle, options["precision"], options["backend"], options["threads"], engine,
-                         dialect=options["dialect"])  # fmt: skip
+                         dialect=options["dialect"], allow_unverified=options["allow_unverified"])  # fmt: skip
 
 
 @click.command()

@@ -12,6 +12,7 @@ from runtime.engine import ENGINE_NAME, open_engine
 from runtime.errors import RFError
 from runtime.manifest import GraphEntry
 from runtime.memory import MIB, Fit, Workload, fits
+from runtime.verdict import engine_verdict
 
 
 def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]:
@@ -78,16 +79,18 @@ def _describe_engines(path: Path, verify: Verify) -> list[dict[str, Any]]:
         if is_temporary(file.parent):
             continue
         try:
-            record = open_engine(file.parent).record
-            check_files(file.parent, record.files, verify)
+            engine = open_engine(file.parent)
+            check_files(file.parent, engine.record.files, verify)
         except RFError as error:
             if verify == "hash":
                 raise
             engines.append({"path": str(file.parent), "error": str(error)})
             continue
+        record = engine.record
         size = sum(entry.size for entry in record.files.values())
         engines.append({"path": str(file.parent), "precision": record.precision, "dialect": record.dialect,
-                        "bytes": size, "target": vars(record.target), "build": record.build})  # fmt: skip
+                        "bytes": size, "target": vars(record.target), "build": record.build,
+                        "verdict": engine_verdict(engine)[0]})  # fmt: skip
     return engines
 
 
@@ -111,8 +114,9 @@ def format_description(description: dict[str, Any]) -> str:
     lines += [f"  {size / MIB:10.2f} MiB  {name}" for name, size in sorted(description["files"].items())]
     lines.append("\nengines" + ("" if description["engines"] else ": none; build one with rf-export build-engine"))
     for engine in description["engines"]:
-        lines.append(f"  {engine['path']}: " + (engine.get("error") or f"{engine['precision']}, {engine['target']}"))
-    lines.append("\nverified against eager PyTorch" + ("" if description["verified"] else ": no"))
+        lines.append(f"  {engine['path']}: " + (engine.get("error") or f"{engine['precision']}, {engine['verdict']}, "
+                                                  f"{engine['target']}"))  # fmt: skip
+    lines.append("\nverified" + ("" if description["verified"] else ": by nobody"))
     for precision, figures in description["verified"].items():
         plain = {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
         lines.append(f"  {precision}: " + ", ".join(f"{name} {value}" for name, value in plain.items()))

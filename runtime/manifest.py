@@ -96,7 +96,7 @@ class GraphEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of `manifest.json`. `verified` is the report of the export, see `verified_key`."""
+    """The content of `manifest.json`. `verified` has verdicts, see runtime/verdict.py."""
 
     created_by: dict[str, str]
     checkpoint: dict[str, str]

@@ -25,6 +25,7 @@ from runtime.signature import GRAPHS, Dialect, GraphName, Precision, check_signa
 from runtime.stage_runner import Drawing, HostStages, StageRunner
 from runtime.stages import keep_drawn
 from runtime.tokenizer import PromptTokenizer
+from runtime.verdict import require_verified
 
 
 class Pipeline:
@@ -72,6 +73,7 @@ class Pipeline:
         engine: Literal["auto", "none"] | Path = "auto",
         verify: Verify = "auto",
         dialect: Dialect = "classic",
+        allow_unverified: bool = False,
     ) -> "Pipeline":
         """Load a bundle.
 
@@ -84,9 +86,10 @@ class Pipeline:
                 takes the ONNX graphs; a path takes that engine or refuses.
             verify: How the files that are read are checked, as in `Bundle.verify`.
             dialect: The graphs to run. Engines of ONNX Runtime are built from the classic ones.
+            allow_unverified: Also run graphs and engines that failed a verification or that nobody verified.
 
         Raises:
-            RFError: Says what is missing, damaged or does not fit.
+            RFError: Says what is missing, damaged, not verified or does not fit.
         """
         bundle = open_bundle(path)
         runner = create_backend(backend)
@@ -96,6 +99,7 @@ class Pipeline:
             engine = "none" if engine == "auto" else engine
         chosen = _choose_engine(bundle, (precision, dialect), runner, engine, verify)
         entries = {name: bundle.graph(name, precision, dialect) for name in GRAPHS}
+        require_verified(bundle, precision, dialect, chosen, allow_unverified=allow_unverified)
         needed = [] if chosen else [file for entry in entries.values() for file in entry.files]
         bundle.verify([*needed, bundle.manifest.tokenizer], verify)
         sessions: dict[GraphName, Session] = {}
@@ -135,7 +139,7 @@ class Pipeline:
             RFError: A prompt or an option that the model cannot take. The generator raises it too, where
                 the numbers overflow.
         """
-        return self._draw(self.check(prompts, seed=seed, options=options, rep_ids=rep_ids), previews)
+        return self.run(self.check(prompts, seed=seed, options=options, rep_ids=rep_ids), previews=previews)
 
     def check(
         self,
@@ -157,6 +161,11 @@ class Pipeline:
     def sessions(self) -> Mapping[GraphName, Session]:
         """The loaded graphs."""
         return self._sessions
+
+    def with_sessions(self, sessions: Mapping[GraphName, Session]) -> "Pipeline":
+        """The same pipeline with some of its graphs exchanged."""
+        return type(self)(self.bundle, self.precision, self.engine, {**self._sessions, **sessions}, self.num_threads,
+                          self._stages, self.dialect)  # fmt: skip
 
     def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""
@@ -202,7 +211,14 @@ class Pipeline:
         )
         return self._stages(self._sessions, drawing)
 
-    def _draw(self, requests: list[Request], previews: bool) -> Generator[Event, None, None]:
+    def run(
+        self,
+        requests: Sequence[Request],
+        *,
+        previews: bool = True,
+        watch: Callable[[StageRunner], None] | None = None,
+    ) -> Generator[Event, None, None]:
+        """Draw requests that were checked; see `generate`. `watch` sees the stages when the last step is done."""
         plan, times = requests[0].plan, requests[0].times
         prompt_length = max(len(request.ids) for request in requests)
         given = [request.forced for request in requests if request.forced is not None]
@@ -213,13 +229,15 @@ class Pipeline:
             stages.prefill([request.ids for request in requests])
             drawn = yield from stages.draw_tokens(plan, functools.partial(_fill_gumbel, requests), forced)
             pixels = yield from stages.denoise(plan, times, pixels)
+            if watch is not None:
+                watch(stages)
 
         rep_ids = keep_drawn(drawn, forced)  # [R, N]
         rows = zip(requests, pixels, rep_ids, strict=True)
         yield from [request.finish(picture, ids, self.precision) for request, picture, ids in rows]
 
 
-def _fill_gumbel(requests: list[Request], step: int, out: npt.NDArray[np.float32]) -> None:
+def _fill_gumbel(requests: Sequence[Request], step: int, out: npt.NDArray[np.float32]) -> None:
     for request, row in zip(requests, out, strict=True):
         request.fill_gumbel(step, row)
 

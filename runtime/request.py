@@ -89,19 +89,31 @@ def check_requests(
     max_tokens = _max_prompt_tokens(plan, manifest.model.max_positions, cache_slots)
     ids = [tokenizer.encode(prompt, max_tokens) for prompt in prompts]
     forced = None if rep_ids is None else _check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens), manifest)
+    return make_requests(ids, seed, plan, manifest, forced, prompts)
+
+
+def make_requests(
+    ids: Sequence[list[int]],
+    seed: int,
+    plan: DrawingPlan,
+    manifest: Manifest,
+    forced: npt.NDArray[np.int64] | None = None,  # [R, N]
+    prompts: Sequence[str] | None = None,
+) -> list[Request]:
+    """Requests for prompts of token ids; nothing is checked."""
     shift, base = manifest.sampling.shift, manifest.sampling.shift_base_patches
     times = timesteps(plan.num_steps, 4 * plan.num_rep_tokens, shift=shift, shift_base_patches=base)
     return [
         Request(
             index=index,
-            prompt=prompt,
-            ids=ids[index],
+            prompt="" if prompts is None else prompts[index],
+            ids=list(each),
             seed=seed + index,
             plan=plan,
             times=times,
             forced=None if forced is None else forced[index],
         )
-        for index, prompt in enumerate(prompts)
+        for index, each in enumerate(ids)
     ]
 
 

@@ -78,27 +78,32 @@ class StageRunner(Protocol):
 
 
 class HostStages:
-    """The stages as loops over sessions, with all buffers in the host's memory; see `StageRunner`."""
+    """The stages as loops over sessions, with all buffers in the host's memory; see `StageRunner`.
+
+    Attributes:
+        cache: Of all requests.
+        row_starts: [R] the first slot of each prompt.
+    """
 
     def __init__(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> None:
         self._sessions, self._drawing = sessions, drawing
-        self._cache = KVCache(
+        self.cache = KVCache(
             drawing.model, drawing.precision, 2 * drawing.num_requests, drawing.num_slots, dialect=drawing.dialect
         )
-        self._row_starts = np.zeros(drawing.num_requests, np.int64)
+        self.row_starts = np.zeros(drawing.num_requests, np.int64)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read the prompts."""
-        self._row_starts = prefill(self._sessions["text_decoder"], prompts, self._cache)
+        self.row_starts = prefill(self._sessions["text_decoder"], prompts, self.cache)
 
     def draw_tokens(
         self, plan: DrawingPlan, fill_noise: FillNoise, forced: npt.NDArray[np.int64] | None
     ) -> Generator[TokenEvent, None, npt.NDArray[np.int64]]:
         """Draw the representation tokens; again from the prompt, where it is repeated."""
-        self._cache.length = self._drawing.prompt_length
+        self.cache.length = self._drawing.prompt_length
         session, start = self._sessions["rep_decoder"], self._drawing.model.rep_start_id
         tokens = []
-        for event in draw_tokens(session, plan, self._cache, self._row_starts, start, fill_noise, forced):
+        for event in draw_tokens(session, plan, self.cache, self.row_starts, start, fill_noise, forced):
             tokens.append(event.rep_ids)
             if self._drawing.previews:
                 yield event
@@ -108,7 +113,7 @@ class HostStages:
         self, plan: DrawingPlan, times: npt.NDArray[np.float32], x_t: npt.NDArray[np.float32]
     ) -> Generator[StepEvent, None, npt.NDArray[np.float32]]:
         """Turn noise into pictures."""
-        for event in denoise(self._sessions["denoiser"], plan, self._cache, self._row_starts, times, x_t):
+        for event in denoise(self._sessions["denoiser"], plan, self.cache, self.row_starts, times, x_t):
             if self._drawing.previews:
                 yield event
         return x_t

@@ -26,10 +26,10 @@ from rf_export.benchmark.workload import QuestionWorkload, Workload
 from rf_export.checkpoint import load_checkpoint, save_checkpoint
 from rf_export.config import preset
 from rf_export.model import RFModel
-from rf_export.parity import psnr_db
 from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
 from runtime.bundle import open_bundle
+from runtime.figures import psnr_db
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
 from runtime.timing import Timing, interleave, median_interval, quantile, ratio

@@ -29,8 +29,8 @@ from rf_export.benchmark.device_tables import format_cell
 from rf_export.benchmark.models import manifest_of
 from rf_export.benchmark.workload import Workload
 from rf_export.checkpoint import load_checkpoint
-from rf_export.parity import psnr_db
 from runtime import Pipeline
+from runtime.figures import psnr_db
 from runtime.options import GenerationOptions
 from tests.emulation.machine import machine
 

@@ -110,7 +110,7 @@ def test_inspect_shows_graphs_sizes_and_what_verified_it(tiny_bundle: Path) -> N
     for word in ("text_decoder", "rep_decoder", "denoiser", "weights/fp16.bin", "cache", "picture_psnr_db", "hash"):
         assert word in text
     described = json.loads(run("inspect", tiny_bundle, "--json"))
-    assert described["verified"]["fp32"]["passed"] is True
+    assert described["verified"]["fp32"]["verdict"] == "passed"
     assert {graph["precision"] for graph in described["graphs"]} == {"fp32", "fp16"}
 
 

@@ -5,18 +5,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from verifying import compare
 
 from rf_export.checkpoint import load_checkpoint
 from rf_export.graphs_modern import tensor_scatter
-from rf_export.parity import TOLERANCES, check_parity, compare, psnr_db
 from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, TokenEvent
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle
 from runtime.cache import KVCache
 from runtime.engine import Engine, EngineRecord
+from runtime.figures import psnr_db
 from runtime.scheduler import Scheduler
 from runtime.signature import GRAPHS, GraphSignature
 from runtime.stages import prefill
+from verification.compare import LIMITS
 
 FEW = GenerationOptions(num_steps=4)
 PROMPTS = ["a red car left of a blue fish", "two cats", ""]
@@ -52,20 +54,21 @@ def test_fp16_of_both_dialects_agrees_from_the_same_tokens(tiny_bundle, modern_b
     classic_logits, _, classic = draw(load(tiny_bundle, "fp16", "classic"), rep_ids=rep_ids)
     modern_logits, _, modern = draw(load(modern_bundle, "fp16"), rep_ids=rep_ids)
     for pixels in (classic, modern):
-        assert psnr_db(pixels, exact) >= TOLERANCES["fp16"].psnr_db
+        assert psnr_db(pixels, exact) >= LIMITS["fp16"].psnr_db
     cosine = (classic_logits * modern_logits).sum(-1)
     cosine /= np.linalg.norm(classic_logits, axis=-1) * np.linalg.norm(modern_logits, axis=-1)
-    assert cosine.min() >= TOLERANCES["fp16"].cosine
+    assert cosine.min() >= LIMITS["fp16"].cosine
 
 
-def test_the_export_records_the_parity_of_each_dialect(modern_bundle):
-    verified = open_bundle(modern_bundle).manifest.verified
+def test_the_export_records_the_verdict_on_each_dialect(modern_bundle):
+    bundle = open_bundle(modern_bundle)
+    verified = bundle.manifest.verified
     assert set(verified) == {"fp32.modern", "fp16.modern"}
     for precision in ("fp32", "fp16"):
         figures = verified[f"{precision}.modern"]
-        assert figures["passed"]
-        assert figures["rep_tokens_unexplained"] == 0
-        assert figures["picture_psnr_db"] >= TOLERANCES[precision].psnr_db
+        assert figures["verdict"] == "passed"
+        assert figures["graphs"] == {name: bundle.graph_sha256(name, precision, "modern") for name in GRAPHS}
+        assert figures["picture_psnr_db"] >= LIMITS[precision].psnr_db
 
 
 def test_the_dialects_differ_in_nothing_but_the_cache_that_comes_out(modern_bundle):
@@ -203,27 +206,17 @@ class _WrongSlot:
         return step
 
 
-def test_parity_finds_a_row_written_into_the_wrong_slot(tiny_checkpoint, modern_bundle):
-    opened = open_bundle(modern_bundle)
-    backend = create_backend("ort")
-    sessions = {
-        name: backend.open(opened.file(opened.graph(name, "fp32", "modern").file), num_threads=1, compiled=False)
-        for name in GRAPHS
-    }
+def test_verification_finds_a_row_written_into_the_wrong_slot(tiny_checkpoint, modern_bundle):
     model = load_checkpoint(tiny_checkpoint)
-    wrong = {**sessions, "rep_decoder": _WrongSlot(sessions["rep_decoder"])}
-    assert compare(model, sessions, opened.manifest, "fp32", "modern").passed
-    assert not compare(model, wrong, opened.manifest, "fp32", "modern").passed
+    wrong = {"rep_decoder": _WrongSlot(load(modern_bundle).sessions["rep_decoder"])}
+    assert compare(model, modern_bundle, "fp32", "modern").verdict == "passed"
+    outcome = compare(model, modern_bundle, "fp32", "modern", sessions=wrong, look_inside=False)
+    assert outcome.comparison.first.graph == "rep_decoder"
 
 
-def test_a_fixed_cache_too_small_for_the_parity_check_is_refused(tiny_checkpoint, fixed_bundle):
-    model = load_checkpoint(tiny_checkpoint)
-    assert check_parity(model, fixed_bundle, "fp32", "modern")["passed"]
-    sessions = load(fixed_bundle)._sessions
-    manifest = open_bundle(fixed_bundle).manifest
-    sessions["rep_decoder"] = _Fixed(sessions["rep_decoder"], manifest.model, 13)
-    with pytest.raises(RFError, match="have a cache of 13 slots, and the pictures of the parity check take 14"):
-        compare(model, sessions, manifest, "fp32", "modern")
+def test_verification_takes_prompts_that_fit_into_a_fixed_cache(tiny_checkpoint, fixed_bundle):
+    outcome = compare(load_checkpoint(tiny_checkpoint), fixed_bundle, "fp32", "modern", profile="full")
+    assert (outcome.verdict, outcome.comparison.denoising_steps) == ("passed", 25)
 
 
 @given(st.data())

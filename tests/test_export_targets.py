@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lint_graphs import F32, I64, X, graph, one
 from onnx import checker, helper
+from verifying import compare
 
 import cli
 from rf_export.checkpoint import load_checkpoint, load_config
@@ -20,7 +21,6 @@ from rf_export.export_plan import ExportPlan
 from rf_export.lint import lint
 from rf_export.lint_targets import KNOWN_TARGETS, Target
 from rf_export.opset17 import to_opset_17
-from rf_export.parity import check_parity, compare
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle
 from runtime.errors import RFError
@@ -143,11 +143,11 @@ def test_opset_17_agrees_with_eager_as_opset_18_does(tiny_checkpoint, tiny_bundl
     sessions = {
         name: backend.open(old_graphs[precision, name], num_threads=1, compiled=False) for name in GRAPHS
     }
-    report = compare(load_checkpoint(tiny_checkpoint), sessions, manifest, precision)
+    outcome = compare(load_checkpoint(tiny_checkpoint), tiny_bundle, precision, sessions=sessions)
     newer = manifest.verified[verified_key(precision, "classic")]
-    assert report.passed
-    assert report.rep_tokens_equal == newer["rep_tokens_equal"]
-    assert report.picture_psnr_db == pytest.approx(newer["picture_psnr_db"], abs=3)
+    assert outcome.verdict == "passed"
+    assert outcome.comparison.rep_tokens_equal == newer["rep_tokens_equal"]
+    assert outcome.comparison.picture_psnr_db == pytest.approx(newer["picture_psnr_db"], abs=3)
 
 
 def run(model, x):
@@ -221,7 +221,7 @@ def test_an_export_for_tensorrt_86_writes_opset_17_and_is_verified(tiny_checkpoi
     manifest = export(tiny_checkpoint, out, ExportOptions(targets=("tensorrt-8.6",), precisions=("fp16",)))
     assert {entry.opset for entry in manifest.graphs} == {17}
     assert all("tensorrt-8.6" in entry.lint for entry in manifest.graphs)
-    assert check_parity(load_checkpoint(tiny_checkpoint), out, "fp16")["passed"]
+    assert manifest.verified["fp16"]["verdict"] == "passed"
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_sampling_is_gumbel_max_over_the_top_k_of_each_row(
     sampler: ort.InferenceSession,
     case: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]],
 ) -> None:
-    """In the module that is traced, in its graph on ONNX Runtime, and in the eager loop that parity compares with."""
+    """In the module that is traced, in its graph on ONNX Runtime, and in the eager loop that verifies it."""
     expected = [reference_sample(*row) for row in zip(*case, strict=True)]
     assert sample(*map(torch.from_numpy, case)).tolist() == expected
     assert sampler.run(None, dict(zip(SAMPLE_INPUTS, case, strict=True)))[0].tolist() == expected

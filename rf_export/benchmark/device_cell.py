@@ -26,9 +26,9 @@ from rf_export.benchmark.workload import Workload
 from rf_export.eager import EagerResult
 from rf_export.layers import RMSNorm
 from rf_export.model import RFModel
-from rf_export.parity import TOLERANCES
 from runtime.figures import psnr_db
 from runtime.timing import Timing, interleave, ratio
+from verification.compare import LIMITS
 
 CHECK_STEPS = 3  # Euler steps whose result is compared
 TURN_STEPS = 10  # Euler steps of a timed turn
@@ -192,7 +192,7 @@ class Cell:
         leads = _leads(reference, self._work)[different]
         psnr = psnr_db(contender.pixels.denoise(CHECK_STEPS), reference.pixels.cpu().numpy())
         unexplained = int((leads > MAX_LEAD[self._precision]).sum())
-        passed = unexplained == 0 and psnr >= TOLERANCES[self._precision].psnr_db  # type: ignore[index]
+        passed = unexplained == 0 and psnr >= LIMITS[self._precision].psnr_db  # type: ignore[index]
         return {"tokens": len(expected), "tokens_equal": len(expected) - len(different), "unexplained": unexplained,
                 "psnr_db": psnr, "passed": passed}  # fmt: skip
 

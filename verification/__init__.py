@@ -1,0 +1,16 @@
+"""Verification that can fail: graphs and engines of a bundle against a reference that draws by itself.
+
+Knows nothing of torch: the reference comes from outside (`rf_export/eager_reference.py`), or is the bundle's own fp32
+graphs, on a machine that has no checkpoint. Nothing is judged by eye: the same noise and the same tokens go into both
+sides, and every step, every key and value, every token and every picture is compared.
+
+    from verification import VerifyOptions, verify
+    outcomes = verify("bundle", VerifyOptions(), reference)
+
+Code map: cases (what is drawn) -> subject, graph_reference (who draws) -> traces (what comes out) -> compare (figures
+and failures) -> bisect, taps (where it begins) -> verify (all graphs and engines, verdicts) -> rebuilds, report.
+"""
+
+from verification.verify import NotRun, Outcome, Remembering, VerifyOptions, verify
+
+__all__ = ["NotRun", "Outcome", "Remembering", "VerifyOptions", "verify"]

@@ -1,0 +1,112 @@
+"""The verification as one HTML file that opens offline: verdicts, figures, error per step, the worst pictures.
+
+Knows nothing of how anything was compared.
+"""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime import report
+from runtime.events import to_picture
+from verification.compare import WorstPicture
+from verification.verify import NotRun, Outcome, worst_cosine
+
+_COLOURS: Final = ("#3b7dd8", "#d8743b", "#3bb36b", "#9b59b6", "#c0392b", "#16a2b8")
+_WIDTH, _HEIGHT, _LEFT = 640, 240, 64
+_FLOOR: Final = 1e-16  # of 1 - cosine in float64
+
+
+def write_report(path: Path, bundle: Path, outcomes: Sequence[Outcome | NotRun]) -> None:
+    """Write the report of a verification."""
+    done = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
+    sections = [report.Section("Verdicts", _verdicts(outcomes))]
+    for outcome in done:
+        body = _figures(outcome.record) + _failures(outcome) + error_plot(outcome.comparison.curves)
+        sections.append(report.Section(outcome.target.label, body + _pictures(outcome.comparison.pictures)))
+    names = sorted({outcome.record["reference"] for outcome in done}) or ["nothing"]
+    text = report.page(f"Verification of {bundle.name}", f"against {', '.join(names)}", sections)
+    path.write_text(text, encoding="utf-8")
+
+
+def _verdicts(outcomes: Sequence[Outcome | NotRun]) -> str:
+    rows: list[Sequence[object]] = []
+    for outcome in outcomes:
+        if isinstance(outcome, NotRun):
+            rows.append([outcome.target.label, "not run", "", "", "", outcome.reason])
+            continue
+        found = outcome.comparison
+        why = outcome.record["first_failure"] or outcome.reason or ", ".join(outcome.skipped)
+        rows.append([outcome.target.label, outcome.verdict, found.num_cases, f"{worst_cosine(outcome.record):.8f}",
+                     f"{outcome.record['picture_psnr_db']:.1f} dB", why])  # fmt: skip
+    return report.table(["what", "verdict", "cases", "worst cosine", "worst picture", "why"], rows)
+
+
+def _figures(record: Mapping[str, Any]) -> str:
+    rows = [
+        [graph, tensor, f"{each['cosine']:.9f}", each["step"], each["case"], f"{each['norm_ratio']:.6f}",
+         f"{each['max_abs_error']:.3g}"]
+        for graph, tensors in record["figures"].items() for tensor, each in tensors.items()
+    ]  # fmt: skip
+    header = ["graph", "tensor", "worst cosine", "at step", "of case", "norm ratio", "largest error"]
+    effects = [f"{graph} {each['found']:.3g} (expected {each['expected']:.3g})"
+               for graph, each in record["guidance_effect"].items()]  # fmt: skip
+    return report.table(header, rows) + report.note(
+        f"Tokens equal after the same history: {record['rep_tokens_equal']} of {record['rep_tokens']}; of answers "
+        f"{record['answer_tokens_equal']} of {record['answer_tokens']}. Guidance changes, relative to the norm: "
+        f"{'; '.join(effects) or 'not measured'}."
+    )
+
+
+def _failures(outcome: Outcome) -> str:
+    if not outcome.comparison.failures:
+        return ""
+    inside = report.note(outcome.inside) if outcome.inside else ""
+    return inside + report.table(["failure"], [[failure] for failure in outcome.comparison.failures])
+
+
+def error_plot(curves: Mapping[str, Sequence[float]]) -> str:
+    """1 - cosine over the steps of the case with all defaults, on a logarithmic scale, as inline SVG."""
+    errors = {name: [max(1 - cosine, _FLOOR) for cosine in each] for name, each in curves.items() if each}
+    if not errors:
+        return ""
+    low = math.floor(math.log10(min(map(min, errors.values()))))
+    high = max(low + 1, math.ceil(math.log10(max(map(max, errors.values())))))
+
+    def y(error: float) -> float:
+        return _HEIGHT * (high - math.log10(error)) / (high - low)
+
+    parts = []
+    for power in range(low, high + 1, max(1, (high - low) // 6)):
+        line = y(10.0**power)
+        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{line:.1f}" y2="{line:.1f}" stroke="#8884"/>'
+                     f'<text x="{_LEFT - 6}" y="{line + 4:.1f}" text-anchor="end" font-size="12" fill="currentColor">'
+                     f"1e{power}</text>")  # fmt: skip
+    for number, (name, values) in enumerate(errors.items()):
+        colour, span = _COLOURS[number % len(_COLOURS)], max(1, len(values) - 1)
+        points = " ".join(f"{_LEFT + (_WIDTH - _LEFT) * i / span:.1f},{y(each):.1f}" for i, each in enumerate(values))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+                     f'<text x="{_LEFT + 8}" y="{_HEIGHT + 18 * (number + 1)}" font-size="13" fill="{colour}">'
+                     f"1 - cosine of {html.escape(name)}, {len(values)} steps</text>")  # fmt: skip
+    height = _HEIGHT + 18 * len(errors) + 10
+    return f'<svg viewBox="0 -10 {_WIDTH} {height + 10}" role="img" style="max-width:40rem">{"".join(parts)}</svg>'
+
+
+def _pictures(pairs: Sequence[WorstPicture]) -> str:
+    items: list[tuple[npt.NDArray[np.uint8], str]] = []
+    for pair in pairs:
+        where = f"{pair.case}, request {pair.request}"
+        found, expected = np.nan_to_num(pair.found), np.nan_to_num(pair.expected)
+        difference = np.abs(found.astype(np.float64) - expected)
+        scale = 1 / max(float(difference.max()), 1e-12)
+        items += [
+            (to_picture(expected.astype(np.float32)), f"reference: {where}"),
+            (to_picture(found.astype(np.float32)), f"found: {pair.psnr_db:.1f} dB"),
+            (to_picture((2 * scale * difference - 1).astype(np.float32)), f"difference, times {2 * scale:.3g}"),
+        ]
+    return report.pictures(items)

@@ -1,0 +1,395 @@
+"""Verifies every graph and engine of a bundle, and writes the verdicts where the runtime reads them.
+
+Knows nothing of torch and of what the reference is. A fault of one case is looked for inside of the graph, where that
+can be done; an engine can only be compared as a whole.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from runtime.atomic import is_temporary
+from runtime.backends import create_backend
+from runtime.backends.cpu import cpu_name
+from runtime.bundle import Bundle, open_bundle
+from runtime.engine import ENGINE_NAME, Engine, open_engine, use_engine
+from runtime.errors import RFError
+from runtime.manifest import verified_key
+from runtime.options import plan_drawing
+from runtime.pipeline import Pipeline
+from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, Precision, is_half
+from runtime.verdict import Verdict, graphs_verdict, record_engine, record_graphs
+from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase, Profile, choose_cases
+from verification.compare import Comparison, Failure, limits_of
+from verification.graph_reference import GraphReference
+from verification.subject import Subject
+from verification.traces import Answer, Drawing, Reference
+
+Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
+_MAX_COPIED_BYTES: Final = 1 << 30  # of weights that an export copies to look inside of a graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What is verified, and how.
+
+    Attributes:
+        profile: "full", or "quick" as an export does it.
+        backends: Engines of these only, and the graphs where "ort" is among them; empty for all that are there.
+        precisions: These only; empty for all that are there.
+        dialects: The same.
+        engines_only: Leave out the graphs themselves.
+        seed: Of the random cases.
+        num_random: Random drawings.
+        num_threads: Of a run.
+        record: Write the verdicts into the bundle.
+        look_inside: Find the first tensor that departs, where something fails.
+    """
+
+    profile: Profile = "full"
+    backends: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+    dialects: tuple[Dialect, ...] = ()
+    engines_only: bool = False
+    seed: int = 0
+    num_random: int = 2
+    num_threads: int | None = None
+    record: bool = True
+    look_inside: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Graphs, or an engine of them."""
+
+    precision: Precision
+    dialect: Dialect
+    backend: str = "ort"
+    engine: Engine | None = None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        what = f"{self.precision} {self.dialect}"
+        return f"graphs {what}" if self.engine is None else f"engine {self.engine.path.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotRun:
+    """An engine that this machine cannot run."""
+
+    target: Target
+    reason: str
+
+    def line(self) -> str:
+        """For people."""
+        return f"{self.target.label}: not run: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"target": self.target.label, "verdict": "not run", "reason": self.reason}
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """The verdict on graphs or on an engine."""
+
+    target: Target
+    verdict: Verdict
+    reason: str = ""  # where nothing failed and the verdict is not "passed"
+    comparison: Comparison
+    skipped: list[str] = field(default_factory=list)  # cases that an engine was not built for
+    inside: str = ""  # what a look into the graph tells
+    record: dict[str, Any] = field(default_factory=dict)  # for the manifest
+
+    def line(self) -> str:
+        """For people."""
+        found, figures = self.comparison, self.record
+        text = (f"{self.target.label}: {self.verdict}, {found.num_cases} cases, "
+                f"worst cosine {worst_cosine(figures):.8f}, tokens {found.rep_tokens_equal}/{found.rep_tokens}, "
+                f"answers {found.answer_tokens_equal}/{found.answer_tokens}, "
+                f"picture PSNR {figures['picture_psnr_db']:.1f} dB")  # fmt: skip
+        for more in (self.record.get("first_failure"), self.inside, self.reason):
+            text += f"\n    {more}" if more else ""
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"target": self.target.label, **self.record}
+
+
+def worst_cosine(record: dict[str, Any]) -> float:
+    """The smallest cosine of a verdict."""
+    return min((each["cosine"] for tensors in record["figures"].values() for each in tensors.values()), default=-1.0)
+
+
+def verify(
+    path: str | Path,
+    options: VerifyOptions,
+    reference: "Reference | Remembering | None" = None,
+    on_progress: Progress | None = None,
+) -> list[Outcome | NotRun]:
+    """Verify a bundle.
+
+    Args:
+        path: The bundle.
+        options: What, and how.
+        reference: What is right; None takes the bundle's own fp32 graphs. One that remembers serves several calls.
+        on_progress: Told before every case.
+
+    Returns:
+        What came of each: graphs first, then engines.
+
+    Raises:
+        RFError: The bundle is damaged, or has no fp32 graphs and there is no reference.
+    """
+    bundle = open_bundle(path, verify="hash")
+    targets = list(find_targets(bundle, options))
+    own = None
+    if reference is None:
+        own = _own_reference(bundle)
+        reference = GraphReference(_load(bundle, own, options))
+        targets = [each for each in targets if isinstance(each, NotRun) or each != own]
+    if not targets:
+        raise RFError(f"{bundle.path} has nothing of that kind to verify{', but its reference' if own else ''}.")
+    memory = reference if isinstance(reference, Remembering) else Remembering(reference)
+    fixed = [entry.signature.cache_slots for entry in bundle.manifest.graphs if entry.signature.cache_slots]
+    cases = choose_cases(bundle.manifest.model, min(fixed, default=None), options.profile,
+                         seed=options.seed, num_random=options.num_random)  # fmt: skip
+    runnable = [target for target in targets if isinstance(target, Target)]
+    total = len(runnable) * (len(cases.draws) + len(cases.answers))
+    outcomes: list[Outcome | NotRun] = []
+    done = 0
+    report = on_progress or (lambda what, done, total: None)
+    for target in targets:
+        if isinstance(target, NotRun):
+            outcomes.append(target)
+            continue
+
+        def step(name: str, label: str = target.label) -> None:
+            nonlocal done
+            report(f"{label}: {name}", done, total)
+            done += 1
+
+        outcome = verify_pipeline(_load(bundle, target, options), target, memory, cases, options, step)
+        if own is not None:
+            _stand_on(outcome, bundle, own)
+        outcomes.append(outcome)
+    report("done", total, total)
+    if options.record:
+        record(bundle, outcomes)
+    return outcomes
+
+
+def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | NotRun]:
+    """All graphs that are complete, and all engines; those that cannot run here with the reason."""
+    wanted = [
+        (precision, dialect)
+        for precision in PRECISIONS
+        for dialect in DIALECTS
+        if {graph.name for graph in bundle.manifest.graphs_of(precision, dialect)} == set(GRAPHS)
+        and precision in (options.precisions or PRECISIONS)
+        and dialect in (options.dialects or DIALECTS)
+    ]
+    if "ort" in (options.backends or ("ort",)) and not options.engines_only:
+        yield from (Target(precision=precision, dialect=dialect) for precision, dialect in wanted)
+    for file in sorted((bundle.path / "engines").glob(f"*/{ENGINE_NAME}")):
+        if is_temporary(file.parent):
+            continue
+        engine = open_engine(file.parent)
+        kind = (engine.record.precision, engine.record.dialect)
+        backend = engine.record.target.backend
+        if kind not in wanted or backend not in (options.backends or (backend,)):
+            continue
+        target = Target(precision=kind[0], dialect=kind[1], backend=backend, engine=engine)
+        try:
+            use_engine(engine, bundle, kind[0], create_backend(backend).target(), "hash", kind[1])
+        except RFError as error:
+            yield NotRun(target=target, reason=str(error))
+        else:
+            yield target
+
+
+def record(bundle: Bundle, outcomes: list[Outcome | NotRun]) -> None:
+    """Write the verdicts into the bundle."""
+    graphs = {}
+    for outcome in outcomes:
+        if isinstance(outcome, NotRun):
+            continue
+        target = outcome.target
+        if target.engine is None:
+            graphs[verified_key(target.precision, target.dialect)] = outcome.record
+        else:
+            record_engine(target.engine, outcome.record)
+    if graphs:
+        record_graphs(bundle, graphs)
+
+
+def _own_reference(bundle: Bundle) -> Target:
+    for dialect in DIALECTS:
+        if {graph.name for graph in bundle.manifest.graphs_of("fp32", dialect)} == set(GRAPHS):
+            return Target(precision="fp32", dialect=dialect)
+    raise RFError(
+        f"{bundle.path} has no fp32 graphs to compare with. Name the checkpoint that it was exported from: "
+        f"rf-export verify {bundle.path} --checkpoint CHECKPOINT"
+    )
+
+
+def _stand_on(outcome: Outcome, bundle: Bundle, own: Target) -> None:
+    """What agrees with graphs that are not verified is not verified."""
+    verdict, reason = graphs_verdict(bundle, own.precision, own.dialect)
+    if outcome.verdict == "passed" and verdict != "passed":
+        outcome.verdict = "unverified"
+        outcome.reason = f"it agrees with the fp32 graphs, but these are not verified: {reason}"
+        outcome.record |= {"verdict": outcome.verdict, "reason": outcome.reason}
+
+
+class Remembering:
+    """A reference that draws every case once."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        self._drawings: dict[str, list[Drawing]] = {}
+        self._answers: dict[str, Answer] = {}
+
+    def draw(self, case: DrawCase) -> list[Drawing]:
+        """As the reference does."""
+        if case.name not in self._drawings:
+            self._drawings[case.name] = self.reference.draw(case)
+        return self._drawings[case.name]
+
+    def answer(self, case: AnswerCase) -> Answer:
+        """As the reference does."""
+        if case.name not in self._answers:
+            self._answers[case.name] = self.reference.answer(case)
+        return self._answers[case.name]
+
+
+def _load(bundle: Bundle, target: Target, options: VerifyOptions) -> Pipeline:
+    return Pipeline.load(bundle.path, target.precision, target.backend, options.num_threads,
+                         target.engine.path if target.engine else "none", "size", target.dialect,
+                         allow_unverified=True)  # fmt: skip
+
+
+def verify_pipeline(
+    pipeline: Pipeline,
+    target: Target,
+    memory: Remembering,
+    cases: Cases,
+    options: VerifyOptions,
+    step: Callable[[str], None],
+) -> Outcome:
+    """Verify loaded graphs, or a loaded engine; `step` is told the name of each case."""
+    subject = Subject(pipeline)
+    found = Comparison(target.precision)
+    outcome = Outcome(target=target, verdict="passed", comparison=found)
+    compare_all(subject, memory, cases, outcome, step)
+    if is_half(target.precision) and target.engine is None:
+        _check_range(pipeline, memory, cases, options, found)
+    if found.first is not None:
+        outcome.verdict = "failed"
+        if target.engine is None and options.look_inside:
+            outcome.inside = _look_inside(pipeline, memory, cases, found.first, found)
+    elif not found.rep_tokens or not found.answer_tokens:
+        outcome.verdict, outcome.reason = "unverified", "no case could be run"
+    outcome.record = _record(pipeline.bundle, outcome, memory.reference, options)
+    return outcome
+
+
+def compare_all(
+    subject: Subject, memory: Remembering, cases: Cases, outcome: Outcome, step: Callable[[str], None]
+) -> None:
+    """Draw and answer all cases with a subject and compare."""
+    found = outcome.comparison
+    for question in cases.answers:
+        step(question.name)
+        right = memory.answer(question)
+        try:
+            found.answer(question, subject.answer(question, right.ids), right)
+        except RFError as error:
+            _skip(outcome, question.name, error)
+    ours: dict[str, Drawing] = {}
+    theirs: dict[str, Drawing] = {}
+    for case in cases.draws:
+        step(case.name)
+        expected = memory.draw(case)
+        plan = plan_drawing(case.options, subject.pipeline.bundle.manifest)
+        try:
+            drawn = subject.draw(case, [each.rep_ids for each in expected])
+        except RFError as error:
+            _skip(outcome, case.name, error)
+            continue
+        found.drawing(case, [plan] * len(drawn), drawn, expected)
+        ours[case.name], theirs[case.name] = drawn[0], expected[0]
+    found.guidance_effect(ours, theirs)
+
+
+def _skip(outcome: Outcome, case: str, error: RFError) -> None:
+    """Engines are built for some sizes only; graphs take them all."""
+    if outcome.target.engine is None or outcome.target.backend == "ort":
+        raise error
+    outcome.skipped.append(f"{case}: {error}")
+
+
+def _check_range(
+    pipeline: Pipeline, memory: Remembering, cases: Cases, options: VerifyOptions, found: Comparison
+) -> None:
+    """Look for overflow inside of fp16 graphs; without onnx_ir, or quickly for huge ones, it is not looked for."""
+    sizes = pipeline.bundle.manifest.files
+    entry = pipeline.bundle.graph("denoiser", pipeline.precision, pipeline.dialect)
+    if options.profile == "quick" and sum(sizes[name].size for name in entry.files) > _MAX_COPIED_BYTES:
+        return
+    with contextlib.suppress(ModuleNotFoundError):
+        from verification.bisect import find_overflows
+
+        name = UNGUIDED if options.profile == "quick" else GUIDED
+        case = next(each for each in cases.draws if each.name == name)
+        found.failures += find_overflows(pipeline, case, [each.rep_ids for each in memory.draw(case)])
+        found.range_checked = True
+
+
+def _look_inside(
+    pipeline: Pipeline, memory: Remembering, cases: Cases, failure: Failure, found: Comparison
+) -> str:
+    from verification.bisect import bisect
+
+    forced: Any
+    case: DrawCase | AnswerCase
+    try:
+        drawn = next((each for each in cases.draws if each.name == failure.case), None)
+        if drawn is not None:
+            case, forced = drawn, [each.rep_ids for each in memory.draw(drawn)]
+        else:
+            case = next(each for each in cases.answers if each.name == failure.case)
+            forced = memory.answer(case).ids
+        return bisect(pipeline, memory.reference, case, failure, limits_of(found.precision), forced).text
+    except ModuleNotFoundError as error:
+        return f"to look inside of the graph, install {error.name}: pip install 'rf-export[quantize]'"
+
+
+def _record(bundle: Bundle, outcome: Outcome, reference: Reference, options: VerifyOptions) -> dict[str, Any]:
+    target, found = outcome.target, outcome.comparison
+    backend = create_backend(target.backend).target()
+    graphs = {name: bundle.graph_sha256(name, target.precision, target.dialect) for name in GRAPHS}
+    return {
+        "verdict": outcome.verdict,
+        "reference": reference.name,
+        "profile": options.profile,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {backend.backend: backend.version.split()[0], "numpy": np.__version__},
+        "cpu": cpu_name(),
+        "graphs": graphs,
+        "limits": asdict(limits_of(found.precision)),
+        **found.to_dict(),
+        **({"skipped": outcome.skipped} if outcome.skipped else {}),
+        **({"reason": outcome.reason} if outcome.reason else {}),
+        "first_failure": str(found.first) if found.first else None,
+        **({"inside": outcome.inside} if outcome.inside else {}),
+        **({"failures": [str(failure) for failure in found.failures]} if found.failures else {}),
+    }
+
