@@ -62,19 +62,16 @@ def token_figure(
     )
     pen = ImageDraw.Draw(canvas)
     large = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
-    faded = Image.blend(large, Image.new("RGB", large.size, "white"), 0.6)
-    for x, image in ((_GAP, large), (2 * _GAP + width, faded)):
-        canvas.paste(image, (x, _GAP))
-        for (row, column), code in np.ndenumerate(rep_ids):
-            corner = (x + column * side, _GAP + row * side)
-            if image is faded:
-                pen.rectangle((*corner, corner[0] + side, corner[1] + side), outline=_GRID)
-                text = str(code)
-                inset = (side - len(text) * _CHARACTER_WIDTH) // 2
-                pen.text((corner[0] + inset, corner[1] + side // 2 - 6), text, fill="black")
-        for row, column in np.argwhere(marked) if marked is not None else ():
-            corner = (x + column * side, _GAP + row * side)
-            pen.rectangle((*corner, corner[0] + side, corner[1] + side), outline=_MARK, width=2)
+    canvas.paste(large, (_GAP, _GAP))
+    canvas.paste(Image.blend(large, Image.new("RGB", large.size, "white"), 0.6), (2 * _GAP + width, _GAP))
+    for (row, column), code in np.ndenumerate(rep_ids):
+        x, y = 2 * _GAP + width + column * side, _GAP + row * side
+        pen.rectangle((x, y, x + side, y + side), outline=_GRID)
+        text = str(code)
+        pen.text((x + (side - len(text) * _CHARACTER_WIDTH) // 2, y + side // 2 - 6), text, fill="black")
+    for row, column in np.argwhere(marked) if marked is not None else ():
+        x, y = 2 * _GAP + width + column * side, _GAP + row * side
+        pen.rectangle((x, y, x + side, y + side), outline=_MARK, width=2)
     _write(pen, (_GAP, _GAP + height + 2), caption)
     for number, code_row in enumerate(codes):
         x, y = 2 * (width + _GAP) + _GAP, _GAP + number * line
