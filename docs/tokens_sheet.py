@@ -83,7 +83,7 @@ def measure_reading(pipeline: Pipeline, checkpoint: Path) -> None:
     _, counts = np.unique([event.rep_ids for event in events], return_counts=True)
     chance = ((counts / counts.sum()) ** 2).sum()
     found = Rate(successes=equal, num=int(counts.sum()))
-    print(f"codes read in a drawn picture that it was drawn from: {found}; two of all tokens are equal: {chance:.1%}")
+    print(f"codes read in a drawn picture that it was drawn from: {found}; any two tokens are equal: {chance:.1%}")
 
 
 def measure_places(pipeline: Pipeline) -> None:
