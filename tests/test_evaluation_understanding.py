@@ -118,7 +118,7 @@ def test_a_model_that_learnt_its_answers_gives_them() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    answer = eager_answerer(model.eval(), tokenizer)
+    answer = eager_answerer(model.eval(), tokenizer, (SCENES.size, SCENES.size))
     for scene, asked in zip(scenes, questions, strict=True):
         texts = (caption_of(scene), *asked)
         readings = answer(scene.picture, [one.text for one in texts])

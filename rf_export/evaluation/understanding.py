@@ -177,8 +177,8 @@ def _compiled_answerer(model: Path, precision: Precision, num_threads: int | Non
     return answer, pipeline.bundle.file(pipeline.bundle.manifest.tokenizer), f"runtime, {precision} {graphs}"
 
 
-def eager_answerer(model: "RFModel", tokenizer: "Tokenizer") -> Answerer:
-    """What answers with a model in eager PyTorch.
+def eager_answerer(model: "RFModel", tokenizer: "Tokenizer", size: tuple[int, int] | None = None) -> Answerer:
+    """What answers with a model in eager PyTorch about pictures fitted into a size, the model's default.
 
     Raises:
         RFError: it was trained to draw only.
@@ -193,10 +193,10 @@ def eager_answerer(model: "RFModel", tokenizer: "Tokenizer") -> Answerer:
     if how is None:
         raise RFError("this model was trained to draw only: its config.json has no section understanding")
 
-    size = (model.config.default_height, model.config.default_width)
+    height, width = size or (model.config.default_height, model.config.default_width)
 
     def answer(picture: Picture, questions: Sequence[str]) -> list[Reading]:
-        readings, pixels = [], torch.from_numpy(load_pixels(picture, *size))
+        readings, pixels = [], torch.from_numpy(load_pixels(picture, height, width))
         for question in questions:
             ids = torch.tensor([how.start_id, *tokenizer.encode(question, add_special_tokens=False).ids])
             request = EagerQuestion(images=[pixels], ids=ids, max_tokens=how.max_tokens,
