@@ -22,7 +22,7 @@ from runtime.errors import RFError
 from runtime.manifest import verified_key
 from runtime.options import plan_drawing
 from runtime.pipeline import Pipeline
-from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, Precision, is_half
+from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, GraphName, Precision, is_half
 from runtime.verdict import Verdict, graphs_verdict, record_engine, record_graphs
 from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase, Profile, choose_cases
 from verification.compare import Comparison, Failure, limits_of
@@ -49,6 +49,7 @@ class VerifyOptions:
         num_threads: Of a run.
         record: Write the verdicts into the bundle.
         look_inside: Find the first tensor that departs, where something fails.
+        taps: Also compare the inputs and outputs of every product, in the first step of every graph.
     """
 
     profile: Profile = "full"
@@ -61,6 +62,7 @@ class VerifyOptions:
     num_threads: int | None = None
     record: bool = True
     look_inside: bool = True
+    taps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ class Outcome:
     comparison: Comparison
     skipped: list[str] = field(default_factory=list)  # cases that an engine was not built for
     inside: str = ""  # what a look into the graph tells
+    taps: dict[GraphName, list[Any]] = field(default_factory=dict)  # `bisect.TapFigure`s, where they were asked for
     record: dict[str, Any] = field(default_factory=dict)  # for the manifest
 
     def line(self) -> str:
@@ -120,7 +123,8 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"target": self.target.label, **self.record}
+        taps = {name: [asdict(tap) for tap in taps] for name, taps in self.taps.items()}
+        return {"target": self.target.label, **self.record, **({"taps": taps} if taps else {})}
 
 
 def worst_cosine(record: dict[str, Any]) -> float:
@@ -291,6 +295,8 @@ def verify_pipeline(
     compare_all(subject, memory, cases, outcome, step)
     if is_half(target.precision) and target.engine is None:
         _check_range(pipeline, memory, cases, options, found)
+    if options.taps and target.engine is None:
+        outcome.taps = _compare_taps(pipeline, memory, cases)
     if found.first is not None:
         outcome.verdict = "failed"
         if target.engine is None and options.look_inside:
@@ -351,6 +357,21 @@ def _check_range(
         case = next(each for each in cases.draws if each.name == name)
         found.failures += find_overflows(pipeline, case, [each.rep_ids for each in memory.draw(case)])
         found.range_checked = True
+
+
+def _compare_taps(pipeline: Pipeline, memory: Remembering, cases: Cases) -> dict[GraphName, list[Any]]:
+    from verification.bisect import compare_taps
+
+    question, drawn = cases.answers[0], next(case for case in cases.draws if case.name == UNGUIDED)
+    forced = [each.rep_ids for each in memory.draw(drawn)]
+    taps: dict[GraphName, list[Any]] = {
+        "vision_encoder": compare_taps(pipeline, memory.reference, question, ("vision_encoder", 0, 0),
+                                       memory.answer(question).ids)
+    }  # fmt: skip
+    for name in GRAPHS:
+        if name != "vision_encoder":
+            taps[name] = compare_taps(pipeline, memory.reference, drawn, (name, 0, 0), forced)
+    return taps
 
 
 def _look_inside(
