@@ -15,7 +15,8 @@ import numpy.typing as npt
 from runtime import report
 from runtime.events import to_picture
 from verification.compare import WorstPicture
-from verification.verify import NotRun, Outcome, worst_cosine
+from verification.targets import NotRun
+from verification.verify import Outcome, worst_cosine
 
 _COLOURS: Final = ("#3b7dd8", "#d8743b", "#3bb36b", "#9b59b6", "#c0392b", "#16a2b8")
 _WIDTH, _HEIGHT, _LEFT = 640, 240, 64
