@@ -132,6 +132,7 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @click.option("--threads", "num_threads", type=click.IntRange(1))
 @click.option("--rebuilds", type=click.IntRange(0), default=0, metavar="K",
               help="Also build engines of --backend K times, in a temporary place, and judge the worst.")
+@click.option("--taps", is_flag=True, help="Also compare layer by layer inside of the graphs; see --report and --json.")
 @click.option("--no-record", is_flag=True, help="Do not write the verdicts into the bundle.")
 @click.option("--report", "report_path", type=FOLDER, help="Also write an HTML report.")
 @click.option("--json", "as_json", is_flag=True)
@@ -150,9 +151,12 @@ def verify(ctx: click.Context, bundle: Path, checkpoint: Path | None, quick: boo
 
     reference = None
     if checkpoint is not None:
+        import torch
+
         from rf_export.eager_reference import EagerReference
         from rf_export.export import open_exported
 
+        torch.set_num_threads(options["num_threads"] or torch.get_num_threads())
         reference = EagerReference(open_exported(bundle, checkpoint)[1])
     chosen = VerifyOptions(profile="quick" if quick else "full", record=not no_record, **options)
     remembered = None if reference is None else Remembering(reference)

@@ -45,6 +45,7 @@ from runtime.manifest import MANIFEST_NAME, GraphEntry, Manifest
 from runtime.pipeline import Pipeline
 from runtime.sections import read_limited
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
+from runtime.verdict import graphs_verdict
 
 _log = logging.getLogger(__name__)
 
@@ -159,8 +160,10 @@ def calibrate(
         problems = (*quality.failures(config.limits), *_slow(decisions))
         tables = [decision.to_dict(benches[name].layers) for name, decision in decisions.items()]
         outcome = Outcome(bundle.path, report_path, tables, quality, share, problems)
+        base_verdict, reason = graphs_verdict(bundle, config.base, "classic")
         verdict = {
-            "verdict": "failed" if quality.failures(config.limits) else "passed",
+            "verdict": "failed" if quality.failures(config.limits) else base_verdict,
+            **({"reason": f"they come from {config.base} graphs that are not: {reason}"} if reason else {}),
             "reference": f"the {config.base} graphs, by the gate of the calibration",
             "graphs": {name: after.bundle.graph_sha256(name, config.precision) for name in GRAPHS},
             "first_failure": next(iter(quality.failures(config.limits)), None),

@@ -18,7 +18,10 @@ from runtime.signature import GRAPHS, Dialect, Precision
 
 Verdict: TypeAlias = Literal["passed", "failed", "unverified"]
 
-_ANYWAY: Final = "To use it anyway: --allow-unverified (in Python: allow_unverified=True)."
+_ANYWAY: Final = (
+    "To use it anyway, generate, understand and build-engine take --allow-unverified (Pipeline.load: "
+    "allow_unverified=True)."
+)
 
 
 def graphs_verdict(bundle: Bundle, precision: Precision, dialect: Dialect) -> tuple[Verdict, str]:

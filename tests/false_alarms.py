@@ -2,8 +2,8 @@
 
     python tests/false_alarms.py --shapes 10 --seeds 5 > alarms.jsonl     a line per bundle; all must pass
 
-Every shape is traced once. A trace depends on the shape alone, so further seeds of a shape put their weights into it;
-the first two seeds of the first shape are both traced, and compared byte by byte with that.
+Every bundle is traced for itself: an fp16 trace has constants that come from the weights, so one trace cannot serve
+several models.
 """
 
 import argparse
@@ -14,16 +14,13 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import onnx_ir as ir
 import torch
 
-import rf_export.export
 from rf_export.checkpoint import load_checkpoint, save_checkpoint
 from rf_export.config import EXPERTS, EncoderConfig, ModelConfig, SamplingConfig, preset
 from rf_export.eager_reference import EagerReference
@@ -32,8 +29,6 @@ from rf_export.model import RFModel
 from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
 from verification import Outcome, VerifyOptions, verify
-
-TRACE = rf_export.export.trace
 
 
 def random_config(rng: np.random.Generator) -> ModelConfig:
@@ -73,51 +68,13 @@ def random_model(config: ModelConfig, seed: int) -> RFModel:
     return model
 
 
-class Traces:
-    """Traces of one shape, which take the weights of other models of it."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[Any, ...], ir.Model] = {}
-
-    def trace(self, model: RFModel, graph: Any, precision: Any, *more: Any) -> ir.Model:
-        """As `rf_export.trace.trace`."""
-        key = (graph, precision)
-        if key not in self._kept:
-            self._kept[key] = TRACE(model, graph, precision, *more)
-        traced = self._kept[key]
-        with_weights(traced, model)
-        return traced.clone()
-
-
-def with_weights(traced: ir.Model, model: RFModel) -> None:
-    """Put the parameters of a model into a trace."""
-    state = model.state_dict()
-    for name, value in traced.graph.initializers.items():
-        if name.startswith("model."):
-            value.const_value = ir.tensor(state[name.removeprefix("model.")].numpy(), name=name)
-
-
-def same_as_traced(config: ModelConfig, traces: Traces) -> bool:
-    """Whether a trace with other weights put in is what tracing those weights gives."""
-    from rf_export.model import model_spec
-
-    model = random_model(config, 12345).eval()
-    spec = model_spec(model)
-    return all(
-        ir.to_proto(TRACE(model, graph, "fp32", spec)).SerializeToString(deterministic=True)
-        == ir.to_proto(traces.trace(model, graph, "fp32", spec)).SerializeToString(deterministic=True)
-        for graph in ("rep_decoder", "vision_encoder")
-    )
-
-
-def check(config: ModelConfig, seed: int, traces: Traces, folder: Path) -> dict[str, Any]:
+def check(config: ModelConfig, seed: int, folder: Path) -> dict[str, Any]:
     """Export and verify one model; what came of it."""
     started = time.perf_counter()
     checkpoint, bundle = folder / "checkpoint", folder / "bundle"
     tokenizer = build_tokenizer(SceneConfig()).to_str(pretty=True)
     save_checkpoint(random_model(config, seed), tokenizer, checkpoint, torch.float32)
-    with mock.patch.object(rf_export.export, "trace", traces.trace):
-        export(checkpoint, bundle, ExportOptions(verify=False))
+    export(checkpoint, bundle, ExportOptions(verify=False))
     exported = time.perf_counter()
     options = VerifyOptions(seed=seed, num_threads=1, record=False)
     outcomes = verify(bundle, options, EagerReference(load_checkpoint(checkpoint)))
@@ -137,14 +94,12 @@ def run(shapes: int, seeds: int, first: int = 0) -> tuple[int, int]:
     torch.set_num_threads(1)
     passed = 0
     for shape in range(first, first + shapes):
-        config, traces = random_config(np.random.default_rng(shape)), Traces()
+        config = random_config(np.random.default_rng(shape))
         for seed in range(seeds):
             with tempfile.TemporaryDirectory() as folder:
-                result = check(config, 1000 * shape + seed, traces, Path(folder))
+                result = check(config, 1000 * shape + seed, Path(folder))
             passed += result["passed"]
             print(json.dumps({"shape_number": shape, **result}), flush=True)
-        if shape == first and seeds > 1:
-            assert same_as_traced(config, traces), "a trace depends on the weights"
     return passed, shapes * seeds
 
 

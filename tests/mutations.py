@@ -292,9 +292,10 @@ MUTATIONS = [
 
 def table(source: Path, checkpoint: Path) -> list[str]:
     """Lines of Markdown: every fault, and what verification says."""
+    from verifying import compare
+
     from rf_export.checkpoint import load_checkpoint
     from rf_export.eager_reference import EagerReference
-    from tests.verifying import compare
     from verification import Remembering
 
     memory = Remembering(EagerReference(load_checkpoint(checkpoint)))

@@ -13,7 +13,8 @@ from runtime.manifest import Manifest
 from runtime.signature import Dialect, GraphName, Precision
 from verification import Outcome, Remembering, VerifyOptions
 from verification.cases import choose_cases
-from verification.verify import Target, verify_pipeline
+from verification.targets import Target
+from verification.verify import verify_pipeline
 
 
 def compare(

@@ -8,9 +8,10 @@ sides, and every step, every key and value, every token and every picture is com
     outcomes = verify("bundle", VerifyOptions(), reference)
 
 Code map: cases (what is drawn) -> subject, graph_reference (who draws) -> traces (what comes out) -> compare (figures
-and failures) -> bisect, taps (where it begins) -> verify (all graphs and engines, verdicts) -> rebuilds, report.
+and failures) -> bisect, taps (where it begins) -> targets, verify (graphs and engines, verdicts) -> rebuilds, report.
 """
 
-from verification.verify import NotRun, Outcome, Remembering, VerifyOptions, verify
+from verification.targets import NotRun, VerifyOptions
+from verification.verify import Outcome, Remembering, verify
 
 __all__ = ["NotRun", "Outcome", "Remembering", "VerifyOptions", "verify"]

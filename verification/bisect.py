@@ -43,7 +43,6 @@ class TapFigure:
 class Finding:
     """What a look inside of a graph tells."""
 
-    taps: list[TapFigure]  # in the order of the graph
     first_bad: TapFigure | None
     text: str
     keep_in_fp32: list[str]  # parameters whose product leaves the range of float16, or whose rounding hurts most
@@ -67,15 +66,8 @@ def bisect(
         limits: Of the pipeline's precision.
         forced: The reference's tokens in that case.
     """
-    graph, request = failure.graph, failure.request
-    if isinstance(case, DrawCase):
-        found = tapped_drawing(pipeline, case, request, graph, failure.step, forced)  # type: ignore[arg-type]
-        expected = reference.tap_drawing(case.alone(request), graph, failure.step, list(found))
-    else:
-        found = tapped_answer(pipeline, case, graph, failure.step, forced)  # type: ignore[arg-type]
-        expected = reference.tap_answer(case, graph, failure.step, list(found))
-    taps = [figure for name in found if name in expected
-            if (figure := _figure(name, found[name], expected[name])) is not None]  # fmt: skip
+    graph = failure.graph
+    taps = compare_taps(pipeline, reference, case, (graph, failure.request, failure.step), forced)
     bad = next((tap for tap in taps if not tap.cosine >= limits.cache_cosine
                 or not abs(tap.norm_ratio - 1) <= limits.norm), None)  # fmt: skip
     if bad is None:
@@ -89,7 +81,26 @@ def bisect(
     keep = _too_large(taps) if pipeline.precision in ("fp16", "int8-fp16") else []
     if keep:
         text += f"; beyond the range of float16: keep {', '.join(keep)} in fp32"
-    return Finding(taps, bad, text, keep)
+    return Finding(bad, text, keep)
+
+
+def compare_taps(
+    pipeline: Pipeline,
+    reference: Reference,
+    case: DrawCase | AnswerCase,
+    where: tuple[GraphName, int, int],
+    forced: Sequence[npt.NDArray[np.int64]] | Sequence[int] | None,
+) -> list[TapFigure]:
+    """The inputs and outputs of all products at a place: graph, request and step; in the order of the graph."""
+    graph, request, step = where
+    if isinstance(case, DrawCase):
+        found = tapped_drawing(pipeline, case, request, graph, step, forced)  # type: ignore[arg-type]
+        expected = reference.tap_drawing(case.alone(request), graph, step, list(found))
+    else:
+        found = tapped_answer(pipeline, case, graph, step, forced)  # type: ignore[arg-type]
+        expected = reference.tap_answer(case, graph, step, list(found))
+    figures = (_figure(name, found[name], expected[name]) for name in found if name in expected)
+    return [figure for figure in figures if figure is not None]
 
 
 def tapped_drawing(

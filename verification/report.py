@@ -15,7 +15,8 @@ import numpy.typing as npt
 from runtime import report
 from runtime.events import to_picture
 from verification.compare import WorstPicture
-from verification.verify import NotRun, Outcome, worst_cosine
+from verification.targets import NotRun
+from verification.verify import Outcome, worst_cosine
 
 _COLOURS: Final = ("#3b7dd8", "#d8743b", "#3bb36b", "#9b59b6", "#c0392b", "#16a2b8")
 _WIDTH, _HEIGHT, _LEFT = 640, 240, 64
@@ -28,7 +29,8 @@ def write_report(path: Path, bundle: Path, outcomes: Sequence[Outcome | NotRun])
     sections = [report.Section("Verdicts", _verdicts(outcomes))]
     for outcome in done:
         body = _figures(outcome.record) + _failures(outcome) + error_plot(outcome.comparison.curves)
-        sections.append(report.Section(outcome.target.label, body + _pictures(outcome.comparison.pictures)))
+        body += _taps(outcome) + _pictures(outcome.comparison.pictures)
+        sections.append(report.Section(outcome.target.label, body))
     names = sorted({outcome.record["reference"] for outcome in done}) or ["nothing"]
     text = report.page(f"Verification of {bundle.name}", f"against {', '.join(names)}", sections)
     path.write_text(text, encoding="utf-8")
@@ -68,6 +70,15 @@ def _failures(outcome: Outcome) -> str:
         return ""
     inside = report.note(outcome.inside) if outcome.inside else ""
     return inside + report.table(["failure"], [[failure] for failure in outcome.comparison.failures])
+
+
+def _taps(outcome: Outcome) -> str:
+    rows = [
+        [graph, tap.name, f"{tap.cosine:.9f}", f"{tap.norm_ratio:.6f}", f"{tap.largest:.4g}"]
+        for graph, taps in outcome.taps.items() for tap in taps
+    ]  # fmt: skip
+    header = ["graph", "inside, first step", "cosine", "norm ratio", "largest value"]
+    return report.table(header, rows) if rows else ""
 
 
 def error_plot(curves: Mapping[str, Sequence[float]]) -> str:

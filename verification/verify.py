@@ -5,7 +5,7 @@ can be done; an engine can only be compared as a whole.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,86 +13,24 @@ from typing import Any, Final
 
 import numpy as np
 
-from runtime.atomic import is_temporary
 from runtime.backends import create_backend
 from runtime.backends.cpu import cpu_name
 from runtime.bundle import Bundle, open_bundle
-from runtime.engine import ENGINE_NAME, Engine, open_engine, use_engine
 from runtime.errors import RFError
 from runtime.manifest import verified_key
 from runtime.options import plan_drawing
 from runtime.pipeline import Pipeline
-from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, Precision, is_half
+from runtime.signature import GRAPHS, GraphName, is_half
 from runtime.verdict import Verdict, graphs_verdict, record_engine, record_graphs
-from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase, Profile, choose_cases
+from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase, choose_cases
 from verification.compare import Comparison, Failure, limits_of
 from verification.graph_reference import GraphReference
 from verification.subject import Subject
+from verification.targets import NotRun, Target, VerifyOptions, find_targets, own_reference
 from verification.traces import Answer, Drawing, Reference
 
 Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
 _MAX_COPIED_BYTES: Final = 1 << 30  # of weights that an export copies to look inside of a graph
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyOptions:
-    """What is verified, and how.
-
-    Attributes:
-        profile: "full", or "quick" as an export does it.
-        backends: Engines of these only, and the graphs where "ort" is among them; empty for all that are there.
-        precisions: These only; empty for all that are there.
-        dialects: The same.
-        engines_only: Leave out the graphs themselves.
-        seed: Of the random cases.
-        num_random: Random drawings.
-        num_threads: Of a run.
-        record: Write the verdicts into the bundle.
-        look_inside: Find the first tensor that departs, where something fails.
-    """
-
-    profile: Profile = "full"
-    backends: tuple[str, ...] = ()
-    precisions: tuple[Precision, ...] = ()
-    dialects: tuple[Dialect, ...] = ()
-    engines_only: bool = False
-    seed: int = 0
-    num_random: int = 2
-    num_threads: int | None = None
-    record: bool = True
-    look_inside: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Graphs, or an engine of them."""
-
-    precision: Precision
-    dialect: Dialect
-    backend: str = "ort"
-    engine: Engine | None = None
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        what = f"{self.precision} {self.dialect}"
-        return f"graphs {what}" if self.engine is None else f"engine {self.engine.path.name}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NotRun:
-    """An engine that this machine cannot run."""
-
-    target: Target
-    reason: str
-
-    def line(self) -> str:
-        """For people."""
-        return f"{self.target.label}: not run: {self.reason}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"target": self.target.label, "verdict": "not run", "reason": self.reason}
 
 
 @dataclass(kw_only=True)
@@ -105,6 +43,7 @@ class Outcome:
     comparison: Comparison
     skipped: list[str] = field(default_factory=list)  # cases that an engine was not built for
     inside: str = ""  # what a look into the graph tells
+    taps: dict[GraphName, list[Any]] = field(default_factory=dict)  # `bisect.TapFigure`s, where they were asked for
     record: dict[str, Any] = field(default_factory=dict)  # for the manifest
 
     def line(self) -> str:
@@ -120,7 +59,8 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"target": self.target.label, **self.record}
+        taps = {name: [asdict(tap) for tap in taps] for name, taps in self.taps.items()}
+        return {"target": self.target.label, **self.record, **({"taps": taps} if taps else {})}
 
 
 def worst_cosine(record: dict[str, Any]) -> float:
@@ -152,7 +92,7 @@ def verify(
     targets = list(find_targets(bundle, options))
     own = None
     if reference is None:
-        own = _own_reference(bundle)
+        own = own_reference(bundle)
         reference = GraphReference(_load(bundle, own, options))
         targets = [each for each in targets if isinstance(each, NotRun) or each != own]
     if not targets:
@@ -186,35 +126,6 @@ def verify(
     return outcomes
 
 
-def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | NotRun]:
-    """All graphs that are complete, and all engines; those that cannot run here with the reason."""
-    wanted = [
-        (precision, dialect)
-        for precision in PRECISIONS
-        for dialect in DIALECTS
-        if {graph.name for graph in bundle.manifest.graphs_of(precision, dialect)} == set(GRAPHS)
-        and precision in (options.precisions or PRECISIONS)
-        and dialect in (options.dialects or DIALECTS)
-    ]
-    if "ort" in (options.backends or ("ort",)) and not options.engines_only:
-        yield from (Target(precision=precision, dialect=dialect) for precision, dialect in wanted)
-    for file in sorted((bundle.path / "engines").glob(f"*/{ENGINE_NAME}")):
-        if is_temporary(file.parent):
-            continue
-        engine = open_engine(file.parent)
-        kind = (engine.record.precision, engine.record.dialect)
-        backend = engine.record.target.backend
-        if kind not in wanted or backend not in (options.backends or (backend,)):
-            continue
-        target = Target(precision=kind[0], dialect=kind[1], backend=backend, engine=engine)
-        try:
-            use_engine(engine, bundle, kind[0], create_backend(backend).target(), "hash", kind[1])
-        except RFError as error:
-            yield NotRun(target=target, reason=str(error))
-        else:
-            yield target
-
-
 def record(bundle: Bundle, outcomes: list[Outcome | NotRun]) -> None:
     """Write the verdicts into the bundle."""
     graphs = {}
@@ -228,16 +139,6 @@ def record(bundle: Bundle, outcomes: list[Outcome | NotRun]) -> None:
             record_engine(target.engine, outcome.record)
     if graphs:
         record_graphs(bundle, graphs)
-
-
-def _own_reference(bundle: Bundle) -> Target:
-    for dialect in DIALECTS:
-        if {graph.name for graph in bundle.manifest.graphs_of("fp32", dialect)} == set(GRAPHS):
-            return Target(precision="fp32", dialect=dialect)
-    raise RFError(
-        f"{bundle.path} has no fp32 graphs to compare with. Name the checkpoint that it was exported from: "
-        f"rf-export verify {bundle.path} --checkpoint CHECKPOINT"
-    )
 
 
 def _stand_on(outcome: Outcome, bundle: Bundle, own: Target) -> None:
@@ -291,6 +192,8 @@ def verify_pipeline(
     compare_all(subject, memory, cases, outcome, step)
     if is_half(target.precision) and target.engine is None:
         _check_range(pipeline, memory, cases, options, found)
+    if options.taps and target.engine is None:
+        outcome.taps = _compare_taps(pipeline, memory, cases)
     if found.first is not None:
         outcome.verdict = "failed"
         if target.engine is None and options.look_inside:
@@ -351,6 +254,21 @@ def _check_range(
         case = next(each for each in cases.draws if each.name == name)
         found.failures += find_overflows(pipeline, case, [each.rep_ids for each in memory.draw(case)])
         found.range_checked = True
+
+
+def _compare_taps(pipeline: Pipeline, memory: Remembering, cases: Cases) -> dict[GraphName, list[Any]]:
+    from verification.bisect import compare_taps
+
+    question, drawn = cases.answers[0], next(case for case in cases.draws if case.name == UNGUIDED)
+    forced = [each.rep_ids for each in memory.draw(drawn)]
+    taps: dict[GraphName, list[Any]] = {
+        "vision_encoder": compare_taps(pipeline, memory.reference, question, ("vision_encoder", 0, 0),
+                                       memory.answer(question).ids)
+    }  # fmt: skip
+    for name in GRAPHS:
+        if name != "vision_encoder":
+            taps[name] = compare_taps(pipeline, memory.reference, drawn, (name, 0, 0), forced)
+    return taps
 
 
 def _look_inside(

@@ -1,0 +1,116 @@
+"""What there is to verify in a bundle: graphs, and engines as far as this machine runs them. Knows no reference."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.atomic import is_temporary
+from runtime.backends import create_backend
+from runtime.bundle import Bundle
+from runtime.engine import ENGINE_NAME, Engine, open_engine, use_engine
+from runtime.errors import RFError
+from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, Precision
+from verification.cases import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """What is verified, and how.
+
+    Attributes:
+        profile: "full", or "quick" as an export does it.
+        backends: Engines of these only, and the graphs where "ort" is among them; empty for all that are there.
+        precisions: These only; empty for all that are there.
+        dialects: The same.
+        engines_only: Leave out the graphs themselves.
+        seed: Of the random cases.
+        num_random: Random drawings.
+        num_threads: Of a run.
+        record: Write the verdicts into the bundle.
+        look_inside: Find the first tensor that departs, where something fails.
+        taps: Also compare the inputs and outputs of every product, in the first step of every graph.
+    """
+
+    profile: Profile = "full"
+    backends: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+    dialects: tuple[Dialect, ...] = ()
+    engines_only: bool = False
+    seed: int = 0
+    num_random: int = 2
+    num_threads: int | None = None
+    record: bool = True
+    look_inside: bool = True
+    taps: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Graphs, or an engine of them."""
+
+    precision: Precision
+    dialect: Dialect
+    backend: str = "ort"
+    engine: Engine | None = None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        what = f"{self.precision} {self.dialect}"
+        return f"graphs {what}" if self.engine is None else f"engine {self.engine.path.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotRun:
+    """An engine that this machine cannot run."""
+
+    target: Target
+    reason: str
+
+    def line(self) -> str:
+        """For people."""
+        return f"{self.target.label}: not run: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"target": self.target.label, "verdict": "not run", "reason": self.reason}
+
+
+def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | NotRun]:
+    """All graphs that are complete, and all engines; those that cannot run here with the reason."""
+    wanted = [
+        (precision, dialect)
+        for precision in PRECISIONS
+        for dialect in DIALECTS
+        if {graph.name for graph in bundle.manifest.graphs_of(precision, dialect)} == set(GRAPHS)
+        and precision in (options.precisions or PRECISIONS)
+        and dialect in (options.dialects or DIALECTS)
+    ]
+    if "ort" in (options.backends or ("ort",)) and not options.engines_only:
+        yield from (Target(precision=precision, dialect=dialect) for precision, dialect in wanted)
+    for file in sorted((bundle.path / "engines").glob(f"*/{ENGINE_NAME}")):
+        if is_temporary(file.parent):
+            continue
+        engine = open_engine(file.parent)
+        kind = (engine.record.precision, engine.record.dialect)
+        backend = engine.record.target.backend
+        if kind not in wanted or backend not in (options.backends or (backend,)):
+            continue
+        target = Target(precision=kind[0], dialect=kind[1], backend=backend, engine=engine)
+        try:
+            use_engine(engine, bundle, kind[0], create_backend(backend).target(), "hash", kind[1])
+        except RFError as error:
+            yield NotRun(target=target, reason=str(error))
+        else:
+            yield target
+
+
+def own_reference(bundle: Bundle) -> Target:
+    """The fp32 graphs of a bundle, to compare the others with; raises RFError where there are none."""
+    for dialect in DIALECTS:
+        if {graph.name for graph in bundle.manifest.graphs_of("fp32", dialect)} == set(GRAPHS):
+            return Target(precision="fp32", dialect=dialect)
+    raise RFError(
+        f"{bundle.path} has no fp32 graphs to compare with. Name the checkpoint that it was exported from: "
+        f"rf-export verify {bundle.path} --checkpoint CHECKPOINT"
+    )
