@@ -160,7 +160,8 @@ def run_bench(
         torch.set_num_threads(threads_before)
     report("a picture step by step, and scaling", num_stages - 2)
     pipeline = Pipeline.load(bundle, options.precisions[0], num_threads=options.threads[0])
-    timeline = measure_timeline(pipeline, task.work, options.num_picture_rounds)
+    num_pictures = 0 if "whole pictures" in task.left_out else options.num_picture_rounds
+    timeline = measure_timeline(pipeline, task.work, num_pictures)
     scaling = {} if "scaling" in task.left_out else measure_scaling(pipeline, task.work, options.stage_seconds / 3)
     report("cold start, load time and memory", num_stages - 1)
     footprint = measure_footprint(
@@ -280,9 +281,8 @@ def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
     Tokens, the picture after the trial's steps, words after the same history. Only fp32 has to agree: what fewer bits
     may change is judged where a bundle is made, by pictures, not here.
     """
-    contender.prepare()
-    ids = contender.tokens.draw_tokens()
-    contender.pixels.draw_tokens()
+    drawn = contender.prepare()
+    ids = drawn[contender.tokens]
     pixels = contender.pixels.denoise(TRIAL_STEPS)
     words = np.array(contender.readers["next_word"].words(task.read.words))
     firsts = contender.readers["first_word"].first_word(), contender.readers["second_question"].second_question()
