@@ -48,7 +48,7 @@ from rf_export.benchmark.selection import (
 )
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.workload import QuestionWorkload, Workload
-from rf_export.benchmark.yardstick import yardsticks
+from rf_export.benchmark.yardstick import NAMES, bounding, yardsticks
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
@@ -234,13 +234,21 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
     if set(wrong) & {contender.name for contender in ours}:
         raise RFError(f"{wrong[0]} does not do what the checkpoint does: {agreement[wrong[0]]}. Run rf-export verify.")
     contenders = [contender for contender in (*ours, *baselines) if contender.name not in wrong]
+    report("the machine's limits")
+    costs = task.costs()
+    floors = measure_floors(costs)
     timings, yards = {}, {}
     for stage in (*STAGES, *READING_STAGES):
         report(f"timing {stage.replace('_', ' ')}")
         if stage == "picture" and (seconds := _picture_seconds(task, timings)) > options.stage_seconds:
             task.left_out["whole pictures"] = f"one of every contender takes {seconds:.0f} s"
             continue
-        timings[stage], yards[stage] = _time_stage(stage, contenders, task)
+        marks = yardsticks(NAMES)
+        if stage in costs:
+            floor, num_bytes = floors[stage], costs[stage].num_bytes
+            bounds = bounding(floor["flops"] / floor["matrix_gflop_s"], num_bytes / floor["bandwidth_gb_s"])
+            marks = yardsticks(bounds, num_bytes)
+        timings[stage], yards[stage] = _time_stage(stage, contenders, marks, task)
     bests = {precision: next(c.name for c in ours if c.name.endswith(f" {precision}"))
              for precision in options.precisions}  # fmt: skip
     return {
@@ -253,7 +261,7 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
                    for stage, rows in timings.items()}
             for best in bests.values()
         },
-        "floor": measure_floors(task.costs()),
+        "floor": floors,
         "agreement": agreement,
         "trials": trials,
         "joules_per_picture": _energy(contenders, task),
@@ -307,7 +315,7 @@ def _picture_seconds(task: Task, timings: dict[str, dict[str, Timing]]) -> float
 
 
 def _time_stage(
-    stage: str, contenders: list[Contender], task: Task
+    stage: str, contenders: list[Contender], marks: dict[str, Callable[[], int]], task: Task
 ) -> tuple[dict[str, Timing], dict[str, Timing]]:
     """Of the contenders, and of the yardsticks that took turns with them."""
     runs: dict[str, Callable[[], int]] = {}
@@ -316,7 +324,6 @@ def _time_stage(
             runs[each.name] = lambda each=each: each.picture(task.work.plan.num_steps)  # type: ignore[misc]
         else:
             runs[each.name] = {**drawing_runs(each, task.work), **reading_runs(each.readers)}[stage]  # type: ignore[index]
-    marks = yardsticks()
     num_rounds = task.options.num_picture_rounds if stage == "picture" else task.options.num_rounds
     timings = interleave(
         {**runs, **{f"yardstick {name}": run for name, run in marks.items()}}, num_rounds, warm=stage != "picture",
