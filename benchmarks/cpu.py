@@ -38,7 +38,7 @@ LARGE = 512  # width of the decoder, above which the export is not verified once
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True)
 @click.option("--rounds", "num_rounds", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--picture-rounds", "num_picture_rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--stage-seconds", type=click.FloatRange(0), default=40.0, show_default=True,
+@click.option("--stage-seconds", type=click.FloatRange(0), default=20.0, show_default=True,
               help="Begin no further round of a stage after so long.")
 @click.option("--compile/--no-compile", default=True, show_default=True)
 @click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True,

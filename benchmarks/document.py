@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rf_export.benchmark.compare import drifts, shown_interval
 from rf_export.benchmark.plots import number
 from rf_export.benchmark.tables import READING_TITLES, STAGE_TITLES, describe
 
@@ -141,13 +142,14 @@ def _planted(planted: Mapping[str, Any]) -> list[str]:
         f"- {share} planted: {planted['planted']['verdict']}",
         f"- {planted['found']} of the {planted['planted_rows']} planted rows were found"
         f"{'' if planted['right'] else '. **This is not what it should see.**'}\n",
-        _table(["stage", "contender", "raw", "matrix yardstick", "memory yardstick", "normalised", "interval", ""], [
-            [TITLES[each["stage"]], each["contender"], f"{each['raw']:.3f}", *(f"{d:.3f}" for d in each["drift"]),
-             f"{each['normalised']:.3f}", f"{each['low']:.3f} to {each['high']:.3f}", each["verdict"]]
+        _table(["stage", "contender", "raw", "drift of yardsticks", "normalised", "interval", ""], [
+            [TITLES[each["stage"]], each["contender"], f"{each['raw']:.3f}", drifts(each["drift"]),
+             f"{each['normalised']:.3f}", shown_interval(each["low"], each["high"]), each["verdict"]]
             for each in planted["planted"]["changes"]
         ]),
         "Raw is the ratio of the medians, 10% planted against none. The yardsticks are a fixed matrix product and a "
-        "memory copy that take turns with the contenders: what they explain is charged to nobody.\n",
+        "memory copy, as the stage is bound, that take turns with the contenders: what they explain is charged to "
+        "nobody.\n",
     ]  # fmt: skip
 
 

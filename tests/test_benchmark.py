@@ -23,6 +23,7 @@ from rf_export.benchmark.plots import Axis, Series, plot
 from rf_export.benchmark.selection import baseline_variants
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.workload import QuestionWorkload, Workload
+from rf_export.benchmark.yardstick import bounding, yardsticks
 from rf_export.checkpoint import load_checkpoint, save_checkpoint
 from rf_export.config import preset
 from rf_export.model import RFModel
@@ -274,7 +275,7 @@ def test_a_result_is_compared_with_itself_slowed_by_a_tenth(bench_run, tmp_path:
 
 def test_the_document_has_every_shape_and_says_what_was_planted(bench_run) -> None:
     result = {"preset": "tiny", **bench_run[1]}
-    change = {"stage": "next_word", "contender": "onnx fp32", "raw": 1.1, "drift": [1.0, 1.0], "normalised": 1.1,
+    change = {"stage": "next_word", "contender": "onnx fp32", "raw": 1.1, "drift": {"memory": 1.0}, "normalised": 1.1,
               "low": 1.05, "high": 1.15, "verdict": "slower"}  # fmt: skip
     planted = {"preset": "tiny", "share": 0.1, "clock": "cpu", "min_effect": 0.03, "found": 1, "planted_rows": 1,
                "right": True, "same_build": {"verdict": "no regression: none"},
@@ -292,6 +293,13 @@ def test_where_memory_is_short_what_copies_the_weights_again_is_left_out() -> No
     left_out = left_out_for_memory(1_300_000_000, 20 << 30)
     assert "torch.compile" in left_out
     assert "38 GiB, and 20 GiB are free" in left_out["torch.compile"]
+
+
+def test_a_stage_is_held_against_what_bounds_it() -> None:
+    assert bounding(9, 1) == ("matrix",)
+    assert bounding(1, 9) == ("memory",)
+    assert bounding(1, 2) == ("matrix", "memory")
+    assert all(run() > 0 for run in yardsticks(("matrix", "memory"), 1000).values())
 
 
 def test_energy_is_told_where_the_board_tells_it(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ from rf_export.benchmark.selection import (
 )
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.workload import QuestionWorkload, Workload
-from rf_export.benchmark.yardstick import yardsticks
+from rf_export.benchmark.yardstick import NAMES, bounding, yardsticks
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
@@ -160,7 +160,8 @@ def run_bench(
         torch.set_num_threads(threads_before)
     report("a picture step by step, and scaling", num_stages - 2)
     pipeline = Pipeline.load(bundle, options.precisions[0], num_threads=options.threads[0])
-    timeline = measure_timeline(pipeline, task.work, options.num_picture_rounds)
+    num_pictures = 0 if "whole pictures" in task.left_out else options.num_picture_rounds
+    timeline = measure_timeline(pipeline, task.work, num_pictures)
     scaling = {} if "scaling" in task.left_out else measure_scaling(pipeline, task.work, options.stage_seconds / 3)
     report("cold start, load time and memory", num_stages - 1)
     footprint = measure_footprint(
@@ -233,13 +234,21 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
     if set(wrong) & {contender.name for contender in ours}:
         raise RFError(f"{wrong[0]} does not do what the checkpoint does: {agreement[wrong[0]]}. Run rf-export verify.")
     contenders = [contender for contender in (*ours, *baselines) if contender.name not in wrong]
+    report("the machine's limits")
+    costs = task.costs()
+    floors = measure_floors(costs)
     timings, yards = {}, {}
     for stage in (*STAGES, *READING_STAGES):
         report(f"timing {stage.replace('_', ' ')}")
         if stage == "picture" and (seconds := _picture_seconds(task, timings)) > options.stage_seconds:
             task.left_out["whole pictures"] = f"one of every contender takes {seconds:.0f} s"
             continue
-        timings[stage], yards[stage] = _time_stage(stage, contenders, task)
+        marks = yardsticks(NAMES)
+        if stage in costs:
+            floor, num_bytes = floors[stage], costs[stage].num_bytes
+            bounds = bounding(floor["flops"] / floor["matrix_gflop_s"], num_bytes / floor["bandwidth_gb_s"])
+            marks = yardsticks(bounds, num_bytes)
+        timings[stage], yards[stage] = _time_stage(stage, contenders, marks, task)
     bests = {precision: next(c.name for c in ours if c.name.endswith(f" {precision}"))
              for precision in options.precisions}  # fmt: skip
     return {
@@ -252,7 +261,7 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
                    for stage, rows in timings.items()}
             for best in bests.values()
         },
-        "floor": measure_floors(task.costs()),
+        "floor": floors,
         "agreement": agreement,
         "trials": trials,
         "joules_per_picture": _energy(contenders, task),
@@ -280,9 +289,8 @@ def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
     Tokens, the picture after the trial's steps, words after the same history. Only fp32 has to agree: what fewer bits
     may change is judged where a bundle is made, by pictures, not here.
     """
-    contender.prepare()
-    ids = contender.tokens.draw_tokens()
-    contender.pixels.draw_tokens()
+    drawn = contender.prepare()
+    ids = drawn[contender.tokens]
     pixels = contender.pixels.denoise(TRIAL_STEPS)
     words = np.array(contender.readers["next_word"].words(task.read.words))
     firsts = contender.readers["first_word"].first_word(), contender.readers["second_question"].second_question()
@@ -307,7 +315,7 @@ def _picture_seconds(task: Task, timings: dict[str, dict[str, Timing]]) -> float
 
 
 def _time_stage(
-    stage: str, contenders: list[Contender], task: Task
+    stage: str, contenders: list[Contender], marks: dict[str, Callable[[], int]], task: Task
 ) -> tuple[dict[str, Timing], dict[str, Timing]]:
     """Of the contenders, and of the yardsticks that took turns with them."""
     runs: dict[str, Callable[[], int]] = {}
@@ -316,7 +324,6 @@ def _time_stage(
             runs[each.name] = lambda each=each: each.picture(task.work.plan.num_steps)  # type: ignore[misc]
         else:
             runs[each.name] = {**drawing_runs(each, task.work), **reading_runs(each.readers)}[stage]  # type: ignore[index]
-    marks = yardsticks()
     num_rounds = task.options.num_picture_rounds if stage == "picture" else task.options.num_rounds
     timings = interleave(
         {**runs, **{f"yardstick {name}": run for name, run in marks.items()}}, num_rounds, warm=stage != "picture",

@@ -122,7 +122,7 @@ def _timeline(result: Mapping[str, Any]) -> str:
     table = report.table(["step", "number", "p50 ms", "p95 ms", "p99 ms"], rows)
     return drawn + lines + table + report.note(
         f"Our {timeline['precision']} graphs on {result['machine']['cpu']}, {timeline['threads']} thread(s); the strip "
-        f"and the lines are one picture, the table {len(timeline['pictures'])}."
+        f"and the lines are one picture; the table counts the steps of {len(timeline['pictures'])}."
     )
 
 

@@ -3,10 +3,10 @@
 Knows nothing of measuring, needs no torch. For every contender and stage that both results have:
 
 - `raw`: ratio of the medians, later over earlier.
-- `drift`: the same ratio of the two yardsticks that took turns with the contenders of this stage.
-- `normalised`: ratio of the medians of what each round took in units of that round's yardstick, the smaller of the two
-  yardsticks' ratios. A slowdown is charged only as far as neither yardstick explains it; and one that a faster machine
-  hides shows.
+- `drift`: the same ratio of the yardsticks that took turns with the contenders of this stage (`yardstick.py`).
+- `normalised`: ratio of the medians of what each round took in units of that round's yardstick; where a stage has two,
+  the smaller ratio. A slowdown is charged only as far as no yardstick explains it; and one that a faster machine hides
+  shows.
 
 Intervals are those of Student's t with the bootstrap's standard error, on the log scale (Efron and Tibshirani 1993,
 chapters 6 and 12): the rounds of each run are drawn anew with replacement. All rows together raise a false alarm with
@@ -19,7 +19,7 @@ in it. What waits, on a GPU or a disk, is not in it either.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -35,7 +35,6 @@ NUM_RESAMPLES = 500
 FALSE_ALARMS = 0.05  # of a whole comparison
 MIN_ROUNDS = 6
 MIN_EFFECT = 0.03
-YARDSTICKS = ("matrix", "memory")
 EXPECTED_EQUAL = ("cpu", "features", "cores", "caches", "governor", "max_mhz", "power_mode", "python", "versions",
                   "thread_variables")  # fmt: skip
 Clock = Literal["wall", "cpu"]
@@ -45,10 +44,14 @@ Verdict = Literal["slower", "faster", "same", "unclear"]
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """One contender and stage in one run, with its yardsticks; values of one round stand in one column."""
+    """One contender and stage in one run, with its yardsticks; values of one round have one index."""
 
     times: NDArray[np.float64]  # [rounds]
-    yardsticks: NDArray[np.float64]  # [yardsticks, rounds]
+    yardsticks: dict[str, NDArray[np.float64]]  # [rounds] each
+
+    def in_units(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """Times in units of yardsticks: `[yardsticks, rounds]`."""
+        return np.stack([self.times / self.yardsticks[name] for name in names])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,10 @@ class Change:
     stage: str
     contender: str
     raw: float
-    drift: tuple[float, ...]  # of each yardstick
+    drift: dict[str, float]  # by yardstick
     normalised: float
-    low: float  # interval of `normalised`
-    high: float
+    low: float | None  # interval of `normalised`; None with too few rounds
+    high: float | None
     verdict: Verdict
 
 
@@ -111,36 +114,41 @@ def compare(
 def _samples(result: Mapping[str, Any], name: str) -> Iterator[tuple[tuple[int, str, str], Samples]]:
     for run in result["runs"]:
         for stage, rows in run["timings"].items():
-            yards = np.array([run["yardsticks"][stage][each][name] for each in YARDSTICKS])
+            yards = run["yardsticks"][stage]
             for contender, timing in rows.items():
-                yield (run["threads"], stage, contender), Samples(times=np.array(timing[name]), yardsticks=yards)
+                yield (run["threads"], stage, contender), Samples(
+                    times=np.array(timing[name]),
+                    yardsticks={each: np.array(row[name]) for each, row in yards.items()},
+                )
 
 
 def _change(
     key: tuple[int, str, str], a: Samples, b: Samples, min_effect: float, risk: float, rng: np.random.Generator
 ) -> Change:
     threads, stage, contender = key
-    drift = np.median(b.yardsticks, axis=1) / np.median(a.yardsticks, axis=1)
-    ratios = np.median(b.times / b.yardsticks, axis=1) / np.median(a.times / a.yardsticks, axis=1)  # [yardsticks]
+    names = [name for name in a.yardsticks if name in b.yardsticks]  # near the ridge, one run may have had both
+    drift = {name: float(np.median(b.yardsticks[name]) / np.median(a.yardsticks[name])) for name in names}
+    before, after = a.in_units(names), b.in_units(names)
+    ratios = np.median(after, axis=1) / np.median(before, axis=1)  # [yardsticks]
     verdict: Verdict = "unclear"
-    low = high = math.nan
+    low = high = None
     if min(len(a.times), len(b.times)) >= MIN_ROUNDS:
-        again = _resampled_medians(b, rng) / _resampled_medians(a, rng)  # [yardsticks, resamples]
+        again = _resampled_medians(after, rng) / _resampled_medians(before, rng)  # [yardsticks, resamples]
         quantile = student_quantile(1 - risk, len(a.times) + len(b.times) - 2)
         low, high = interval(ratios.min(), again.min(axis=0), quantile)
         _, most = interval(ratios.max(), again.max(axis=0), quantile)
         verdict = "slower" if low > 1 + min_effect else "faster" if most < 1 / (1 + min_effect) else "same"
     return Change(
         threads=threads, stage=stage, contender=contender, raw=float(np.median(b.times) / np.median(a.times)),
-        drift=tuple(map(float, drift)), normalised=float(ratios.min()), low=low, high=high, verdict=verdict,
+        drift=drift, normalised=float(ratios.min()), low=low, high=high, verdict=verdict,
     )  # fmt: skip
 
 
-def _resampled_medians(samples: Samples, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Medians in units of each yardstick, of rounds that are drawn anew: `[yardsticks, resamples]`."""
-    num_rounds = len(samples.times)
+def _resampled_medians(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Medians of rounds that are drawn anew: `[yardsticks, rounds] -> [yardsticks, resamples]`."""
+    num_rounds = values.shape[1]
     drawn = rng.integers(0, num_rounds, (NUM_RESAMPLES, num_rounds))
-    medians: NDArray[np.float64] = np.median((samples.times / samples.yardsticks)[:, drawn], axis=2)
+    medians: NDArray[np.float64] = np.median(values[:, drawn], axis=2)
     return medians
 
 
@@ -159,15 +167,24 @@ def student_quantile(probability: float, freedom: int) -> float:
 def format_changes(changes: list[Change], min_effect: float) -> str:
     """A table, worst first, and the verdict."""
     titles = {**STAGE_TITLES, **READING_TITLES}
-    rows = [["threads", "stage", "contender", "raw", "matrix", "memory", "normalised", "interval", ""]]
+    rows = [["threads", "stage", "contender", "raw", "drift of yardsticks", "normalised", "interval", ""]]
     for each in sorted(changes, key=lambda change: -change.normalised):
         rows.append([
             str(each.threads), titles[each.stage], each.contender, f"{each.raw:.3f}",
-            *(f"{value:.3f}" for value in each.drift), f"{each.normalised:.3f}",
-            f"[{each.low:.3f}, {each.high:.3f}]", each.verdict,
+            drifts(each.drift), f"{each.normalised:.3f}", shown_interval(each.low, each.high), each.verdict,
         ])  # fmt: skip
     head = "times, later over earlier: above 1 is slower"
     return "\n".join([head, *aligned(rows), "", verdict_line(changes, min_effect)])
+
+
+def drifts(drift: Mapping[str, float]) -> str:
+    """For a cell of a table."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in drift.items())
+
+
+def shown_interval(low: float | None, high: float | None) -> str:
+    """For a cell of a table."""
+    return "too few rounds" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
 def verdict_line(changes: list[Change], min_effect: float) -> str:
@@ -180,6 +197,6 @@ def verdict_line(changes: list[Change], min_effect: float) -> str:
         worst = max(slower, key=lambda change: change.normalised)
         return (f"REGRESSION: {len(slower)} of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and "
                 f"drift; worst: {worst.contender}, {worst.stage}, {worst.normalised:.3f}{rest}")  # fmt: skip
-    hidden = max((change.high for change in changes if change.verdict != "unclear"), default=math.nan)
+    hidden = max((change.high for change in changes if change.high is not None), default=1.0)
     return (f"no regression: none of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and drift; "
             f"noise could hide one of {max(hidden - 1, 0):.1%}{rest}")  # fmt: skip

@@ -65,13 +65,16 @@ class Contender:
     pixels: Drawer
     readers: Mapping[ReadingStage, Reader] = field(default_factory=dict)
 
-    def prepare(self) -> None:
-        """Fill the caches of both stages."""
-        for drawer in dict.fromkeys((self.tokens, self.pixels)):
-            drawer.prefill()
-            drawer.draw_tokens()
+    def prepare(self) -> dict[Drawer, NDArray[np.int64]]:
+        """Fill the caches of all stages; what each drawer drew."""
+        drawn = {}
+        for drawer in (self.tokens, self.pixels):
+            if drawer not in drawn:
+                drawer.prefill()
+                drawn[drawer] = drawer.draw_tokens()
         for reader in dict.fromkeys(self.readers.values()):
             reader.prepare()
+        return drawn
 
     def picture(self, num_steps: int) -> int:
         """Everything, from the prompt to the picture."""
