@@ -4,6 +4,7 @@ Knows nothing of the readers. Every function takes bytes and a random generator 
 same generator.
 """
 
+import copy
 import hashlib
 import io
 import json
@@ -82,9 +83,9 @@ def _value(rng: Random) -> Any:
             value = [value] if rng.random() < 0.5 else {"x": value}
         return value
     if rng.random() < 0.05:
-        value = rng.choice(VALUES)
+        value = copy.deepcopy(rng.choice(VALUES))
         return [value] * (rng.choice((1, 10, 10_000)) if not isinstance(value, str) or len(value) < 10 else 3)
-    return rng.choice(VALUES)
+    return copy.deepcopy(rng.choice(VALUES))  # what is in an input may be changed further
 
 
 def _change_somewhere(content: Any, rng: Random) -> Any:
