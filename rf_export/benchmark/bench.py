@@ -52,7 +52,6 @@ from rf_export.benchmark.yardstick import NAMES, bounding, yardsticks
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
-from rf_export.parity import TOLERANCES
 from runtime.bundle import Bundle
 from runtime.errors import RFError
 from runtime.figures import psnr_db
@@ -60,6 +59,7 @@ from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
 from runtime.signature import Precision
 from runtime.timing import Timing, interleave, ratio
+from verification.compare import LIMITS
 
 MEMORY_SHARE = 8  # all contenders together take about so many times the weights in fp32
 SLOWEST_SCALING = 500e6  # parameters; beyond, a single round takes minutes
@@ -304,7 +304,7 @@ def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
             float(np.linalg.norm(each)) for each in (features, task.read.features))),
     }  # fmt: skip
     right = result["tokens_equal"] == len(ids) and result["words_equal"] == len(words)
-    right = right and result["first_words_equal"] and result["psnr_db"] >= TOLERANCES["fp32"].psnr_db
+    right = right and result["first_words_equal"] and result["psnr_db"] >= LIMITS["fp32"].psnr_db
     return {**result, "passed": bool(right) or not contender.name.endswith("fp32")}
 
 
