@@ -147,9 +147,9 @@ def _planted(planted: Mapping[str, Any]) -> list[str]:
              f"{each['normalised']:.3f}", shown_interval(each["low"], each["high"]), each["verdict"]]
             for each in planted["planted"]["changes"]
         ]),
-        "Raw is the ratio of the medians, 10% planted against none. The yardsticks are a fixed matrix product and a "
-        "memory copy, as the stage is bound, that take turns with the contenders: what they explain is charged to "
-        "nobody.\n",
+        "Raw is the ratio of the medians, 10% planted against none. The yardsticks take turns with the contenders: "
+        "a fixed matrix product and a memory copy, as the stage is bound, and eager PyTorch. What one of them explains "
+        "is not charged.\n",
     ]  # fmt: skip
 
 

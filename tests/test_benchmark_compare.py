@@ -54,7 +54,7 @@ def slower(earlier, later, **options):
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**32), st.sampled_from(list(STAGES)), st.sampled_from(CONTENDERS), st.floats(0.8, 1.25))
+@given(st.integers(0, 2**32), st.sampled_from(list(STAGES)), st.sampled_from(CONTENDERS[:2]), st.floats(0.8, 1.25))
 def test_a_planted_slowdown_of_a_tenth_is_found_and_nothing_else(seed, stage, contender, drift):
     earlier = made_up(seed, noise=0.01)
     later = made_up(seed + 1, noise=0.01, drift=drift, slow={(stage, contender): 1.10})
@@ -62,7 +62,7 @@ def test_a_planted_slowdown_of_a_tenth_is_found_and_nothing_else(seed, stage, co
 
 
 def test_two_runs_of_one_build_are_quiet():
-    """The stated rate of false alarms, 5% of comparisons of 20 rows each, at any level of noise and drift."""
+    """The stated rate of false alarms, 5% of comparisons of 10 rows each, at any level of noise and drift."""
     alarms = {}
     for noise in (0.01, 0.10):
         runs = [(made_up(seed, noise=noise), made_up(10_000 + seed, noise=noise, drift=1.1)) for seed in range(30)]
@@ -84,12 +84,19 @@ def test_what_one_yardstick_explains_is_charged_to_nobody():
     assert {each.verdict for each in compare(earlier, later)} == {"same"}
 
 
+def test_what_slows_eager_pytorch_too_is_not_ours():
+    both = {("next_word", name): 1.2 for name in ("engine fp32", "onnx fp32", "eager fp32")}
+    assert slower(made_up(1, noise=0.01), made_up(2, noise=0.01, slow=both)) == set()
+    ours = {("next_word", name): 1.2 for name in ("engine fp32", "onnx fp32")}
+    assert slower(made_up(1, noise=0.01), made_up(2, noise=0.01, slow=ours)) == set(ours)
+
+
 def test_a_yardstick_that_one_run_alone_has_is_not_used():
     earlier, later = made_up(1, noise=0.01), made_up(2, noise=0.01, drift=1.2)
     del later["runs"][0]["yardsticks"]["denoise_step"]["matrix"]
     changes = compare(earlier, later)
     assert {each.verdict for each in changes} == {"same"}
-    assert all(set(each.drift) == {"memory"} for each in changes)
+    assert all(set(each.drift) == {"memory", "eager fp32"} for each in changes)
 
 
 def test_a_change_for_the_better_is_told():
@@ -127,13 +134,13 @@ def run_compare(tmp_path: Path, earlier, later, *options):
 def test_the_command_says_it_in_its_exit_code(tmp_path):
     quiet = run_compare(tmp_path, made_up(1), made_up(2))
     assert quiet.exit_code == 0
-    assert "no regression: none of 20" in quiet.stdout
+    assert "no regression: none of 10" in quiet.stdout
     found = run_compare(tmp_path, made_up(1), made_up(2, slow={("next_word", "onnx fp32"): 1.2}))
     assert found.exit_code == 1
-    assert "REGRESSION: 1 of 20" in found.stdout
+    assert "REGRESSION: 1 of 10" in found.stdout
     assert "onnx fp32, next_word" in found.stdout
     rows = json.loads(run_compare(tmp_path, made_up(1), made_up(2), "--json").stdout)
-    assert len(rows) == 20
+    assert len(rows) == 10
 
 
 def test_results_of_different_machines_get_no_verdict_unless_asked_for(tmp_path):

@@ -1,12 +1,13 @@
 """Two results of `rf-export bench`: is the later one slower, beyond noise and beyond a slower machine?
 
-Knows nothing of measuring, needs no torch. For every contender and stage that both results have:
+Knows nothing of measuring, needs no torch. For every contender of ours and every stage that both results have:
 
 - `raw`: ratio of the medians, later over earlier.
-- `drift`: the same ratio of the yardsticks that took turns with the contenders of this stage (`yardstick.py`).
-- `normalised`: ratio of the medians of what each round took in units of that round's yardstick; where a stage has two,
-  the smaller ratio. A slowdown is charged only as far as no yardstick explains it; and one that a faster machine hides
-  shows.
+- `drift`: the same ratio of the yardsticks that took turns with the contenders of this stage: those of `yardstick.py`,
+  and eager PyTorch, which does the same work on the same machine in the same version, so that what slows both is not
+  ours (small steps are bound by calls and cold caches, of which no kernel tells).
+- `normalised`: ratio of the medians of what each round took in units of that round's yardstick, the smallest of them.
+  A slowdown is charged only as far as no yardstick explains it; and one that a faster machine hides shows.
 
 Intervals are those of Student's t with the bootstrap's standard error, on the log scale (Efron and Tibshirani 1993,
 chapters 6 and 12): the rounds of each run are drawn anew with replacement. All rows together raise a false alarm with
@@ -35,6 +36,8 @@ NUM_RESAMPLES = 500
 FALSE_ALARMS = 0.05  # of a whole comparison
 MIN_ROUNDS = 6
 MIN_EFFECT = 0.03
+OURS = ("engine ", "onnx ")
+PYTORCH = "eager fp32"
 EXPECTED_EQUAL = ("cpu", "features", "cores", "caches", "governor", "max_mhz", "power_mode", "python", "versions",
                   "thread_variables")  # fmt: skip
 Clock = Literal["wall", "cpu"]
@@ -114,8 +117,10 @@ def compare(
 def _samples(result: Mapping[str, Any], name: str) -> Iterator[tuple[tuple[int, str, str], Samples]]:
     for run in result["runs"]:
         for stage, rows in run["timings"].items():
-            yards = run["yardsticks"][stage]
+            yards = {**run["yardsticks"][stage], **({PYTORCH: rows[PYTORCH]} if PYTORCH in rows else {})}
             for contender, timing in rows.items():
+                if not contender.startswith(OURS):
+                    continue
                 yield (run["threads"], stage, contender), Samples(
                     times=np.array(timing[name]),
                     yardsticks={each: np.array(row[name]) for each, row in yards.items()},
