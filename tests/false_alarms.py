@@ -34,7 +34,7 @@ from verification import Outcome, VerifyOptions, verify
 def random_config(rng: np.random.Generator) -> ModelConfig:
     """A small model of any shape."""
     kv_heads, head_dim = int(rng.integers(1, 4)), 2 * int(rng.integers(2, 9))
-    max_grid = int(rng.integers(2, 7))
+    max_grid = int(rng.integers(3, 7))
     patch = int(rng.integers(2, 7))
     rows, columns = rng.integers(1, max_grid + 1, 2).tolist()
     heads = int(rng.integers(1, 4))
