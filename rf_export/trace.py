@@ -84,7 +84,8 @@ def trace(
 
 def _example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[list[Tensor], list[dict[int, object]]]:
     patch = config.patch_size
-    sizes = {**_EXAMPLE_SIZES, "height": 4 * patch, "width": 6 * patch}
+    cells = (min(2, config.max_grid), min(3, config.max_grid))
+    sizes = {**_EXAMPLE_SIZES, "height": cells[0] * config.cell, "width": cells[1] * config.cell}
     names = ("batch", "sequence", "cache", "request", "features", "answer", "images")
     free: dict[str, object] = {name: Dim(name, min=1) for name in names}
     free["2*request"] = 2 * free["request"]  # type: ignore[operator]
