@@ -3,7 +3,6 @@
 Knows nothing of graphs and prompts. A value that is out of range is refused here, before anything runs.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +11,7 @@ from runtime.manifest import Manifest
 
 MAX_STEPS: Final = 1000
 MAX_PENALTY: Final = 1000
+MAX_TEMPERATURE: Final = 1_000_000  # all tokens are as likely long before
 MAX_GUIDANCE: Final = 1000  # beyond any use, and far from the limits of float32
 
 
@@ -39,8 +39,8 @@ class GenerationOptions:
             raise RFError(f"num_steps must be 1 to {MAX_STEPS}, got {self.num_steps}.")
         if self.top_k is not None and self.top_k < 1:
             raise RFError(f"top_k must be >= 1, got {self.top_k}.")
-        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RFError(f"temperature must be >= 0, got {self.temperature}.")
+        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise RFError(f"temperature must be >= 0 and at most {MAX_TEMPERATURE}, got {self.temperature}.")
         for name in ("rep_guidance_scale", "pix_guidance_scale"):
             value = getattr(self, name)
             if value is not None and not abs(value) <= MAX_GUIDANCE:
@@ -89,8 +89,8 @@ class AnswerOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RFError(f"{name} must be >= 1, got {value}.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise RFError(f"temperature must be >= 0, got {self.temperature}.")
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise RFError(f"temperature must be >= 0 and at most {MAX_TEMPERATURE}, got {self.temperature}.")
         if not 0 < self.top_p <= 1:
             raise RFError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
         if not 0 < self.repetition_penalty <= MAX_PENALTY:

@@ -23,7 +23,7 @@ def main() -> None:
 
     traces, how, disk, *arguments = sys.argv[1:]
     folder, log = Path(disk), Path(disk).with_name("stderr")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", disk], check=True)
     shutil.copytree(traces, folder / "bundle", ignore=shutil.ignore_patterns("engines"))
     shutil.copytree(folder.with_name("beside"), folder, dirs_exist_ok=True)
     filler = folder / "filler"
@@ -32,7 +32,7 @@ def main() -> None:
             subprocess.run(["mount", "-o", f"remount,{'ro' if restricted else 'rw'}", disk], check=True)
         elif restricted:
             with filler.open("wb") as file:
-                file.write(bytes(max(shutil.disk_usage(folder).free - int(how) * 1024, 0)))
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - int(how) * 1024)
         else:
             filler.unlink()
         code = os.waitstatus_to_exitcode(os.waitpid(fork(lambda: command(arguments), log), 0)[1])

@@ -27,6 +27,7 @@ from test_runtime_manifest import sample_manifest
 
 from runtime.errors import RFError
 from runtime.images import load_pixels
+from runtime.options import AnswerOptions, GenerationOptions
 from runtime.png import read_parameters
 from runtime.request import check_requests
 from runtime.tokenizer import PromptTokenizer
@@ -71,15 +72,16 @@ def test_the_command_prints_a_table(tmp_path):
     assert "| log | " in done.stdout
 
 
-def test_planted_faults_are_found_and_kept(tmp_path):
-    session = Session("log", tmp_path, tmp_path / "log.json", 20.0)
+def test_planted_faults_are_found_and_kept(tmp_path, monkeypatch):
     memory = []
+    monkeypatch.setattr("fuzz.run.peak_mib", lambda: 100 + 500 * len(memory))  # the suite's own peak would hide it
+    session = Session("log", tmp_path, tmp_path / "log.json", 20.0)
 
     def read(data):
         if data == b"refused":
             raise RFError("This is refused. Expected something else. Try again.")
         if data == b"large":
-            memory.append(np.ones(500 << 17))  # 500 MiB
+            memory.append(data)
         return 1 / len(data)
 
     session.read = read
@@ -209,6 +211,13 @@ def test_a_cache_that_unpacks_to_more_than_the_file_is_refused(tmp_path, how):
         data[entry + 8] |= 1
     with pytest.raises(RFError, match=r"is damaged \(.*\)\. Delete it and calibrate again"):
         read(bytes(data))
+
+
+def test_a_number_beyond_every_float_is_refused_and_not_converted():
+    for options in (GenerationOptions, AnswerOptions):
+        for value in (10**400, float("inf"), float("nan"), -1):
+            with pytest.raises(RFError, match="temperature must be >= 0"):
+                options(temperature=value)
 
 
 def test_given_tokens_of_different_lengths_are_refused(tokenizer):

@@ -47,7 +47,7 @@ def test_temperature_zero_is_greedy():
         ({"width": 0}, "width must be a multiple of 8"),
         ({"num_steps": 0}, "num_steps must be 1 to 1000, got 0"),
         ({"num_steps": 1001}, "num_steps must be"),
-        ({"temperature": -0.1}, "temperature must be >= 0, got -0.1"),
+        ({"temperature": -0.1}, "temperature must be >= 0 and at most 1000000, got -0.1"),
         ({"temperature": math.nan}, "temperature must be >= 0"),
         ({"rep_guidance_scale": math.inf}, "rep_guidance_scale must be -1000 to 1000, got inf"),
         ({"pix_guidance_scale": math.nan}, "pix_guidance_scale must be -1000 to 1000, got nan"),
