@@ -74,7 +74,8 @@ def test_the_command_prints_a_table(tmp_path):
 
 def test_planted_faults_are_found_and_kept(tmp_path, monkeypatch):
     memory = []
-    monkeypatch.setattr("fuzz.run.peak_mib", lambda: 100 + 500 * len(memory))  # the suite's own peak would hide it
+    monkeypatch.setattr("fuzz.run.start_of_peak", lambda: 100)
+    monkeypatch.setattr("fuzz.run.peak_mib", lambda: 100 + 500 * len(memory))
     session = Session("log", tmp_path, tmp_path / "log.json", 20.0)
 
     def read(data):

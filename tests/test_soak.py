@@ -31,6 +31,7 @@ def test_the_slope_is_found_through_noise(per_round, noise):
 LEAKING = """
 import json, sys
 from pathlib import Path
+import numpy as np
 import soak
 from runtime import Pipeline
 kept, draw = [], Pipeline.draw

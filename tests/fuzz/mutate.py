@@ -104,7 +104,7 @@ def _change_somewhere(content: Any, rng: Random) -> Any:
     elif how == 1 and isinstance(parent, dict):
         parent[rng.choice(TEXTS)] = parent.pop(key)
     elif how == 2 and isinstance(parent, list):
-        parent += [parent[key]] * rng.choice((1, 3, 1000))
+        parent += [parent[key]] * rng.choice((1, 3, 100))
     elif how == 3 and isinstance(parent, dict):
         parent[rng.choice(TEXTS)] = _value(rng)
     elif how == 4 and isinstance(parent[key], str) and parent[key]:
@@ -112,7 +112,8 @@ def _change_somewhere(content: Any, rng: Random) -> Any:
         text[rng.randrange(len(text))] = rng.choice(("\x00", "/", "..", "\ud800", " ", "x"))
         parent[key] = "".join(text)
     elif how == 5 and type(parent[key]) in (int, float):
-        parent[key] = parent[key] + rng.choice((-1, 1, 0.5, 10**9)) if rng.random() < 0.5 else rng.choice(NUMBERS)
+        near = abs(parent[key]) < 1e15 and rng.random() < 0.5
+        parent[key] = parent[key] + rng.choice((-1, 1, 0.5, 10**9)) if near else rng.choice(NUMBERS)
     else:
         parent[key] = _value(rng)
     return content

@@ -15,7 +15,6 @@ import contextlib
 import faulthandler
 import json
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -47,8 +46,8 @@ class Session:
         self.slowest = 0.0
         self._written = 0.0
         for seed in self.seeds:
-            self.read(seed)  # honest inputs are accepted, and what they take is no fault
-        self.base_mib = peak_mib()
+            self.read(seed)  # honest inputs are accepted
+        self.memory_mib = 0
 
     def feed(self, data: bytes) -> bool:
         """Read an input; returns whether the reader said something new."""
@@ -56,6 +55,7 @@ class Session:
 
         self.current.write_bytes(data)
         faulthandler.dump_traceback_later(self.limit, exit=True, file=sys.__stderr__)
+        before_mib = start_of_peak()
         started, known = time.perf_counter(), len(self.refusals) + len(self.faults)
         try:
             self.read(data)
@@ -72,8 +72,10 @@ class Session:
         faulthandler.cancel_dump_traceback_later()
         self.slowest = max(self.slowest, time.perf_counter() - started)
         self.tried += 1
-        if peak_mib() - self.base_mib > self.target.memory_mib and not any("memory" in each for each in self.faults):
-            self._fault(f"memory: {peak_mib() - self.base_mib} MiB", data)
+        taken = peak_mib() - before_mib
+        self.memory_mib = max(self.memory_mib, taken)
+        if taken > self.target.memory_mib and not any("memory" in each for each in self.faults):
+            self._fault(f"memory: {taken} MiB", data)
         if time.monotonic() - self._written > 0.5:
             self.write()
         return len(self.refusals) + len(self.faults) > known
@@ -89,15 +91,28 @@ class Session:
         self._written = time.monotonic()
         content = {"target": self.target.name, "tried": self.tried, "accepted": self.accepted,
                    "refusals": self.refusals, "faults": self.faults, "slowest_ms": round(1000 * self.slowest, 1),
-                   "memory_mib": peak_mib() - self.base_mib}  # fmt: skip
+                   "memory_mib": self.memory_mib}  # fmt: skip
         partial = self.report.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1))
         partial.replace(self.report)
 
 
+def start_of_peak() -> int:
+    """Forget the peak of before, which is the changes' own; returns what is resident now, in MiB."""
+    with contextlib.suppress(OSError):  # where that is not allowed the peak is that of the process
+        Path("/proc/self/clear_refs").write_text("5")
+    return status_mib("VmRSS:")
+
+
 def peak_mib() -> int:
-    """The most that this process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    """The most that was resident since `start_of_peak`."""
+    return status_mib("VmHWM:")
+
+
+def status_mib(name: str) -> int:
+    """A line of the system's report on this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith(name))
 
 
 def normalised(message: str) -> str:

@@ -28,7 +28,7 @@ class Read(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """One reader. `memory_mib` is the most that it may take beyond what it takes for the honest inputs."""
+    """One reader. `memory_mib` is the most that it may take for one input."""
 
     name: str
     what: str
