@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
-from runtime.atomic import write_file
+from runtime.atomic import locked, write_file
 from runtime.bundle import Bundle, open_bundle
 from runtime.engine import ENGINE_NAME, Engine, open_engine
 from runtime.errors import RFError
@@ -93,15 +93,16 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
     Raises:
         RFError: The bundle has become another one meanwhile.
     """
-    now = open_bundle(bundle.path).manifest
-    if now.bundle_id != bundle.manifest.bundle_id:
-        raise RFError(f"{bundle.path} was changed while it was verified. Verify it again.")
-    verified = dict(now.verified)
-    for key, verdict in verdicts.items():
-        before = verified.get(key, {})
-        verified[key] = {**(before if "calibration" in before else {}), **verdict}
-    with write_file(bundle.path / MANIFEST_NAME) as partial:
-        partial.write_text(format_manifest(replace(now, verified=verified)), encoding="utf-8")
+    with locked(bundle.path.absolute()):  # a calibration may be adding graphs
+        now = open_bundle(bundle.path).manifest
+        if now.bundle_id != bundle.manifest.bundle_id:
+            raise RFError(f"{bundle.path} was changed while it was verified. Verify it again.")
+        verified = dict(now.verified)
+        for key, verdict in verdicts.items():
+            before = verified.get(key, {})
+            verified[key] = {**(before if "calibration" in before else {}), **verdict}
+        with write_file(bundle.path / MANIFEST_NAME) as partial:
+            partial.write_text(format_manifest(replace(now, verified=verified)), encoding="utf-8")
 
 
 def record_engine(engine: Engine, verdict: Mapping[str, Any]) -> None:

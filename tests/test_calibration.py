@@ -360,7 +360,10 @@ def test_the_command_calibrates_draws_and_writes_inputs_for_other_tools(bundle, 
     )
     assert "weights at" in out
     assert "denoiser" in out
-    run("generate", bundle, "a red car", "--precision", "int8", "-o", tmp_path / "car.png", "--steps", 2)
+    drawing = ("generate", bundle, "a red car", "--precision", "int8", "-o", tmp_path / "car.png", "--steps", 2)
+    refused = CliRunner().invoke(cli.main, list(map(str, drawing)))
+    assert refused.exit_code == 1 and "failed verification" in refused.stderr  # too few pictures to be sure of answers
+    run(*drawing, "--allow-unverified")
     entries = open_bundle(bundle).graph("denoiser", "int8").lint
     assert {"onnxruntime-1.24", "tensorrt-rtx-1.7"} <= set(entries)
     files = run("calibrate", bundle, "--prompts", prompts, "--export-inputs", tmp_path / "inputs").split()

@@ -199,9 +199,9 @@ def test_a_verdict_on_a_bundle_that_was_changed_meanwhile_is_refused(bundle: Pat
 def test_a_verdict_that_cannot_be_written_leaves_the_old_one(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, before = open_engine(build(bundle, EngineConfig(num_threads=1))), (bundle / "manifest.json").read_text()
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no")))
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(RFError, match="was not written: no"):
         record_graphs(open_bundle(bundle), {"fp32": {"verdict": "failed"}})
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(RFError, match="was not written: no"):
         record_engine(engine, {"verdict": "failed"})
     assert (bundle / "manifest.json").read_text() == before
     assert not list(bundle.rglob("*.partial-*"))

@@ -8,13 +8,15 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy.typing as npt
-import onnx_ir as ir
 
 from runtime.backends import Arrays, Session
 from runtime.signature import GraphSignature
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _PARAMETER: Final = re.compile(r"model\.(?P<path>.+?)\.weight")
 
@@ -49,7 +51,7 @@ class TappedSession:
         return run
 
 
-def products(graph: ir.Graph) -> Iterator[ir.Node]:
+def products(graph: "ir.Graph") -> "Iterator[ir.Node]":
     """Every MatMul of an activation and a two-dimensional initialiser."""
     for node in graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
@@ -67,6 +69,8 @@ def add_taps(source: Path, out: Path) -> dict[str, str]:
     Returns:
         Name of each tap -> name of the output, in the order of the graph.
     """
+    import onnx_ir as ir
+
     model = ir.load(source)
     taps: dict[str, str] = {}
     outputs = {value.name for value in model.graph.outputs}
@@ -86,7 +90,7 @@ def add_taps(source: Path, out: Path) -> dict[str, str]:
     return taps
 
 
-def _parameter_of(node: ir.Node) -> str | None:
+def _parameter_of(node: "ir.Node") -> str | None:
     """The path of the parameter that a product multiplies with, through what dequantises it."""
     value = node.inputs[1] if node.op_type == "MatMul" else None
     while value is not None and not value.is_initializer():
