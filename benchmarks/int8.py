@@ -22,7 +22,8 @@ from cpu import HERE, prepare, progress_line
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts
-from calibration.calibrate import load_pipeline, split_prompts
+from calibration.calibrate import load_pipeline
+from calibration.examples import split_prompts
 from calibration.gate import draw_originals, measure_quality
 from calibration.trajectory import record_examples, with_sessions
 from engines import EngineConfig, build

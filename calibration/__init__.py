@@ -6,8 +6,9 @@
 No torch, and nothing of the export: a bundle is calibrated where it runs. See `calibration.calibrate`.
 """
 
-from calibration.calibrate import Outcome, calibrate, find_pictures, read_prompts
+from calibration.calibrate import Outcome, calibrate
 from calibration.config import CalibrationConfig, GateLimits
+from calibration.examples import find_pictures, read_prompts
 from calibration.exchange import export_inputs
 
 __all__ = ["CalibrationConfig", "GateLimits", "Outcome", "calibrate", "export_inputs", "find_pictures", "read_prompts"]

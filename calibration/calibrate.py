@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import onnx_ir as ir
 
 from calibration import cache
 from calibration.config import CalibrationConfig
 from calibration.decide import Decision, correct, decide, settle
+from calibration.examples import hold_back, split_prompts
 from calibration.gate import Originals, Quality, Scorer, draw_originals, measure_quality, paired_change
 from calibration.layers import find_layers
 from calibration.report import decision_lines, write_report
@@ -43,7 +44,6 @@ from runtime.bundle import Bundle, describe_file, open_bundle, write_atomically,
 from runtime.errors import RFError
 from runtime.manifest import MANIFEST_NAME, GraphEntry, Manifest
 from runtime.pipeline import Pipeline
-from runtime.sections import read_limited
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
 from runtime.verdict import graphs_verdict
 
@@ -51,9 +51,7 @@ _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 Lint = Callable[[ir.Model], Sequence[str]]  # the targets that would take a graph
-_T = TypeVar("_T")
 SAVE_EVERY: Final = 8  # prompts
-MAX_PROMPTS_BYTES: Final = 64 << 20
 MAX_STRICTER: Final = 6  # rounds of changing layers after a failed gate
 _SHARE_OF_LIMIT: Final = 0.6  # of the error that the gate allows, for one graph
 
@@ -129,7 +127,7 @@ def calibrate(
         if not written.absolute().parent.is_dir():
             raise RFError(f"{written.absolute().parent} is not a folder. Make it, or name another place for {written}.")
     learn, judge = split_prompts(prompts, config)
-    pictures, unseen = _split(pictures, config)
+    pictures, unseen = hold_back(pictures, config)
     with write_atomically(bundle.path, force=True) as folder:
         bundle = open_bundle(path)  # again: somebody may have changed it while we waited for the lock
         bundle.verify([file for name in GRAPHS for file in bundle.graph(name, config.base).files], "hash")
@@ -178,46 +176,6 @@ def calibrate(
         _link_rest(bundle.path, folder)
         write_manifest(folder, replace(manifest, verified={**manifest.verified, config.precision: summary}))
     return outcome
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a file of prompts, without empty ones and comments; raises RFError."""
-    try:
-        lines = read_limited(path, MAX_PROMPTS_BYTES).decode("utf-8").splitlines()
-    except (RFError, UnicodeDecodeError) as error:
-        raise RFError(f"{path} cannot be read ({error}). Give a text file with one prompt per line.") from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """The files of a folder, sorted; raises RFError where there are none."""
-    found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    if not found:
-        raise RFError(f"{folder} holds no pictures. Give a folder of image files.")
-    return found
-
-
-def split_prompts(
-    prompts: Sequence[str], config: CalibrationConfig
-) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """Different prompts with their seeds: those to calibrate with, and those for the gate.
-
-    Raises:
-        RFError: there are too few.
-    """
-    different = list(dict.fromkeys(" ".join(prompt.split()) for prompt in prompts if prompt.strip()))
-    if len(different) < config.min_prompts:
-        raise RFError(
-            f"{len(different)} different prompts are too few to calibrate with, expected at least "
-            f"{config.min_prompts}. Give a file with one prompt per line, of the kind that the model will draw."
-        )
-    return _split([(prompt, config.seed + i) for i, prompt in enumerate(different)], config)
-
-
-def _split(items: Sequence[_T], config: CalibrationConfig) -> tuple[list[_T], list[_T]]:
-    """Most to calibrate with, and every n-th for the gate."""
-    every = max(2, round(1 / config.gate_fraction))
-    return [item for i, item in enumerate(items, 1) if i % every], list(items[every - 1 :: every])
 
 
 def record(

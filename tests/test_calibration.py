@@ -18,7 +18,8 @@ from PIL import Image
 
 import cli
 from calibration import CalibrationConfig, GateLimits, cache, calibrate, read_prompts, workbench
-from calibration.calibrate import load_pipeline, split_prompts
+from calibration.calibrate import load_pipeline
+from calibration.examples import split_prompts
 from calibration.gate import draw_originals, mean_interval, measure_quality, paired_change, proportion
 from calibration.layers import find_layers
 from calibration.statistics import missing_coverage

@@ -276,8 +276,8 @@ def _prompt(folder: Path) -> tuple[Read, list[bytes]]:
 
 
 def _prompts_file(folder: Path) -> tuple[Read, list[bytes]]:
-    from calibration.calibrate import read_prompts, split_prompts
     from calibration.config import CalibrationConfig
+    from calibration.examples import read_prompts, split_prompts
 
     def read(data: bytes) -> object:
         (folder / "prompts.txt").write_bytes(data)
