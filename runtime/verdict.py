@@ -6,10 +6,11 @@ manifest; that of an engine lies in its `engine.json`. What nobody verified does
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
-from runtime.atomic import locked, write_file
+from runtime.atomic import is_temporary, locked, write_file
 from runtime.bundle import Bundle, open_bundle
 from runtime.engine import ENGINE_NAME, Engine, open_engine
 from runtime.errors import RFError
@@ -93,7 +94,8 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
     Raises:
         RFError: The bundle has become another one meanwhile.
     """
-    with locked(bundle.path.absolute()):  # a calibration may be adding graphs
+    # A calibration may be adding graphs, but not to a bundle that an export is still making.
+    with nullcontext() if is_temporary(bundle.path) else locked(bundle.path.absolute()):
         now = open_bundle(bundle.path).manifest
         if now.bundle_id != bundle.manifest.bundle_id:
             raise RFError(f"{bundle.path} was changed while it was verified. Verify it again.")
