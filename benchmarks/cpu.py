@@ -10,6 +10,7 @@ pictures do. Keep the machine quiet meanwhile. qwen3-0.6b takes 16 GiB of disk a
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -49,6 +50,7 @@ LARGE = 512  # width of the decoder, above which the export is not verified once
 def main(names: tuple[str, ...], clock: str, work: Path, results: Path, write: Path | None, **options: Any) -> None:
     """Run the comparison for every named shape."""
     results.mkdir(parents=True, exist_ok=True)
+    work, results = (Path(os.path.relpath(folder)) for folder in (work, results))  # results tell commands
     if len(names) == 1 and write is None:
         measure(names[0], work, results, BenchOptions(**options))
         return
