@@ -189,7 +189,7 @@ class Manifest:
                 tokenizer=_read_tokenizer(top.section("tokenizer")),
                 graphs=tuple(_read_graph(section, model) for section in top.sections("graphs")),
                 files=read_files(top.section("files")),
-                verified=top.mapping("verified"),
+                verified=_read_verified(top.section("verified")),
                 understanding=_read_understanding(top) if "understanding" in top.names() else None,
             )
         except ValueError as error:
@@ -265,6 +265,11 @@ def _read_understanding(top: Section) -> UnderstandingDefaults:
     )
     section.done()
     return understanding
+
+
+def _read_verified(section: Section) -> dict[str, Any]:
+    verified: dict[str, Any] = {name: section.mapping(name) for name in section.names()}
+    return verified
 
 
 def _read_tokenizer(section: Section) -> str:

@@ -106,7 +106,8 @@ def test_precisions_are_those_with_all_graphs():
         (["bundle_id"], "0123456789abcdef", "bundle_id .* does not fit"),
         (["model", "num_layers"], 10**12, "num_layers must be at most 1024"),  # would fill the memory with names
         (["created_by", "torch"], 2, "must be a text"),
-        (["verified"], None, "must be an object"),
+        (["verified"], None, "expected an object"),
+        (["verified", "fp32"], 7, "'fp32' must be an object"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_place(path, value, message):
