@@ -30,9 +30,12 @@ def graphs_verdict(bundle: Bundle, precision: Precision, dialect: Dialect) -> tu
     record = bundle.manifest.verified.get(verified_key(precision, dialect))
     if record is None:
         return "unverified", "nobody verified them"
+    hashes = record.get("graphs", {})  # bundles of before there was `verify` name none
+    if not isinstance(hashes, Mapping):
+        return "unverified", "the verdict on them is damaged"
     names = {graph.name for graph in bundle.manifest.graphs_of(precision, dialect)}
     for name in GRAPHS:
-        known = record.get("graphs", {}).get(name)  # bundles of before there was `verify` name no hashes
+        known = hashes.get(name)
         if known is not None and name in names and known != bundle.graph_sha256(name, precision, dialect):
             return "unverified", f"{name} is another one than the one that was verified"
     return _read(record)
