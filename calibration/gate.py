@@ -16,10 +16,9 @@ import numpy.typing as npt
 
 from calibration.config import GateLimits
 from calibration.trajectory import see
-from calibration.workbench import cosine
 from runtime.errors import RFError
 from runtime.events import PictureEvent, StepEvent, TokenEvent
-from runtime.figures import psnr_db, wilson_interval
+from runtime.figures import cosine, psnr_db, wilson_interval
 from runtime.images import Picture
 from runtime.pipeline import Pipeline
 from runtime.token_agreement import Reading, TokenAgreement, compare_answers, read_answer

@@ -8,7 +8,7 @@ import numpy as np
 
 from calibration.statistics import GUIDANCE, Recorded
 from runtime import report
-from runtime.atomic import write_file
+from runtime.atomic import write_text
 from runtime.report import Section
 
 
@@ -21,8 +21,7 @@ def write_report(path: Path, name: str, summary: Mapping[str, Any], recorded: Re
     )
     sections = [_verdict(summary), _decisions(summary), _quality(summary), _coverage(summary), _ranges(recorded)]
     text = report.page(f"INT8 calibration of {name}", subtitle, sections)
-    with write_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _verdict(summary: Mapping[str, Any]) -> Section:

@@ -22,6 +22,7 @@ from calibration.statistics import Activations
 from calibration.trajectory import Inputs, graph_file
 from calibration.weights import WeightFile
 from runtime.backends import Backend, Session
+from runtime.figures import cosine
 from runtime.pipeline import Pipeline
 from runtime.signature import GraphName
 from runtime.timing import Timing, interleave
@@ -170,13 +171,6 @@ class StepTime:
         rounds = [1e3 * value for value in (timing.cpu if num_threads == 1 else timing.wall)]
         median = statistics.median(rounds)
         return cls(median, statistics.median(abs(value - median) for value in rounds))
-
-
-def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """Cosine of two arrays, in float64; -1 where a value is not finite."""
-    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
-    value = float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
-    return value if np.isfinite(value) else -1.0
 
 
 def _relative_error(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:

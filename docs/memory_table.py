@@ -51,10 +51,7 @@ def print_shapes() -> None:
         held = model.num_parameters + 2 * config.num_layers * attention_parameters(config)
         for side in SIDES:
             (row,) = fits(model, {"fp16": 2 * held}, Workload(height=side, width=side))
-            memory = row.memory
-            sizes = [f"{size / MIB:,.0f}" for size in (memory.weights, memory.cache, memory.activations, memory.total)]
-            batches = [str(batch) if batch else "does not fit" for batch in row.pictures_at_once.values()]
-            print(f"| {name} | {model.num_parameters / 1e6:,.0f} M | {side} | {' | '.join(sizes + batches)} |")
+            print(f"| {name} | {model.num_parameters / 1e6:,.0f} M | {side} | {' | '.join(row.cells())} |")
 
 
 def compare(bundle: Path) -> None:

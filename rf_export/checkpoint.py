@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from rf_export.config import ModelConfig
 from rf_export.model import RFModel
-from runtime.atomic import write_file
+from runtime.atomic import write_file, write_text
 from runtime.errors import RFError
 from runtime.sections import read_json
 
@@ -48,18 +48,13 @@ def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: to
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         total = sum(tensor.nbytes for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_text(folder / INDEX_NAME, json.dumps(index, indent=1))
+        write_text(folder / INDEX_NAME, json.dumps(index, indent=1))
         names.append(INDEX_NAME)
     for stale in {*folder.glob("model-*.safetensors"), folder / SINGLE_NAME, folder / INDEX_NAME}:
         if stale.name not in names:
             stale.unlink(missing_ok=True)
-    _write_text(folder / "tokenizer.json", tokenizer_json)
-    _write_text(folder / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")  # no checkpoint without
-
-
-def _write_text(path: Path, text: str) -> None:
-    with write_file(path) as partial:
-        partial.write_text(text)
+    write_text(folder / "tokenizer.json", tokenizer_json)
+    write_text(folder / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")  # no checkpoint without
 
 
 def split_shards(tensors: dict[str, torch.Tensor], limit: int = SHARD_BYTES) -> list[dict[str, torch.Tensor]]:

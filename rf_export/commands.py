@@ -185,13 +185,14 @@ def bench(bundle: Path | None, checkpoint: Path | None, as_json: bool, output: P
     from rf_export.benchmark.bench import BenchOptions, run_bench
     from rf_export.benchmark.bench_report import bench_page
     from rf_export.benchmark.tables import format_bench
+    from runtime.atomic import write_text
 
     with progress("bench") as report:
         result = run_bench(bundle, checkpoint, BenchOptions(**options), report)
     if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_text(output, json.dumps(result, indent=1) + "\n")
     if page is not None:
-        page.write_text(bench_page(result), encoding="utf-8")
+        write_text(page, bench_page(result))
     click.echo(json.dumps(result, indent=1) if as_json else format_bench(result))
 
 

@@ -38,6 +38,9 @@ def locked(out: Path) -> Iterator[bool]:
         Whether others are really kept out: not where the system or the file system has no locks, nor where no file can
         be made, which is for the caller to find out.
     """
+    if is_temporary(out):  # nobody else knows of it
+        yield True
+        return
     path = out.with_name(f".{out.name}{_PARTIAL}lock")
     descriptor = _lock(path, out)
     try:
@@ -110,6 +113,12 @@ def write_file(out: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 partial.unlink()
+
+
+def write_text(out: Path, text: str) -> None:
+    """Write a text file, as a whole or not at all; see `write_file`."""
+    with write_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -9,6 +9,13 @@ import numpy.typing as npt
 WILSON_Z: Final = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
+def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Cosine of two arrays, in float64; -1 where a value is not finite."""
+    x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
+    value = float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
+    return value if np.isfinite(value) else -1.0
+
+
 def psnr_db(a: npt.NDArray[Any], b: npt.NDArray[Any], *, most: float = 999.0) -> float:
     """Peak signal to noise ratio of pixels in [-1, 1], in dB.
 

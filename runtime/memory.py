@@ -88,6 +88,12 @@ class Fit:
         """The JSON object."""
         return {**asdict(self), "total": self.memory.total}
 
+    def cells(self) -> list[str]:
+        """For a table, in MiB: weights, cache, activations, total, and the pictures on each board."""
+        memory = self.memory
+        sizes = [f"{size / MIB:,.0f}" for size in (memory.weights, memory.cache, memory.activations, memory.total)]
+        return sizes + [str(batch) if batch else "does not fit" for batch in self.pictures_at_once.values()]
+
 
 def fits(model: ModelSpec, weights: Mapping[Precision, int], work: Workload) -> list[Fit]:
     """One row per precision; raises RFError as `drawing_memory` does."""
@@ -104,11 +110,7 @@ def format_fits(rows: Sequence[Fit]) -> str:
     boards = " | ".join(f"at once on {board} GB" for board in BOARDS_GIB)
     lines = [f"| precision | weights, MiB | cache | activations, at most | together | {boards} |"]
     lines.append("|---" * (5 + len(BOARDS_GIB)) + "|")
-    for row in rows:
-        memory = row.memory
-        sizes = [f"{size / MIB:,.0f}" for size in (memory.weights, memory.cache, memory.activations, memory.total)]
-        batches = [str(batch) if batch else "does not fit" for batch in row.pictures_at_once.values()]
-        lines.append("| " + " | ".join([row.precision, *sizes, *batches]) + " |")
+    lines += ["| " + " | ".join([row.precision, *row.cells()]) + " |" for row in rows]
     return "\n".join(lines)
 
 

@@ -6,11 +6,10 @@ manifest; that of an engine lies in its `engine.json`. What nobody verified does
 
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
-from runtime.atomic import is_temporary, locked, write_file
+from runtime.atomic import locked, write_text
 from runtime.bundle import Bundle, open_bundle
 from runtime.engine import ENGINE_NAME, Engine, open_engine
 from runtime.errors import RFError
@@ -97,8 +96,7 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
     Raises:
         RFError: The bundle has become another one meanwhile.
     """
-    # A calibration may be adding graphs, but not to a bundle that an export is still making.
-    with nullcontext() if is_temporary(bundle.path) else locked(bundle.path.absolute()):
+    with locked(bundle.path.absolute()):  # a calibration may be adding graphs
         now = open_bundle(bundle.path).manifest
         if now.bundle_id != bundle.manifest.bundle_id:
             raise RFError(f"{bundle.path} was changed while it was verified. Verify it again.")
@@ -106,13 +104,11 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
         for key, verdict in verdicts.items():
             before = verified.get(key, {})
             verified[key] = {**(before if "calibration" in before else {}), **verdict}
-        with write_file(bundle.path / MANIFEST_NAME) as partial:
-            partial.write_text(format_manifest(replace(now, verified=verified)), encoding="utf-8")
+        write_text(bundle.path / MANIFEST_NAME, format_manifest(replace(now, verified=verified)))
 
 
 def record_engine(engine: Engine, verdict: Mapping[str, Any]) -> None:
     """Write a verdict on an engine into its `engine.json`; what its build found out is kept."""
     record = open_engine(engine.path).record
     text = json.dumps(replace(record, verified={**record.verified, **verdict}).to_dict(), indent=1) + "\n"
-    with write_file(engine.path / ENGINE_NAME) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(engine.path / ENGINE_NAME, text)

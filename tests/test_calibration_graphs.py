@@ -14,12 +14,12 @@ from calibration.layers import find_layers, product_of
 from calibration.quantise import Choice, block_scales, block_size, quantise, smoothing_owner
 from calibration.quantise import _smooth as smooth
 from calibration.weights import WeightFile
-from calibration.workbench import cosine
 from engines.probe import probe_inputs
 from rf_export.lint import lint
 from rf_export.lint_targets import Target
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle
+from runtime.figures import cosine
 from runtime.signature import GRAPHS
 
 DECODERS = [name for name in GRAPHS if name != "vision_encoder"]  # of the tiny model, whose encoder is too narrow

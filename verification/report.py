@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import report
+from runtime.atomic import write_text
 from runtime.events import to_picture
 from verification.compare import WorstPicture
 from verification.targets import NotRun
@@ -33,7 +34,7 @@ def write_report(path: Path, bundle: Path, outcomes: Sequence[Outcome | NotRun])
         sections.append(report.Section(outcome.target.label, body))
     names = sorted({outcome.record["reference"] for outcome in done}) or ["nothing"]
     text = report.page(f"Verification of {bundle.name}", f"against {', '.join(names)}", sections)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _verdicts(outcomes: Sequence[Outcome | NotRun]) -> str:

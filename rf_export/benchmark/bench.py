@@ -8,7 +8,6 @@ variant per stage, found by a short trial, and the trial's figures are reported 
 two yardsticks that took turns with the contenders, so that `compare.py` can hold two results against each other.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,7 +53,7 @@ from rf_export.export import open_exported
 from rf_export.model import RFModel
 from runtime.bundle import Bundle
 from runtime.errors import RFError
-from runtime.figures import psnr_db
+from runtime.figures import cosine, psnr_db
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
 from runtime.signature import Precision
@@ -294,14 +293,12 @@ def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
     pixels = contender.pixels.denoise(TRIAL_STEPS)
     words = np.array(contender.readers["next_word"].words(task.read.words))
     firsts = contender.readers["first_word"].first_word(), contender.readers["second_question"].second_question()
-    features = contender.readers["encode_image"].encode().astype(np.float64)
     result = {
         "tokens_equal": int((ids == task.drawn.rep_ids.numpy()).sum()), "tokens": len(ids),
         "psnr_db": psnr_db(pixels, task.drawn.pixels.numpy()),
         "words_equal": int((words == task.read.words).sum()), "words": len(words),
         "first_words_equal": firsts == (task.read.words[0], task.read.second_word),
-        "features_cosine": float(np.vdot(features, task.read.features) / math.prod(
-            float(np.linalg.norm(each)) for each in (features, task.read.features))),
+        "features_cosine": cosine(contender.readers["encode_image"].encode(), task.read.features),
     }  # fmt: skip
     right = result["tokens_equal"] == len(ids) and result["words_equal"] == len(words)
     right = right and result["first_words_equal"] and result["psnr_db"] >= LIMITS["fp32"].psnr_db

@@ -18,7 +18,6 @@ The clock is wall time. On a machine that others use, CPU time (of all threads) 
 in it. What waits, on a GPU or a disk, is not in it either.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from numpy.typing import NDArray
 
 from rf_export.benchmark.tables import FORMAT, READING_TITLES, STAGE_TITLES, aligned
 from runtime.errors import RFError
+from runtime.sections import read_json
 
 NUM_RESAMPLES = 500
 FALSE_ALARMS = 0.05  # of a whole comparison
@@ -75,9 +75,9 @@ class Change:
 def read_result(path: Path) -> dict[str, Any]:
     """A result of `bench --json` or `--output`; raises RFError where it is none."""
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        result: dict[str, Any] = read_json(path)
         found = result["format"], result["runs"], result["machine"], result["model"], result["options"]
-    except (ValueError, KeyError, TypeError, UnicodeError) as error:
+    except (RFError, KeyError, TypeError) as error:
         raise RFError(f"{path} is no result of rf-export bench: {error}. Write one with bench --output.") from error
     if found[0] != FORMAT:
         raise RFError(f"{path} has format {found[0]}, and this version compares format {FORMAT}. Measure it again.")
