@@ -18,7 +18,7 @@ import click
 
 from rf_export.commands import bench, evaluate, tokens, train
 from runtime.commands import doctor, generate, inspect, understand
-from runtime.terminal import DIALECT, FOLDER, PRECISION, progress, usage_errors
+from runtime.terminal import DIALECT, FOLDER, PRECISION, progress, require_writable, usage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +149,7 @@ def verify(ctx: click.Context, bundle: Path, checkpoint: Path | None, quick: boo
     from verification.rebuilds import verify_rebuilds
     from verification.report import write_report
 
+    require_writable(report_path, "--report")
     reference = None
     if checkpoint is not None:
         import torch

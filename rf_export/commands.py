@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from runtime.commands import bundle_options, load
-from runtime.terminal import FOLDER, PRECISION, parse_size, progress, usage_errors
+from runtime.terminal import FOLDER, PRECISION, parse_size, progress, require_writable, usage_errors
 
 if TYPE_CHECKING:
     from rf_export.training.trainer import RateDecay
@@ -115,8 +115,7 @@ def evaluate(model: Path, as_json: bool, threads: int | None, understanding: boo
         raise click.UsageError("--against compares answers; use it with --understanding")
     from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
 
-    if options["sheet"] is not None and not options["sheet"].absolute().parent.is_dir():
-        raise click.BadParameter(f"{options['sheet'].absolute().parent} is not a folder", param_hint="--sheet")
+    require_writable(options["sheet"], "--sheet")
     with progress("drawing") as report:
         result = evaluate_model(model, EvaluationOptions(num_threads=threads, **options), report)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
@@ -179,9 +178,8 @@ def bench(bundle: Path | None, checkpoint: Path | None, as_json: bool, output: P
         return
     if bundle is None or checkpoint is None:
         raise click.UsageError("name a BUNDLE and its --checkpoint, or two results with --compare")
-    for name, file in (("--output", output), ("--report", page)):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise click.BadParameter(f"{file.absolute().parent} is not a folder", param_hint=name)
+    require_writable(output, "--output")
+    require_writable(page, "--report")
     from rf_export.benchmark.bench import BenchOptions, run_bench
     from rf_export.benchmark.bench_report import bench_page
     from rf_export.benchmark.tables import format_bench
@@ -253,6 +251,7 @@ def tokens(bundle: Path, inputs: tuple[str, ...], output: Path, checkpoint: Path
     from runtime.rep_grid import PNG_KEY
     from runtime.token_view import look_at, stack_figures
 
+    require_writable(output, "--output")
     height, width = parse_size(size)
     chosen = GenerationOptions(height=height, width=width)
     pipeline, guide = load(bundle, options), None

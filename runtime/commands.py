@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from runtime.terminal import DIALECT, FOLDER, PRECISION, parse_size, progress
+from runtime.terminal import DIALECT, FOLDER, PRECISION, parse_size, progress, require_writable
 
 if TYPE_CHECKING:
     from runtime.events import AnswerEvent, Event, PictureEvent, StepEvent, WordEvent
@@ -93,7 +93,9 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int | None, rep_token
         height, width = height or base.height, width or base.width
     seed = seed if seed is not None else base.seed if base is not None else 0
     chosen = GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
-    _check_outputs(options)
+    require_writable(options["output"], "--output")
+    require_writable(options["preview"], "--preview")
+    _require_folder(options["each"])
     pipeline = load(bundle, options)
     if then_understand:
         pipeline.converse()  # refuses a model that answers nothing before anything is drawn
@@ -120,19 +122,15 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int | None, rep_token
         click.echo("\n".join([*files, *format_agreements(agreements)]))
 
 
-def _check_outputs(options: dict[str, Any]) -> None:
-    """Refuse before anything is drawn what could not be written afterwards."""
-    for name in ("output", "preview", "each"):
-        path: Path | None = options[name]
-        if path is None:
-            continue
-        parent = path.absolute().parent
-        if not parent.is_dir() and name != "each":
-            raise click.BadParameter(f"{parent} is not a folder", param_hint=f"--{name}")
-        if path.is_dir() if name != "each" else path.exists() and not path.is_dir():
-            raise click.BadParameter(f"{path} is a {'file' if name == 'each' else 'folder'}", param_hint=f"--{name}")
-        if parent.is_dir() and not os.access(parent, os.W_OK):
-            raise click.BadParameter(f"nothing can be written into {parent}", param_hint=f"--{name}")
+def _require_folder(path: Path | None) -> None:
+    """Refuse a folder for pictures that could not be made, or written into."""
+    if path is None:
+        return
+    if path.exists() and not path.is_dir():
+        raise click.BadParameter(f"{path} is a file", param_hint="--each")
+    parent = path.absolute().parent
+    if parent.is_dir() and not os.access(parent, os.W_OK):
+        raise click.BadParameter(f"nothing can be written into {parent}", param_hint="--each")
 
 
 def _draw(events: "Iterator[Event]") -> "tuple[list[PictureEvent], list[StepEvent]]":

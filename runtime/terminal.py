@@ -1,5 +1,6 @@
 """What the commands share on a terminal: parameter types, a progress bar, and usage errors. Knows no command."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,19 @@ def usage_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def require_writable(path: Path | None, option: str) -> None:
+    """Refuse, before the work is done, a file that could not be written afterwards; raises click.BadParameter."""
+    if path is None:
+        return
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise click.BadParameter(f"{parent} is not a folder", param_hint=option)
+    if path.is_dir():
+        raise click.BadParameter(f"{path} is a folder", param_hint=option)
+    if not os.access(parent, os.W_OK):
+        raise click.BadParameter(f"nothing can be written into {parent}", param_hint=option)
 
 
 def parse_size(text: str | None) -> tuple[int | None, int | None]:

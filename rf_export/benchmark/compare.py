@@ -78,7 +78,8 @@ def read_result(path: Path) -> dict[str, Any]:
         result: dict[str, Any] = read_json(path)
         found = result["format"], result["runs"], result["machine"], result["model"], result["options"]
     except (RFError, KeyError, TypeError) as error:
-        raise RFError(f"{path} is no result of rf-export bench: {error}. Write one with bench --output.") from error
+        why = str(error).rstrip(".")
+        raise RFError(f"{path} is no result of rf-export bench: {why}. Write one with bench --output.") from error
     if found[0] != FORMAT:
         raise RFError(f"{path} has format {found[0]}, and this version compares format {FORMAT}. Measure it again.")
     return result
