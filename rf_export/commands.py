@@ -151,6 +151,8 @@ def _evaluate_understanding(
 @click.option("--prompt-tokens", "num_prompt_tokens", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--compile/--no-compile", default=True, show_default=True, help="torch.compile too: minutes more.")
 @click.option("--scaling/--no-scaling", default=True, show_default=True, help="Over lengths, batches and threads too.")
+@click.option("--allow-unverified", is_flag=True,
+              help="Also measure what failed a verification, or what nobody verified.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--output", type=NEW_FILE, help="Write the JSON there as well, with every sample.")
 @click.option("--report", "page", type=NEW_FILE, help="Write a page with plots and tables that opens offline.")

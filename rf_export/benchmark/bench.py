@@ -8,6 +8,7 @@ variant per stage, found by a short trial, and the trial's figures are reported 
 two yardsticks that took turns with the contenders, so that `compare.py` can hold two results against each other.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,6 +79,7 @@ class BenchOptions:
         stage_seconds: Begin no further round of a stage after so long.
         compile: Measure torch.compile too, which takes minutes.
         scaling: Measure over lengths, batches and threads too.
+        allow_unverified: Also measure graphs and engines that failed a verification or that nobody verified.
     """
 
     threads: tuple[int, ...] = (1,)
@@ -88,6 +90,7 @@ class BenchOptions:
     stage_seconds: float = 60.0
     compile: bool = True
     scaling: bool = True
+    allow_unverified: bool = False
 
     def __post_init__(self) -> None:
         if min(*self.threads, self.num_rounds, self.num_picture_rounds, self.num_prompt_tokens) < 1:
@@ -158,7 +161,8 @@ def run_bench(
     finally:
         torch.set_num_threads(threads_before)
     report("a picture step by step, and scaling", num_stages - 2)
-    pipeline = Pipeline.load(bundle, options.precisions[0], num_threads=options.threads[0])
+    # From here on, what was measured above and no other graph: nothing is refused any more.
+    pipeline = Pipeline.load(bundle, options.precisions[0], num_threads=options.threads[0], allow_unverified=True)
     num_pictures = 0 if "whole pictures" in task.left_out else options.num_picture_rounds
     timeline = measure_timeline(pipeline, task.work, num_pictures)
     scaling = {} if "scaling" in task.left_out else measure_scaling(pipeline, task.work, options.stage_seconds / 3)
@@ -269,11 +273,13 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
 
 def _our_contenders(task: Task, precision: Precision, num_threads: int) -> list[Contender]:
     """The engine and the plain graphs; without an engine that fits, these alone."""
-    loaded = {"engine": Pipeline.load(task.opened.path, precision, num_threads=num_threads)}
+    load = functools.partial(Pipeline.load, task.opened.path, precision, num_threads=num_threads,
+                             allow_unverified=task.options.allow_unverified)  # fmt: skip
+    loaded = {"engine": load()}
     if loaded["engine"].engine is None:
         loaded = {"onnx": loaded["engine"]}
     elif "plain ONNX graphs beside an engine" not in task.left_out:
-        loaded["onnx"] = Pipeline.load(task.opened.path, precision, num_threads=num_threads, engine="none")
+        loaded["onnx"] = load(engine="none")
     contenders = []
     for name, pipeline in loaded.items():
         drawer, reader = Compiled(pipeline, task.work), CompiledReader(pipeline, task.questions)
