@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rf_export.benchmark.compare import drifts, shown_interval
-from rf_export.benchmark.plots import number
 from rf_export.benchmark.tables import READING_TITLES, STAGE_TITLES, describe
+from runtime.plots import number
 
 TITLES = {**STAGE_TITLES, **READING_TITLES}
 

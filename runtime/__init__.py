@@ -9,11 +9,11 @@ Importing this package loads nothing: each name is imported when it is first use
 graphs when a pipeline is loaded.
 
 Code map: signature (what goes in and out of graphs) -> manifest, bundle, engine (files) -> backends
-(libraries that run graphs) -> cache, stages, stage_runner, request, pipeline (drawing), answers, conversation
-(understanding; images reads files) -> handle, batches, dispatch,
-scheduler (drawing for many callers); noise, schedule, options, tokenizer, events, png, doctor stand alone. On a GPU:
-backends/tensorrt, backends/ort_cuda -> backends/device_stages -> backends/device_memory, backends/cuda_device ->
-backends/cuda_driver.
+(libraries that run graphs) -> cache, stages, stage_runner, request, pipeline (drawing), text_row, answers, conversation
+(understanding; images reads files) -> handle, batches, dispatch, scheduler (drawing for many callers); noise, schedule,
+options, tokenizer, events, png, report, plots, doctor stand alone. On a GPU: backends/tensorrt, backends/ort_cuda ->
+backends/device_stages (drawing), backends/device_text (understanding) -> backends/device_memory, backends/cuda_device
+-> backends/cuda_driver.
 """
 
 import importlib

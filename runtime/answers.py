@@ -1,4 +1,4 @@
-"""Reads texts and images into a row of keys and values, and draws answers from it, token by token.
+"""Reads texts and images into a row of keys and values (`runtime.text_row`), and draws answers from it, token by token.
 
 Knows nothing of words and files: token ids and image features in, token ids out. The run that reads a prompt draws the
 first token of the answer; every run after that reads the token before and draws the next one. So the last token of an
@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Session
-from runtime.cache import KVCache
-from runtime.errors import RFError
 from runtime.options import AnswerPlan
-from runtime.signature import MAX_ANSWER, Dialect, ModelSpec, Precision
+from runtime.signature import MAX_ANSWER
 from runtime.stages import unsampled_inputs
+from runtime.text_row import TextRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,72 +27,6 @@ class AnswerStep:
     step: int  # 0 to max_tokens - 1
     token_id: int
     logits: npt.NDArray[np.float32]  # [V] before penalty and temperature
-
-
-class TextRow:
-    """What text_decoder has read; grows as it is needed. The memory belongs to this row alone."""
-
-    def __init__(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> None:
-        self.session, self.model = session, model
-        self._precision: Precision = precision
-        self._dialect: Dialect = dialect
-        self._cache = self._new_cache(session.signature.cache_slots or 1)
-
-    @property
-    def length(self) -> int:
-        """Tokens that were read."""
-        return self._cache.length
-
-    @property
-    def kv(self) -> npt.DTypeLike:
-        """The dtype of keys, values and image features."""
-        return self._cache.values.dtype
-
-    def reserve(self, num_tokens: int) -> None:
-        """Make room for so many more tokens; raises RFError where the model or its graphs have none."""
-        needed, fixed = self.length + num_tokens, self.session.signature.cache_slots
-        if needed > self.model.max_positions:
-            raise RFError(
-                f"That takes {needed} tokens, images included, and the model has {self.model.max_positions} positions. "
-                "Ask with fewer or smaller images, a shorter text, or a smaller max_tokens."
-            )
-        if fixed is not None and needed > fixed:
-            raise RFError(
-                f"That takes {needed} tokens, images included, and these graphs have {fixed} cache slots. Ask with "
-                "fewer images, a smaller max_tokens, or export with more --cache-slots."
-            )
-        if fixed is None and needed > self._cache.values.shape[3]:
-            before, self._cache = self._cache, self._new_cache(needed)
-            self._cache.length = before.length
-            self._cache.values[:, :, :, : before.length] = before.values[:, :, :, : before.length]
-
-    def rewind(self, length: int) -> None:
-        """Forget everything but the first tokens. Forgotten slots are zeroed: hidden ones have to be finite."""
-        assert 0 <= length <= self.length
-        self._cache.values[:, :, :, length:] = 0
-        self._cache.length = length
-
-    def bind(
-        self, input_ids: npt.NDArray[np.int64], inputs: dict[str, Any], outputs: dict[str, Any]
-    ) -> Callable[[], None]:
-        """Prepare runs that read `input_ids [1, S]`, which may change between them."""
-        cache, past_length = self._cache, np.zeros(1, np.int64)
-        write = cache.write(1, input_ids.shape[1], is_empty=not cache.length)
-        run = self.session.bind(
-            {"input_ids": input_ids, "row_starts": np.zeros(1, np.int64), "past_length": past_length, **inputs,
-             **write.inputs},
-            {**outputs, **write.outputs},
-        )  # fmt: skip
-
-        def step() -> None:
-            past_length[0] = cache.length
-            run()
-            write.finish()
-
-        return step
-
-    def _new_cache(self, num_slots: int) -> KVCache:
-        return KVCache(self.model, self._precision, 1, num_slots, dialect=self._dialect)
 
 
 def answer(

@@ -11,7 +11,7 @@ read is read together with the next question. One question, as the model was tra
 """
 
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -19,14 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import noise
-from runtime.answers import TextRow, answer
+from runtime.answers import answer
 from runtime.backends import Session
 from runtime.errors import RFError
 from runtime.events import AnswerEvent, WordEvent
 from runtime.images import Picture, load_pixels
 from runtime.manifest import Manifest, UnderstandingDefaults
 from runtime.options import AnswerOptions, AnswerPlan, plan_answer
-from runtime.signature import Dialect, GraphName, Precision
+from runtime.signature import GraphName, Precision
+from runtime.text_row import TextRow
 from runtime.tokenizer import PromptTokenizer
 
 History: TypeAlias = Literal["keep", "forget"]
@@ -40,7 +41,7 @@ class Loaded:
     manifest: Manifest
     tokenizer: PromptTokenizer
     precision: Precision
-    dialect: Dialect
+    new_row: Callable[[], TextRow]
 
 
 class Conversation:
@@ -52,7 +53,7 @@ class Conversation:
         self._plan(AnswerOptions())  # refuses a model that answers no questions
         assert loaded.manifest.understanding is not None
         self._format: UnderstandingDefaults = loaded.manifest.understanding
-        self._row = TextRow(loaded.sessions["text_decoder"], loaded.manifest.model, loaded.precision, loaded.dialect)
+        self._row = loaded.new_row()
         self._ids: list[int] = []  # V + f for image token f of `_features`
         self._features: list[npt.NDArray[Any]] = []  # [d] each; kept so that the way back can go anywhere
         self._is_answering = False

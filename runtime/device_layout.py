@@ -28,7 +28,11 @@ def padded_prompt(num_tokens: int, shortest: int, longest: int) -> int:
 
 def cache_slots(model: ModelSpec, precision: Precision, prompt_slots: int, num_rep_tokens: int) -> int:
     """Slots of the cache of a drawing: the prompt, the start token, N tokens, rounded up to a boundary."""
+    return whole_slots(model, precision, prompt_slots + num_rep_tokens + 1)
+
+
+def whole_slots(model: ModelSpec, precision: Precision, num_slots: int) -> int:
+    """Slots of a cache, rounded up until each layer of any number of rows ends on a boundary."""
     row_bytes = model.num_kv_heads * model.head_dim * (2 if is_half(precision) else 4)
     step = ALIGNMENT // math.gcd(ALIGNMENT, row_bytes)
-    slots = prompt_slots + num_rep_tokens + 1
-    return slots + -slots % step
+    return num_slots + -num_slots % step

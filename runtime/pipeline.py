@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Backend, Session, create_backend
+from runtime.backends import Backend, Runner, Session, create_backend
 from runtime.bundle import Bundle, Verify, open_bundle
 from runtime.conversation import Conversation, Loaded
 from runtime.engine import Engine, find_engine, open_engine, require_weights, use_engine
@@ -22,8 +22,9 @@ from runtime.images import Picture
 from runtime.options import AnswerOptions, GenerationOptions
 from runtime.request import Request, check_requests
 from runtime.signature import GRAPHS, Dialect, GraphName, Precision, check_signature
-from runtime.stage_runner import Drawing, HostStages, StageRunner
+from runtime.stage_runner import Drawing, HostRunner, StageRunner
 from runtime.stages import keep_drawn
+from runtime.text_row import TextRow
 from runtime.tokenizer import PromptTokenizer
 from runtime.verdict import require_verified
 
@@ -50,10 +51,10 @@ class Pipeline:
         engine: Engine | None,
         sessions: dict[GraphName, Session],
         num_threads: int | None = None,
-        stages: Callable[[Mapping[GraphName, Session], Drawing], StageRunner] = HostStages,
+        runner: Runner | None = None,
         dialect: Dialect = "classic",
     ) -> None:
-        self._stages = stages
+        self._runner = runner or HostRunner()
         self.bundle = bundle
         self.precision: Precision = precision
         self.dialect: Dialect = dialect
@@ -107,7 +108,7 @@ class Pipeline:
             file = chosen.file(name) if chosen else bundle.file(entry.file)
             sessions[name] = runner.open(file, num_threads=num_threads, compiled=chosen is not None)
             check_signature(entry.signature, sessions[name].signature, str(file))
-        return cls(bundle, precision, chosen, sessions, num_threads, runner.stages, dialect)
+        return cls(bundle, precision, chosen, sessions, num_threads, runner, dialect)
 
     def generate(
         self,
@@ -165,7 +166,7 @@ class Pipeline:
     def with_sessions(self, sessions: Mapping[GraphName, Session]) -> "Pipeline":
         """The same pipeline with some of its graphs exchanged."""
         return type(self)(self.bundle, self.precision, self.engine, {**self._sessions, **sessions}, self.num_threads,
-                          self._stages, self.dialect)  # fmt: skip
+                          self._runner, self.dialect)  # fmt: skip
 
     def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""
@@ -181,9 +182,14 @@ class Pipeline:
                 manifest=self.bundle.manifest,
                 tokenizer=self._tokenizer,
                 precision=self.precision,
-                dialect=self.dialect,
+                new_row=self.text_row,
             )
         )
+
+    def text_row(self) -> TextRow:
+        """An empty row of keys and values, for callers with token ids of their own; nothing is checked."""
+        model, session = self.bundle.manifest.model, self._sessions["text_decoder"]
+        return self._runner.text_row(session, model, self.precision, self.dialect)
 
     def understand(
         self, *pictures: Picture, question: str = "", seed: int = 0, options: AnswerOptions | None = None
@@ -209,7 +215,7 @@ class Pipeline:
             num_slots=self._fixed_slots or prompt_length + num_rep_tokens + 1,
             previews=previews,
         )
-        return self._stages(self._sessions, drawing)
+        return self._runner.stages(self._sessions, drawing)
 
     def run(
         self,

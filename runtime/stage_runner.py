@@ -1,4 +1,4 @@
-"""Who runs the three stages of a drawing: the interface, and the loop that works with every session.
+"""Who runs the three stages of a drawing: the interface, and the loops that work with every session.
 
 Knows nothing of texts and of libraries. A backend that keeps its memory on a device takes over whole stages, so that
 nothing goes back and forth between two steps; all others use `HostStages`, one session call after another.
@@ -17,6 +17,7 @@ from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
 from runtime.signature import Dialect, GraphName, ModelSpec, Precision
 from runtime.stages import denoise, draw_tokens, prefill
+from runtime.text_row import HostTextRow
 
 FillNoise: TypeAlias = Callable[[int, npt.NDArray[np.float32]], None]  # step, [R, K] to be written
 
@@ -120,3 +121,15 @@ class HostStages:
 
     def close(self) -> None:
         """Nothing has to be given back."""
+
+
+class HostRunner:
+    """Drawings and conversations with all memory on the host; see `runtime.backends.Runner`."""
+
+    def stages(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> HostStages:
+        """The loops of the host."""
+        return HostStages(sessions, drawing)
+
+    def text_row(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> HostTextRow:
+        """Keys and values in the host's memory."""
+        return HostTextRow(session, model, precision, dialect)

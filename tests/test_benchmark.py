@@ -1,5 +1,6 @@
 """The benchmark compares like with like: every contender draws the right picture, and the arithmetic is right."""
 
+import importlib
 import json
 import time
 from pathlib import Path
@@ -13,13 +14,12 @@ import cli
 from benchmarks.document import document
 from rf_export.benchmark.baseline import Baseline, Variant, as_variant
 from rf_export.benchmark.baseline_reading import BaselineReader
-from rf_export.benchmark.bench import left_out_for_memory
+from rf_export.benchmark.bench import BenchOptions, left_out_for_memory
 from rf_export.benchmark.compiled import Compiled, CompiledReader
 from rf_export.benchmark.contenders import draw_reference, read_reference
 from rf_export.benchmark.energy import EnergyMeter
 from rf_export.benchmark.environment import describe_machine, describe_state
 from rf_export.benchmark.floor import Rates, StepCost, denoise_step_cost, encode_cost, read_cost, rep_step_cost
-from rf_export.benchmark.plots import Axis, Series, plot
 from rf_export.benchmark.selection import baseline_variants
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.workload import QuestionWorkload, Workload
@@ -33,6 +33,7 @@ from runtime.bundle import open_bundle
 from runtime.figures import psnr_db
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
+from runtime.plots import Axis, Series, plot
 from runtime.timing import Timing, interleave, median_interval, quantile, ratio
 
 
@@ -359,3 +360,20 @@ def test_bench_refuses_another_checkpoint(tiny_bundle: Path, tmp_path: Path) -> 
     assert result.exit_code == 1
     assert "another checkpoint" in result.stderr
     assert "two results with --compare" in CliRunner().invoke(cli.main, ["bench", str(tiny_bundle)]).stderr
+
+
+def test_what_nobody_verified_is_refused_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU benchmark tells so for large shapes: to verify them would take longer than to measure them."""
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    cpu = importlib.import_module("cpu")
+    monkeypatch.setattr(cpu, "LARGE", 0)
+    options = BenchOptions(num_rounds=1, num_picture_rounds=1, compile=False, scaling=False)
+    (tmp_path / "results").mkdir()
+    cpu.measure("tiny", tmp_path / "work", tmp_path / "results", options)
+    (file,) = (tmp_path / "results").iterdir()
+    assert json.loads(file.read_text())["runs"][0]["agreement"]["engine fp32"]["passed"]
+    checkpoint, bundle = cpu.prepare("tiny", tmp_path / "work")
+    refused = CliRunner().invoke(cli.main, ["bench", str(bundle), "--checkpoint", str(checkpoint), "--no-compile"])
+    assert refused.exit_code == 1 and "--allow-unverified" in refused.stderr

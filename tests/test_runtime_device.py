@@ -15,8 +15,6 @@ import pytest
 
 from engines import DimRange, EngineConfig, TensorRTConfig, build
 from runtime import (
-    AnswerEvent,
-    AnswerOptions,
     GenerationOptions,
     PictureEvent,
     Pipeline,
@@ -299,7 +297,7 @@ def test_a_mistake_in_the_schedule_is_seen(bundle, machine, expected, monkeypatc
     pipeline = load(bundle, here)
     assert_same(draw(pipeline), expected)
     mutation(monkeypatch)
-    pipeline._stages.__self__._pool._kept.clear()
+    pipeline._runner._pool._kept.clear()
     with pytest.raises(AssertionError):
         assert_same(draw(pipeline), expected)
 
@@ -323,26 +321,8 @@ def test_onnx_runtime_on_a_device_draws_the_same(bundle, machine, expected):
         binding = session._session.io_binding
         session._session = types.SimpleNamespace(io_binding=binding, run_with_iobinding=run_in_order)
         sessions[name] = session
-    assert_same(draw(Pipeline(opened, "fp32", None, sessions, stages=backend.stages)), expected)
+    assert_same(draw(Pipeline(opened, "fp32", None, sessions, runner=backend)), expected)
     assert here.gpu.log.captures == []
-
-
-def test_an_engine_answers_what_the_cpu_answers(bundle, machine):
-    """Images, a first question, and a further one after a past: every profile of the text decoder."""
-    here = machine()
-    build_engine(bundle, here)
-    answers = []
-    for pipeline in (load(bundle, here), Pipeline.load(bundle, num_threads=1, engine="none")):
-        conversation = pipeline.converse()
-        conversation.show(np.full((16, 24, 3), 200, np.uint8), np.zeros((16, 24, 3), np.uint8))
-        warm = AnswerOptions(max_tokens=4, temperature=1.0, top_p=0.9, repetition_penalty=1.2)
-        first = list(conversation.ask("a red car", options=AnswerOptions(max_tokens=4)))
-        answers.append([*first, *conversation.ask("two blue fish", options=warm)])
-    for event, other in zip(*answers, strict=True):
-        if isinstance(event, AnswerEvent):
-            assert event == other
-        else:
-            np.testing.assert_allclose(event.logits, other.logits, atol=TOLERANCE)
 
 
 def test_a_gpu_that_onnx_runtime_does_not_use_is_refused(bundle, machine):

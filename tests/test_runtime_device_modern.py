@@ -126,7 +126,7 @@ def test_a_prompt_is_padded_no_further_than_the_cache(bundle, machine):
     with pytest.raises(RFError, match="13"):
         pipeline.check(["a red car left of a blue fish right of a green cat and a red key"])
     draw(pipeline, ["a red car"])
-    assert pipeline._stages.__self__._pool._kept.popitem()[0].prompt_slots == 13
+    assert pipeline._runner._pool._kept.popitem()[0].prompt_slots == 13
 
 
 def test_a_cache_of_free_length_is_refused_with_what_to_export(modern_bundle, machine, tmp_path):

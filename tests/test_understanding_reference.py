@@ -1,5 +1,6 @@
 """The committed checkpoint, compiled, answers token for token as eager PyTorch does, on scenes never trained on."""
 
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from rf_export.training.scenes import SceneConfig, make_scene
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle
 from runtime.conversation import Conversation, Loaded
+from runtime.text_row import HostTextRow
 from runtime.token_agreement import TokenAgreement, compare_answers, read_answer
 from runtime.tokenizer import PromptTokenizer
 
@@ -34,7 +36,8 @@ def loaded(model: RFModel, reference_bundle: Path, tmp_path_factory: pytest.Temp
         sessions[name] = backend.open(folder / f"{name}.onnx", num_threads=1, compiled=False)
     bundle = open_bundle(reference_bundle)
     tokenizer = PromptTokenizer(bundle.file("tokenizer.json"), bundle.manifest.model.vocab_size)
-    return Loaded(sessions=sessions, manifest=bundle.manifest, tokenizer=tokenizer, precision="fp32", dialect="classic")
+    row = partial(HostTextRow, sessions["text_decoder"], bundle.manifest.model, "fp32", "classic")
+    return Loaded(sessions=sessions, manifest=bundle.manifest, tokenizer=tokenizer, precision="fp32", new_row=row)
 
 
 def check_answers(model: RFModel, loaded: Loaded, num_scenes: int) -> tuple[TokenAgreement, int]:

@@ -3,8 +3,6 @@
 Knows nothing of how anything was compared.
 """
 
-import html
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,12 +13,11 @@ import numpy.typing as npt
 from runtime import report
 from runtime.atomic import write_text
 from runtime.events import to_picture
+from runtime.plots import Axis, Series, plot, spans
 from verification.compare import WorstPicture
 from verification.targets import NotRun
 from verification.verify import Outcome, worst_cosine
 
-_COLOURS: Final = ("#3b7dd8", "#d8743b", "#3bb36b", "#9b59b6", "#c0392b", "#16a2b8")
-_WIDTH, _HEIGHT, _LEFT = 640, 240, 64
 _FLOOR: Final = 1e-16  # of 1 - cosine in float64
 
 
@@ -87,26 +84,12 @@ def error_plot(curves: Mapping[str, Sequence[float]]) -> str:
     errors = {name: [max(1 - cosine, _FLOOR) for cosine in each] for name, each in curves.items() if each}
     if not errors:
         return ""
-    low = math.floor(math.log10(min(map(min, errors.values()))))
-    high = max(low + 1, math.ceil(math.log10(max(map(max, errors.values())))))
-
-    def y(error: float) -> float:
-        return _HEIGHT * (high - math.log10(error)) / (high - low)
-
-    parts = []
-    for power in range(low, high + 1, max(1, (high - low) // 6)):
-        line = y(10.0**power)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{line:.1f}" y2="{line:.1f}" stroke="#8884"/>'
-                     f'<text x="{_LEFT - 6}" y="{line + 4:.1f}" text-anchor="end" font-size="12" fill="currentColor">'
-                     f"1e{power}</text>")  # fmt: skip
-    for number, (name, values) in enumerate(errors.items()):
-        colour, span = _COLOURS[number % len(_COLOURS)], max(1, len(values) - 1)
-        points = " ".join(f"{_LEFT + (_WIDTH - _LEFT) * i / span:.1f},{y(each):.1f}" for i, each in enumerate(values))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-                     f'<text x="{_LEFT + 8}" y="{_HEIGHT + 18 * (number + 1)}" font-size="13" fill="{colour}">'
-                     f"1 - cosine of {html.escape(name)}, {len(values)} steps</text>")  # fmt: skip
-    height = _HEIGHT + 18 * len(errors) + 10
-    return f'<svg viewBox="0 -10 {_WIDTH} {height + 10}" role="img" style="max-width:40rem">{"".join(parts)}</svg>'
+    low, high = spans([error for each in errors.values() for error in each])
+    steps = Axis(label="step", low=0.0, high=max(1.0, *(len(each) - 1.0 for each in errors.values())))
+    error = Axis(label="1 - cosine", low=low, high=high, log=True)
+    series = [Series(name=f"{name}, {len(each)} steps", points=list(enumerate(each)), marks=len(each) == 1)
+              for name, each in errors.items()]  # fmt: skip
+    return plot(steps, error, series)
 
 
 def _pictures(pairs: Sequence[WorstPicture]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from runtime.answers import TextRow, answer
+from runtime.answers import answer
 from runtime.errors import RFError
 from runtime.events import PictureEvent, StepEvent, TokenEvent
 from runtime.options import plan_drawing
@@ -67,7 +67,7 @@ class Subject:
         sessions = pipeline.sessions
         features = [sessions["vision_encoder"].run({"pixels": picture[None]})["image_features"][0]
                     for picture in case.pictures()]  # fmt: skip
-        row = TextRow(sessions["text_decoder"], model, pipeline.precision, pipeline.dialect)
+        row = pipeline.text_row()
         images = np.concatenate(features) if features else np.zeros((0, model.hidden_size), row.kv)
         prompt = [*range(model.vocab_size, model.vocab_size + len(images)), *case.question]
 

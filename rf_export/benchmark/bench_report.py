@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rf_export.benchmark.plots import Axis, Series, number, plot, spans, strip
 from rf_export.benchmark.tables import READING_TITLES, STAGE_TITLES, describe, footprint_lines
 from runtime import report
+from runtime.plots import Axis, Series, number, plot, spans, strip
 
 TITLES = {**STAGE_TITLES, **READING_TITLES}
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rf_export.benchmark.workload import QuestionWorkload, Workload
-from runtime.answers import TextRow, answer
+from runtime.answers import answer
 from runtime.options import AnswerPlan
 from runtime.pipeline import Pipeline
+from runtime.text_row import TextRow
 
 Value = TypeVar("Value")
 
@@ -76,7 +77,7 @@ class CompiledReader:
     def prepare(self) -> None:
         """Read the picture and the first question into a row for the answer, the picture into one for the second."""
         features = self.encode()
-        self._answering, self._asked = self._new_row(), self._new_row()
+        self._answering, self._asked = self.pipeline.text_row(), self.pipeline.text_row()
         for row in (self._answering, self._asked):
             self._ask(row, [*self._image_ids(features), *self.work.first.tolist()], features)
 
@@ -89,7 +90,7 @@ class CompiledReader:
     def first_word(self) -> int:
         """Encode the picture, read it and the first question, in a new row: the first word of the answer."""
         features = self.encode()
-        return self._ask(self._new_row(), [*self._image_ids(features), *self.work.first.tolist()], features)
+        return self._ask(self.pipeline.text_row(), [*self._image_ids(features), *self.work.first.tolist()], features)
 
     def second_question(self) -> int:
         """Read a second question after the picture that was read before: the first word of the answer."""
@@ -102,10 +103,6 @@ class CompiledReader:
         last, plan = self.work.first[-1:].tolist(), _greedy(self.work.num_words)
         steps = answer(self._answering, last, _NOTHING, plan, _no_noise, forced=forced)
         return [step.token_id for step in steps]
-
-    def _new_row(self) -> TextRow:
-        pipeline = self.pipeline
-        return TextRow(pipeline.sessions["text_decoder"], self._model, pipeline.precision, pipeline.dialect)
 
     def _image_ids(self, features: NDArray[Any]) -> range:
         return range(self._model.vocab_size, self._model.vocab_size + len(features))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 import numpy.typing as npt
 
 from runtime.errors import RFError
-from runtime.signature import GraphName, GraphSignature
+from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, Precision
 
 if TYPE_CHECKING:
     from runtime.stage_runner import Drawing, StageRunner
+    from runtime.text_row import TextRow
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
@@ -51,8 +52,23 @@ class Session(Protocol):
         """
 
 
-class Backend(Protocol):
-    """Opens graphs, and runs the stages of drawings with them."""
+class Runner(Protocol):
+    """Runs drawings and conversations with loaded graphs, wherever their memory is."""
+
+    def stages(self, sessions: Mapping[GraphName, Session], drawing: "Drawing") -> "StageRunner":
+        """Begin a drawing.
+
+        Args:
+            sessions: All graphs of a bundle, opened by this backend.
+            drawing: Its sizes.
+        """
+
+    def text_row(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> "TextRow":
+        """Begin a conversation: an empty row for what text_decoder reads."""
+
+
+class Backend(Runner, Protocol):
+    """Opens graphs, and runs drawings and conversations with them."""
 
     @property
     def needs_engine(self) -> bool:
@@ -71,14 +87,6 @@ class Backend(Protocol):
 
         Raises:
             RFError: The backend cannot load it.
-        """
-
-    def stages(self, sessions: Mapping[GraphName, Session], drawing: "Drawing") -> "StageRunner":
-        """Begin a drawing.
-
-        Args:
-            sessions: All graphs of a bundle, opened by this backend.
-            drawing: Its sizes.
         """
 
 

@@ -7,14 +7,14 @@ Legend: L layers, B rows, H key/value heads, S new tokens, P cache slots, D head
 """
 
 import math
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.backends.cuda_device import BlockCopy, CudaDevice
 from runtime.device_layout import ALIGNMENT, aligned
-from runtime.signature import ModelSpec
+from runtime.signature import ModelSpec, kv_names
 
 
 class StepTable:
@@ -96,15 +96,20 @@ class DeviceCache:
         """Write zeros: what an earlier drawing left would never show, but its NaN or infinity would."""
         self._device.zero(int(self._memory), self._num_tensors * self._tensor_bytes)
 
-    def hide(self, row: int, num_slots: int) -> None:
-        """Write zeros into the first slots of a row."""
+    @property
+    def num_slots(self) -> int:
+        """Slots P."""
+        return self.shape[2]
+
+    def hide(self, row: int, num_slots: int, first: int = 0) -> None:
+        """Write zeros into slots of a row, the first ones or those from `first` on."""
         if num_slots:
             for tensor in self.addresses():
-                address = tensor + row * self._num_heads * self._pitch
+                address = tensor + row * self._num_heads * self._pitch + first * self._slot_bytes
                 self._device.zero_rows(address, self._pitch, num_slots * self._slot_bytes, self._num_heads)
 
     def append(self, new: NewRows, slot: int) -> None:
-        """Copy the one new token of all rows and layers into a slot."""
+        """Copy the new tokens of all rows and layers into the slots from `slot` on."""
         assert not self._has_gaps
         self._device.copy(
             BlockCopy(
@@ -114,11 +119,31 @@ class DeviceCache:
                 target=int(self._memory) + slot * self._slot_bytes,
                 target_pitch=self._pitch,
                 target_rows=self.shape[0] * self._num_heads,
-                width=self._slot_bytes,
+                width=new.pitch,
                 height=self.shape[0] * self._num_heads,
                 depth=self._num_tensors,
             )
         )
+
+    def take(self, other: "DeviceCache", num_slots: int) -> None:
+        """Copy the first slots of another cache of the same rows."""
+        assert not self._has_gaps
+        assert not other._has_gaps
+        heads = self.shape[0] * self._num_heads
+        if num_slots:
+            self._device.copy(
+                BlockCopy(
+                    source=int(other._memory),
+                    source_pitch=other._pitch,
+                    source_rows=heads,
+                    target=int(self._memory),
+                    target_pitch=self._pitch,
+                    target_rows=heads,
+                    width=num_slots * self._slot_bytes,
+                    height=heads,
+                    depth=self._num_tensors,
+                )
+            )
 
     def fill(self, new: NewRows, line: int, row: int, first: int, num_tokens: int) -> None:
         """Copy tokens of a line of `new` into the same slots of a row.
@@ -145,3 +170,20 @@ class DeviceCache:
                 depth=self._num_tensors,
             )
         )
+
+
+KeysValues: TypeAlias = DeviceCache | NewRows
+
+
+def kv_addresses(prefix: Literal["past_key_values", "present"], block: KeysValues) -> dict[str, int]:
+    """Where the tensors of a graph lie in a block."""
+    addresses = block.addresses()
+    return dict(zip(kv_names(prefix, len(addresses) // 2), addresses, strict=True))
+
+
+def kv_shapes(
+    prefix: Literal["past_key_values", "present"], block: KeysValues, num_rows: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of these tensors, of the first rows or of all."""
+    shape = block.shape if num_rows is None else (num_rows, *block.shape[1:])
+    return dict.fromkeys(kv_addresses(prefix, block), shape)

@@ -11,39 +11,21 @@ Legend: R requests, N representation tokens, K representation vocabulary.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Session
 from runtime.backends.cuda_device import CudaDevice
-from runtime.backends.device_memory import DeviceCache, NewRows, StepTable
+from runtime.backends.device_memory import DeviceCache, NewRows, StepTable, kv_addresses, kv_shapes
+from runtime.backends.device_session import DeviceSession
 from runtime.device_layout import cache_slots, padded_prompt
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
-from runtime.signature import GraphName, kv_names
+from runtime.signature import GraphName
 from runtime.stage_runner import Drawing, FillNoise
 from runtime.stages import unsampled_inputs
-
-Enqueue: TypeAlias = Callable[[Mapping[str, int]], None]  # puts one run on the stream; names -> addresses
-
-
-class DeviceSession(Protocol):
-    """A graph or engine that reads and writes device memory."""
-
-    @property
-    def capturable(self) -> bool:
-        """Whether its runs may be captured in a CUDA graph."""
-
-    def dtype(self, name: str) -> npt.DTypeLike:
-        """The dtype that a tensor has on the device."""
-
-    def sizes(self, name: str, axis: int) -> tuple[int, int]:
-        """The smallest and the largest size of an input's dimension."""
-
-    def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> Enqueue:
-        """Prepare runs with these shapes of all inputs and outputs, on state of their own; raises RFError."""
 
 
 @dataclass(frozen=True)
@@ -228,10 +210,11 @@ class DeviceStages:
         for name, array in values.items():
             tables[name].upload(array[None])
         # The first rows of a tensor are a tensor too.
-        kv_shapes = self._kv_shapes(*((len(rows), *each.shape[1:]) for each in (past, new)))
-        enqueue = session.prepare({**{name: table.shape for name, table in tables.items()}, **kv_shapes})
+        enqueue = session.prepare({**{name: table.shape for name, table in tables.items()},
+                                   **kv_shapes("past_key_values", past, len(rows)),
+                                   **kv_shapes("present", new, len(rows))})  # fmt: skip
         enqueue({**{name: table.address() for name, table in tables.items()},
-                 **self._kv("past_key_values", past.addresses()), **self._kv("present", new.addresses())})  # fmt: skip
+                 **kv_addresses("past_key_values", past), **kv_addresses("present", new)})  # fmt: skip
         for line, row in enumerate(rows):
             # What a graph computes for the padding stays out of the cache: hidden slots have to be finite.
             if isinstance(new, NewRows):
@@ -309,12 +292,13 @@ class DeviceStages:
         shapes = {name: table.shape for name, table in tables.items()}
         present = workspace.cache if self._in_place else workspace.new
         enqueue = session.prepare({**shapes, "row_starts": workspace.row_starts.shape,
-                                   **self._kv_shapes(workspace.cache.shape, present.shape)})  # fmt: skip
+                                   **kv_shapes("past_key_values", workspace.cache),
+                                   **kv_shapes("present", present)})  # fmt: skip
         fixed = {
             "row_starts": workspace.row_starts.address(),
             **{name: tables[name].address() for name in ("guidance_scale", "temperature", "top_k")},
-            **self._kv("past_key_values", workspace.cache.addresses()),
-            **self._kv("present", present.addresses()),
+            **kv_addresses("past_key_values", workspace.cache),
+            **kv_addresses("present", present),
         }
 
         def put(step: int) -> None:
@@ -360,10 +344,10 @@ class DeviceStages:
         picture = tables["x"].shape
         plain = ("row_starts", "past_length", "guidance_scale", "t", "t_next")
         shapes = {**{name: tables[name].shape for name in plain}, "x_t": picture, "x_next": picture, "x_pred": picture}
-        enqueue = session.prepare({**shapes, **self._kv_shapes(workspace.cache.shape, None)})
+        enqueue = session.prepare({**shapes, **kv_shapes("past_key_values", workspace.cache)})
         fixed = {
             **{name: tables[name].address() for name in ("row_starts", "past_length", "guidance_scale")},
-            **self._kv("past_key_values", workspace.cache.addresses()),
+            **kv_addresses("past_key_values", workspace.cache),
         }
 
         def put(step: int) -> None:
@@ -382,11 +366,3 @@ class DeviceStages:
                 put(step)
 
         return session.capturable, lambda: put(0), record
-
-    def _kv(self, prefix: Any, values: Sequence[int]) -> dict[str, int]:
-        return dict(zip(kv_names(prefix, self._drawing.model.num_layers), values, strict=True))
-
-    def _kv_shapes(self, past: tuple[int, ...], new: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
-        num_layers = self._drawing.model.num_layers
-        shapes = dict.fromkeys(kv_names("past_key_values", num_layers), past)
-        return shapes if new is None else {**shapes, **dict.fromkeys(kv_names("present", num_layers), new)}

@@ -5,18 +5,18 @@ Knows nothing of the model: names and arrays in, arrays out.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy.typing as npt
 import onnxruntime as ort
 
-from runtime.backends import Arrays, Session, Target
+from runtime.backends import Arrays, Target
 from runtime.backends.cpu import cpu_features
 from runtime.errors import RFError
-from runtime.signature import GraphName, GraphSignature, TensorSpec
-from runtime.stage_runner import Drawing, HostStages
+from runtime.signature import GraphSignature, TensorSpec
+from runtime.stage_runner import HostRunner
 
 _DTYPES: Final = {
     "tensor(float)": "float32",
@@ -26,7 +26,7 @@ _DTYPES: Final = {
 _ERRORS_ONLY: Final = 3
 
 
-class OrtBackend:
+class OrtBackend(HostRunner):
     """The CPU provider of ONNX Runtime."""
 
     needs_engine = False
@@ -43,10 +43,6 @@ class OrtBackend:
         if compiled:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return OrtSession(open_session(path, options))
-
-    def stages(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> HostStages:
-        """The loops of the host."""
-        return HostStages(sessions, drawing)
 
 
 def session_options(num_threads: int | None) -> ort.SessionOptions:

@@ -15,10 +15,12 @@ import onnxruntime as ort
 
 from runtime.backends import Session, Target
 from runtime.backends.cuda_device import CudaDevice
-from runtime.backends.device_stages import DeviceStages, Enqueue, WorkspacePool
+from runtime.backends.device_session import Enqueue
+from runtime.backends.device_stages import DeviceStages, WorkspacePool
+from runtime.backends.device_text import DeviceTextRow
 from runtime.backends.ort import OrtSession, session_options
 from runtime.errors import RFError
-from runtime.signature import GraphName
+from runtime.signature import Dialect, GraphName, ModelSpec, Precision
 from runtime.stage_runner import Drawing, StageRunner
 
 PROVIDER: Final = "CUDAExecutionProvider"
@@ -63,9 +65,13 @@ class OrtCudaBackend:
         """Whole stages on the device."""
         return DeviceStages(self._device, sessions, self._pool, drawing)
 
+    def text_row(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> DeviceTextRow:
+        """Keys and values on the device."""
+        return DeviceTextRow(self._device, session, model, precision, dialect)
+
 
 class OrtCudaSession(OrtSession):
-    """A loaded graph; see `runtime.backends.device_stages.DeviceSession`."""
+    """A loaded graph; see `runtime.backends.device_session.DeviceSession`."""
 
     capturable = False  # ONNX Runtime allocates in its runs
 
@@ -80,6 +86,10 @@ class OrtCudaSession(OrtSession):
     def sizes(self, name: str, axis: int) -> tuple[int, int]:
         """Every size."""
         return 1, _UNLIMITED
+
+    def longest(self, name: str, axis: int) -> int:
+        """No limit."""
+        return _UNLIMITED
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> Enqueue:
         """Prepare runs on the memory of a drawing."""

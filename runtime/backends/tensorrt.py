@@ -18,10 +18,12 @@ import numpy.typing as npt
 from runtime.backends import Arrays, Session, Target
 from runtime.backends.cuda_device import CudaDevice
 from runtime.backends.device_memory import StepTable
-from runtime.backends.device_stages import DeviceStages, Enqueue, WorkspacePool
+from runtime.backends.device_session import Enqueue
+from runtime.backends.device_stages import DeviceStages, WorkspacePool
+from runtime.backends.device_text import DeviceTextRow
 from runtime.backends.tensorrt_library import TensorRTName, import_library, messages_of
 from runtime.errors import RFError
-from runtime.signature import ANY_DIM, GraphName, GraphSignature, TensorSpec
+from runtime.signature import ANY_DIM, Dialect, GraphName, GraphSignature, ModelSpec, Precision, TensorSpec
 from runtime.stage_runner import Drawing, StageRunner
 
 _DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
@@ -70,6 +72,10 @@ class TensorRTBackend:
         """Whole stages on the device."""
         return DeviceStages(self._device, sessions, self._pool, drawing)
 
+    def text_row(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> DeviceTextRow:
+        """Keys and values on the device."""
+        return DeviceTextRow(self._device, session, model, precision, dialect)
+
 
 class Arena:
     """One block for the activations of all engines."""
@@ -92,7 +98,7 @@ class Arena:
 
 
 class TensorRTSession:
-    """A loaded engine; see `runtime.backends.Session` and `runtime.backends.device_stages.DeviceSession`."""
+    """A loaded engine; see `runtime.backends.Session` and `runtime.backends.device_session.DeviceSession`."""
 
     def __init__(self, trt: Any, device: CudaDevice, arena: Arena, engine: Any, name: str) -> None:
         self._trt, self._device, self._arena, self._engine, self._name = trt, device, arena, engine, name
@@ -126,6 +132,11 @@ class TensorRTSession:
         """The smallest and the largest size of a dimension in the first profile."""
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, 0)
         return int(smallest[axis]), int(largest[axis])
+
+    def longest(self, name: str, axis: int) -> int:
+        """The largest size of a dimension in any profile."""
+        profiles = range(self._engine.num_optimization_profiles)
+        return max(int(self._engine.get_tensor_profile_shape(name, profile)[2][axis]) for profile in profiles)
 
     def prepare(self, shapes: Mapping[str, tuple[int, ...]]) -> Enqueue:
         """Prepare runs on a context of their own: captured work must not see its context changed."""

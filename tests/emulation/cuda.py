@@ -26,6 +26,8 @@ class Log:
     synchronisations: int = 0
     operations: int = 0
     allocated: int = 0
+    uploaded: int = 0  # bytes from the host
+    downloaded: int = 0
     freed_without_context: int = 0  # pycuda leaks it, unless this is the thread that made the context
 
 
@@ -170,6 +172,7 @@ def make_pycuda(gpu):
         assert src.flags.c_contiguous
         # The driver stages pageable memory before the call returns, or reads it later: changing it then is a mistake.
         before = src.copy()
+        gpu.log.uploaded += src.nbytes
 
         def copy():
             assert (src.view(np.uint8) == before.view(np.uint8)).all(), "the source of an upload was changed too early"
@@ -180,6 +183,7 @@ def make_pycuda(gpu):
     def memcpy_dtoh_async(dest, src, stream=None):
         assert gpu.recording is None, "the host reads during a capture"
         assert dest.flags.c_contiguous
+        gpu.log.downloaded += dest.nbytes
         gpu.put(lambda: np.copyto(dest, gpu.view(src, dest.shape, dest.dtype)))
 
     def memset_d8_async(dest, data, size, stream=None):

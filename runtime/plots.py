@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 78, 16, 14, 48
+_SMALL = 1e-4
 COLOURS = ("#3b7dd8", "#d8733b", "#3ba55c", "#a855c8", "#c0392b", "#7f8c8d", "#b8860b", "#16a0a0")
 
 
@@ -112,9 +113,11 @@ def strip(groups: Sequence[tuple[str, Sequence[float]]], unit: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent."""
+    """Three digits, without an exponent where it is not very small."""
     if value == 0:
         return "0"
+    if abs(value) < _SMALL:
+        return f"{value:.2g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{digits}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
