@@ -47,8 +47,11 @@ LARGE = 512  # width of the decoder, above which the export is not verified: tha
               help="Of the planted slowdown.")
 @click.option("--work", type=click.Path(path_type=Path), default=HERE / "work", help="For bundles; kept between runs.")
 @click.option("--results", type=click.Path(path_type=Path), default=HERE / "results")
+@click.option("--resume", is_flag=True, help="Keep the results that are there, and measure what is missing.")
 @click.option("--write", type=click.Path(path_type=Path), help="Make a document of everything.")
-def main(names: tuple[str, ...], clock: str, work: Path, results: Path, write: Path | None, **options: Any) -> None:
+def main(
+    names: tuple[str, ...], clock: str, work: Path, results: Path, resume: bool, write: Path | None, **options: Any
+) -> None:  # fmt: skip
     """Run the comparison for every named shape."""
     results.mkdir(parents=True, exist_ok=True)
     work, results = (Path(os.path.relpath(folder)) for folder in (work, results))  # results tell commands
@@ -56,18 +59,20 @@ def main(names: tuple[str, ...], clock: str, work: Path, results: Path, write: P
         measure(names[0], work, results, BenchOptions(**options))
         return
     for name in names:
+        if resume and result_path(name, options["threads"], results).exists():
+            continue
         click.echo(name, err=True)
         folders = ["--work", str(work), "--results", str(results)]
         subprocess.run([sys.executable, __file__, name, *folders, *_words(options)], check=True)
     if write is not None:
-        rounds = str(max(options["num_rounds"], 6))
-        command = [sys.executable, str(HERE / "planted.py"), names[0], "--clock", clock, "--rounds", rounds]
-        # Its exit code says whether the verdicts are right; the document says so too.
-        subprocess.run([*command, "--work", str(work), "--results", str(results)], check=False)
-        cpu = file_label(describe_machine()["cpu"])
-        planted = json.loads((results / f"planted-{names[0]}-{cpu}.json").read_text())
+        command = [sys.executable, str(HERE / "planted.py"), names[0], "--clock", clock]
+        planted_path = results / f"planted-{names[0]}-{file_label(describe_machine()['cpu'])}.json"
+        if not (resume and planted_path.exists()):
+            # Its exit code says whether the verdicts are right; the document says so too.
+            subprocess.run([*command, "--work", str(work), "--results", str(results)], check=False)
+        planted = json.loads(planted_path.read_text())
         measured = [json.loads(result_path(name, options["threads"], results).read_text()) for name in names]
-        write.write_text(document(measured, planted, _command()), encoding="utf-8")
+        write.write_text(document(measured, planted), encoding="utf-8")
         click.echo(f"-> {write}")
 
 

@@ -10,12 +10,15 @@ from runtime.plots import number
 TITLES = {**STAGE_TITLES, **READING_TITLES}
 
 
-def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | None, command: str) -> str:
-    """The whole page."""
+def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | None) -> str:
+    """The whole page; each result tells the command that it came from."""
     machine = results[0]["machine"]
+    names = " ".join(result["preset"] for result in results)
     parts = [
         "# Benchmarks\n",
-        f"Made by one command, text included:\n\n```\n{command}\n```\n",
+        "Every number, table and sentence of this page is made by `benchmarks/cpu.py`; each shape names its "
+        f"command. One that makes all of it:\n\n```\npython benchmarks/cpu.py {names} --stage-seconds 60 --write "
+        "docs/benchmarks.md\n```\n",
         f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['features'])}), "
         f"{', '.join(machine['caches']) or 'caches unknown'}, {machine['memory_gib']} GiB; {machine['system']}; "
         f"Python {machine['python']}, {', '.join(f'{name} {each}' for name, each in machine['versions'].items())}. "
@@ -67,7 +70,7 @@ def _against(run: Mapping[str, Any], stage: str) -> str:
 
 
 def _one(result: Mapping[str, Any]) -> list[str]:
-    parts = [f"## {result['preset']}\n", f"{describe(result)[2]}.\n"]
+    parts = [f"## {result['preset']}\n", f"{describe(result)[2]}. Measured by `{result['command']}`.\n"]
     for run in result["runs"]:
         parts.append(f"### {run['threads']} thread(s)\n")
         rows = []
@@ -76,7 +79,7 @@ def _one(result: Mapping[str, Any]) -> list[str]:
                 speedup = run["speedups"][run["ours"]][stage].get(name)
                 rows.append([
                     TITLES[stage], name, number(timing["median_ms"]),
-                    f"{number(timing['low_ms'])} to {number(timing['high_ms'])}", number(timing["p95_ms"]),
+                    _interval(timing), number(timing["p95_ms"]) if timing["rounds"] > 1 else "",
                     number(timing["cpu_median_ms"]), "" if speedup is None else f"{speedup['median']:.2f}x",
                 ])  # fmt: skip
             if stage in run["floor"]:
@@ -104,6 +107,12 @@ def _one(result: Mapping[str, Any]) -> list[str]:
          for name, row in result["footprint"].items()],
     ))  # fmt: skip
     return [*parts, *_scaling(result), *(f"Left out: {what}: {why}.\n" for what, why in result["left_out"].items())]
+
+
+def _interval(timing: Mapping[str, Any]) -> str:
+    if timing["rounds"] == 1:
+        return "one round"
+    return f"{number(timing['low_ms'])} to {number(timing['high_ms'])}"
 
 
 def _prefix_line(run: Mapping[str, Any]) -> str:
@@ -135,21 +144,22 @@ def _planted(planted: Mapping[str, Any]) -> list[str]:
     share, clock = f"{planted['share']:.0%}", {"wall": "wall time", "cpu": "CPU time"}[planted["clock"]]
     return [
         "## Does `bench --compare` see what it should?\n",
-        f"`python benchmarks/planted.py {planted['preset']} --clock {planted['clock']}` runs the benchmark three "
-        f"times, the third time with sessions that spin for {share} longer, and compares by {clock}, smallest effect "
-        f"{planted['min_effect']:.0%}:\n",
+        f"`python benchmarks/planted.py {planted['preset']} --clock {planted['clock']}` times the "
+        f"reference three times, in {planted['processes']} fresh processes each, the third time with sessions that "
+        f"spin for {share} longer, and compares by {clock}, smallest effect {planted['min_effect']:.0%}:\n",
         f"- two runs of one build: {planted['same_build']['verdict']}",
         f"- {share} planted: {planted['planted']['verdict']}",
         f"- {planted['found']} of the {planted['planted_rows']} planted rows were found"
         f"{'' if planted['right'] else '. **This is not what it should see.**'}\n",
         _table(["stage", "contender", "raw", "drift of yardsticks", "normalised", "interval", ""], [
-            [TITLES[each["stage"]], each["contender"], f"{each['raw']:.3f}", drifts(each["drift"]),
+            [TITLES.get(each["stage"], each["stage"]), each["contender"], f"{each['raw']:.3f}", drifts(each["drift"]),
              f"{each['normalised']:.3f}", shown_interval(each["low"], each["high"]), each["verdict"]]
             for each in planted["planted"]["changes"]
         ]),
-        "Raw is the ratio of the medians, 10% planted against none. The yardsticks take turns with the contenders: "
-        "a fixed matrix product and a memory copy, as the stage is bound, and eager PyTorch. What one of them explains "
-        "is not charged.\n",
+        f"Raw is the ratio of the times, {share} planted against none. The yardsticks take turns with the contenders: "
+        "a fixed matrix product and a memory copy, as the stage is bound (`kernels` where all stages are taken "
+        "together), and eager PyTorch. What one of them explains is not charged. Intervals come from how far the "
+        "processes lie apart.\n",
     ]  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/planted.py reference --clock cpu
 
-Runs the benchmark three times, each in a process of its own: as it is, as it is again, and with graphs that take 10%
-longer (every run of a session is followed by a loop that spins for a tenth of its time). Compares the first with the
-second, which has to be quiet, and with the third, where the slowdown has to be found.
+Measures three times as `bench --repeat` does, one after the other: as it is, as it is again, and with graphs that take
+10% longer (every run of a session is followed by a loop that spins for a tenth of its time). Compares the first with
+the second, which has to be quiet, and with the third, where the slowdown has to be found.
 Writes `benchmarks/results/planted-<name>-<cpu>.json`; exit code 1 if either verdict is wrong.
 """
 
@@ -21,7 +21,8 @@ from cpu import HERE, prepare
 
 from rf_export.benchmark import bench
 from rf_export.benchmark.compare import compare, verdict_line
-from rf_export.benchmark.environment import file_label
+from rf_export.benchmark.environment import describe_machine, file_label
+from rf_export.benchmark.repeats import samples_only
 from runtime.backends import Session
 from runtime.pipeline import Pipeline
 
@@ -71,30 +72,29 @@ class SlowPipeline(Pipeline):
 
 @click.command(help=__doc__)
 @click.argument("name", metavar="PRESET")
-@click.option("--rounds", type=click.IntRange(6), default=30, show_default=True)
+@click.option("--repeat", "repeats", type=click.IntRange(3), default=8, show_default=True, help="Processes of each.")
 @click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=HERE / "work", help="For bundles; kept between runs.")
 @click.option("--results", type=click.Path(path_type=Path), default=HERE / "results")
-@click.option("--child", type=click.Path(path_type=Path), hidden=True, help="Measure once, and write it there.")
+@click.option("--child", is_flag=True, hidden=True, help="Measure once, and print it.")
 @click.option("--slow", is_flag=True, hidden=True)
-def main(name: str, rounds: int, clock: str, work: Path, results: Path, child: Path | None, slow: bool) -> None:
-    """Measure three times and compare."""
+def main(name: str, repeats: int, clock: str, work: Path, results: Path, child: bool, slow: bool) -> None:
+    """Measure three results and compare."""
     checkpoint, bundle = prepare(name, work)
-    if child is not None:
+    if child:
         if slow:
             bench.Pipeline = SlowPipeline
-        options = bench.BenchOptions(num_rounds=rounds, num_picture_rounds=8, compile=False, scaling=False)
-        child.write_text(json.dumps(bench.run_bench(bundle, checkpoint, options)))
+        click.echo(json.dumps(bench.time_again(bundle, checkpoint, bench.BenchOptions())))
         return
+    command = [sys.executable, __file__, name, "--work", str(work), "--child"]
     measured = []
-    for i, words in enumerate(((), (), ("--slow",))):
-        out = work / f"planted-{i}.json"
-        command = [sys.executable, __file__, name, "--rounds", str(rounds), "--work", str(work), "--child", str(out)]
-        subprocess.run([*command, *words], check=True)
-        measured.append(json.loads(out.read_text()))
-        click.echo(f"run {i + 1} of 3 is done", err=True)
+    for i, words in enumerate(([], [], ["--slow"])):
+        printed = [subprocess.run([*command, *words], check=True, stdout=subprocess.PIPE).stdout
+                   for _ in range(repeats)]  # fmt: skip
+        measured.append({"repeats": [samples_only(json.loads(each)) for each in printed]})
+        click.echo(f"result {i + 1} of 3 is there", err=True)
     result = judge(name, clock, measured)
-    path = results / f"planted-{name}-{file_label(measured[0]['machine']['cpu'])}.json"
+    path = results / f"planted-{name}-{file_label(result['machine']['cpu'])}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     click.echo(f"{result['same_build']['verdict']}\n{result['planted']['verdict']}\n-> {path}")
     sys.exit(0 if result["right"] else 1)
@@ -103,7 +103,7 @@ def main(name: str, rounds: int, clock: str, work: Path, results: Path, child: P
 def judge(name: str, clock: Any, measured: list[dict[str, Any]]) -> dict[str, Any]:
     """Both comparisons, and whether they are right."""
     result: dict[str, Any] = {"preset": name, "clock": clock, "share": SHARE, "min_effect": MIN_EFFECT,
-                              "machine": measured[0]["machine"]}  # fmt: skip
+                              "machine": describe_machine(), "processes": len(measured[0]["repeats"])}  # fmt: skip
     for label, later in (("same_build", measured[1]), ("planted", measured[2])):
         changes = compare(measured[0], later, min_effect=MIN_EFFECT, clock=clock)
         result[label] = {"verdict": verdict_line(changes, MIN_EFFECT), "changes": [vars(each) for each in changes]}

@@ -151,6 +151,8 @@ def _evaluate_understanding(
 @click.option("--prompt-tokens", "num_prompt_tokens", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--compile/--no-compile", default=True, show_default=True, help="torch.compile too: minutes more.")
 @click.option("--scaling/--no-scaling", default=True, show_default=True, help="Over lengths, batches and threads too.")
+@click.option("--repeat", "repeats", type=click.IntRange(0), default=0, show_default=True,
+              help="Time our graphs again in so many fresh processes; --compare needs three or more of each result.")
 @click.option("--allow-unverified", is_flag=True,
               help="Also measure what failed a verification, or what nobody verified.")
 @click.option("--json", "as_json", is_flag=True)
@@ -172,7 +174,7 @@ def bench(bundle: Path | None, checkpoint: Path | None, as_json: bool, output: P
     \b
     rf-export bench bundle --checkpoint examples/reference/checkpoint --threads 1 --threads 2
     rf-export bench bundle --checkpoint examples/reference/checkpoint --precision fp32 --precision int8
-    rf-export bench bundle --checkpoint examples/reference/checkpoint --output new.json --report bench.html
+    rf-export bench bundle --checkpoint examples/reference/checkpoint --repeat 5 --output new.json --report bench.html
     rf-export bench --compare old.json new.json
     """
     if results is not None:
@@ -217,7 +219,8 @@ def _compare(
     if "slower" in verdicts:
         raise SystemExit(1)
     if verdicts == {"unclear"}:
-        click.echo("No verdict: too few rounds. Measure both again with more --rounds.", err=True)
+        click.echo("No verdict: processes differ, and each result needs three or more fresh ones. Measure both again "
+                   "with --repeat 5.", err=True)  # fmt: skip
         raise SystemExit(2)
 
 

@@ -20,6 +20,7 @@ from rf_export.benchmark.contenders import draw_reference, read_reference
 from rf_export.benchmark.energy import EnergyMeter
 from rf_export.benchmark.environment import describe_machine, describe_state
 from rf_export.benchmark.floor import Rates, StepCost, denoise_step_cost, encode_cost, read_cost, rep_step_cost
+from rf_export.benchmark.repeats import in_fresh_process
 from rf_export.benchmark.selection import baseline_variants
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.workload import QuestionWorkload, Workload
@@ -30,6 +31,7 @@ from rf_export.model import RFModel
 from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
 from runtime.bundle import open_bundle
+from runtime.errors import RFError
 from runtime.figures import psnr_db
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
@@ -206,6 +208,7 @@ def bench_run(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path_factory: pytest
     """What the command prints, and the result and the page that it writes."""
     folder = tmp_path_factory.mktemp("bench")
     arguments = ["bench", str(tiny_bundle), "--checkpoint", str(tiny_checkpoint), "--rounds", "2", "--no-compile",
+                 "--repeat", "1",
                  "--output", str(folder / "result.json"), "--report", str(folder / "page.html")]  # fmt: skip
     printed = CliRunner().invoke(cli.main, arguments, catch_exceptions=False)
     assert printed.exit_code == 0
@@ -246,6 +249,24 @@ def test_the_result_has_every_sample_and_what_it_was_measured_on(bench_run) -> N
     assert result["state"]["end"]["free_gib"] > 0
 
 
+def test_fresh_processes_time_ours_and_pytorch_again(bench_run) -> None:
+    printed, result, page = bench_run
+    again = result["repeats"][0][0]
+    assert again["threads"] == 1
+    assert set(again["timings"]) == set(again["yardsticks"]) == set(result["runs"][0]["timings"])
+    for rows in again["timings"].values():
+        assert set(rows) == {"onnx fp32", "onnx fp16", "eager fp32"}
+        assert all(len(row["samples_ms"]) == len(row["cpu_samples_ms"]) > 0 for row in rows.values())
+    assert "fresh processes: 1; their medians" in printed
+    assert "Fresh processes" in page
+
+
+def test_a_fresh_process_that_fails_says_why_in_one_sentence(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(RFError, match=r"could not repeat the benchmark: .*nowhere") as caught:
+        in_fresh_process(tiny_bundle, tmp_path / "nowhere", BenchOptions())
+    assert "\n" not in str(caught.value)
+
+
 def test_the_page_has_plots_with_units_and_fetches_nothing(bench_run) -> None:
     page = bench_run[2]
     for word in ("FLOP per byte", "GFLOP/s", "ms per step", "cache slots at the end", "roof: ", "AR step: 7, together"):
@@ -263,9 +284,11 @@ def test_a_result_is_compared_with_itself_slowed_by_a_tenth(bench_run, tmp_path:
             for row in (*rows.values(), *run["yardsticks"][stage].values()):
                 for name in ("samples_ms", "cpu_samples_ms"):
                     row[name] = [row["median_ms"] * (1 + 0.002 * i) for i in range(20)]
+    result["repeats"] *= 3  # processes that happen to be alike: without any noise a tenth shows for sure
     (tmp_path / "a.json").write_text(json.dumps(result))
-    slowed = result["runs"][0]["timings"]["next_word"]["onnx fp32"]
-    slowed["samples_ms"] = [1.1 * value for value in slowed["samples_ms"]]
+    for (run,) in result["repeats"][:1]:  # the list holds one object three times
+        slowed = run["timings"]["next_word"]["onnx fp32"]
+        slowed["samples_ms"] = [1.1 * value for value in slowed["samples_ms"]]
     (tmp_path / "b.json").write_text(json.dumps(result))
     paths = str(tmp_path / "a.json"), str(tmp_path / "b.json")
     found = CliRunner().invoke(cli.main, ["bench", "--compare", *paths])
@@ -275,13 +298,13 @@ def test_a_result_is_compared_with_itself_slowed_by_a_tenth(bench_run, tmp_path:
 
 
 def test_the_document_has_every_shape_and_says_what_was_planted(bench_run) -> None:
-    result = {"preset": "tiny", **bench_run[1]}
+    result = {"preset": "tiny", "command": "python benchmarks/cpu.py tiny", **bench_run[1]}
     change = {"stage": "next_word", "contender": "onnx fp32", "raw": 1.1, "drift": {"memory": 1.0}, "normalised": 1.1,
               "low": 1.05, "high": 1.15, "verdict": "slower"}  # fmt: skip
     planted = {"preset": "tiny", "share": 0.1, "clock": "cpu", "min_effect": 0.03, "found": 1, "planted_rows": 1,
-               "right": True, "same_build": {"verdict": "no regression: none"},
+               "processes": 8, "right": True, "same_build": {"verdict": "no regression: none"},
                "planted": {"verdict": "REGRESSION: 1 of 1", "changes": [change]}}  # fmt: skip
-    page = document([result, result], planted, "python benchmarks/cpu.py tiny")
+    page = document([result, result], planted)
     for part in ("## tiny", "| AR step | floor fp32 |", "python benchmarks/cpu.py tiny", "REGRESSION: 1 of 1",
                  "First word of an answer", "Left out: torch.compile", "| pictures together"):  # fmt: skip
         assert part in page

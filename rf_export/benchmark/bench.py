@@ -1,11 +1,12 @@
 """The comparison: our engine, its plain ONNX graphs, eager PyTorch and torch.compile, interleaved in one run.
 
     check_inputs -> per number of threads: choose the best baselines -> agreement -> time in turns -> floor;
-    then a picture step by step, scaling, and what a fresh process costs
+    then a picture step by step, scaling, what a fresh process costs, and the same timings again in fresh processes
 
 Every contender first has to draw the right picture and give the right answers. Baselines compete with their best
 variant per stage, found by a short trial, and the trial's figures are reported too. The result has every sample and
-two yardsticks that took turns with the contenders, so that `compare.py` can hold two results against each other.
+two yardsticks that took turns with the contenders; with `repeats`, from several processes, so that `compare.py` can
+hold two results against each other.
 """
 
 import functools
@@ -38,6 +39,7 @@ from rf_export.benchmark.floor import (
     rep_step_cost,
 )
 from rf_export.benchmark.footprint import measure_footprint
+from rf_export.benchmark.repeats import in_fresh_process
 from rf_export.benchmark.scaling import measure_scaling, measure_timeline
 from rf_export.benchmark.selection import (
     LAYOUTS,
@@ -45,6 +47,7 @@ from rf_export.benchmark.selection import (
     baseline_variants,
     choose_baselines,
     drawing_runs,
+    plain_baseline,
 )
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.workload import QuestionWorkload, Workload
@@ -63,7 +66,9 @@ from verification.compare import LIMITS
 
 MEMORY_SHARE = 8  # all contenders together take about so many times the weights in fp32
 SLOWEST_SCALING = 500e6  # parameters; beyond, a single round takes minutes
+ROUNDS_AGAIN = 8  # in a fresh process; more processes tell more than more rounds
 Progress = Callable[[str, int, int], None]
+Timings = dict[str, dict[str, Timing]]  # stage -> who
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +85,7 @@ class BenchOptions:
         compile: Measure torch.compile too, which takes minutes.
         scaling: Measure over lengths, batches and threads too.
         allow_unverified: Also measure graphs and engines that failed a verification or that nobody verified.
+        repeats: Fresh processes in which our graphs and eager PyTorch are timed again.
     """
 
     threads: tuple[int, ...] = (1,)
@@ -91,10 +97,13 @@ class BenchOptions:
     compile: bool = True
     scaling: bool = True
     allow_unverified: bool = False
+    repeats: int = 0
 
     def __post_init__(self) -> None:
         if min(*self.threads, self.num_rounds, self.num_picture_rounds, self.num_prompt_tokens) < 1:
             raise ValueError("threads, num_rounds, num_picture_rounds and num_prompt_tokens must be >= 1")
+        if self.repeats < 0:
+            raise ValueError("repeats must be >= 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +141,7 @@ def run_bench(
 
     Returns:
         JSON-ready: `machine`, `state`, `model`, `runs` (one per number of threads), `timeline`, `scaling`,
-        `footprint`, and what was `left_out`.
+        `footprint`, `repeats` (of each fresh process what `time_again` returns), and what was `left_out`.
 
     Raises:
         RFError: The two do not belong together, the model cannot take the prompt, or our graphs do not do what the
@@ -140,11 +149,8 @@ def run_bench(
     """
     begin = describe_state()
     opened, model = open_exported(bundle, checkpoint)
-    if not options.precisions:
-        manifest = opened.manifest
-        present = tuple(each for each in manifest.precisions if manifest.graphs_of(each, "classic"))
-        options = replace(options, precisions=present)
-    num_stages = len(options.threads) + 2
+    options = _with_precisions(options, opened)
+    num_stages = len(options.threads) + 2 + options.repeats
 
     def report(what: str, done: int) -> None:
         if on_progress is not None:
@@ -160,16 +166,20 @@ def run_bench(
             runs.append(_run(task, num_threads, lambda what, i=i: report(what, i)))  # type: ignore[misc]
     finally:
         torch.set_num_threads(threads_before)
-    report("a picture step by step, and scaling", num_stages - 2)
+    report("a picture step by step, and scaling", len(options.threads))
     # From here on, what was measured above and no other graph: nothing is refused any more.
     pipeline = Pipeline.load(bundle, options.precisions[0], num_threads=options.threads[0], allow_unverified=True)
     num_pictures = 0 if "whole pictures" in task.left_out else options.num_picture_rounds
     timeline = measure_timeline(pipeline, task.work, num_pictures)
     scaling = {} if "scaling" in task.left_out else measure_scaling(pipeline, task.work, options.stage_seconds / 3)
-    report("cold start, load time and memory", num_stages - 1)
+    report("cold start, load time and memory", len(options.threads) + 1)
     footprint = measure_footprint(
         bundle, checkpoint, options.precisions, options.threads[0], repeats=min(options.num_rounds, 5)
     )
+    repeats = []
+    for i in range(options.repeats):
+        report(f"fresh process {i + 1} of {options.repeats}", num_stages - options.repeats + i)
+        repeats.append(in_fresh_process(bundle, checkpoint, options))
     return {
         "format": FORMAT,
         "machine": describe_machine(),
@@ -181,7 +191,44 @@ def run_bench(
         "timeline": timeline,
         "scaling": scaling,
         "footprint": footprint,
+        "repeats": repeats,
     }
+
+
+def time_again(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[dict[str, Any]]:
+    """Ours, eager PyTorch and yardsticks only, for a comparison with other processes; correctness was judged before.
+
+    PyTorch is always the same variant: a trial might choose another in every process.
+
+    Returns:
+        Per number of threads: `threads`, and `timings` and `yardsticks` by stage as in `run_bench`.
+    """
+    opened, model = open_exported(bundle, checkpoint)
+    num_rounds = min(options.num_rounds, ROUNDS_AGAIN)
+    options = replace(_with_precisions(options, opened), num_rounds=num_rounds, compile=False)
+    task = _task(opened, model, options)
+    threads_before, runs = torch.get_num_threads(), []
+    try:
+        for num_threads in options.threads:
+            torch.set_num_threads(num_threads)
+            contenders = [*_ours(task, num_threads), plain_baseline(model, task.work, task.questions)]
+            for each in contenders:
+                each.prepare()
+            costs = task.costs()
+            timings, yards = _time_stages(task, contenders, costs, measure_floors(costs), lambda stage: None)
+            runs.append({"threads": num_threads, "timings": _as_dicts(timings), "yardsticks": _as_dicts(yards)})
+    finally:
+        torch.set_num_threads(threads_before)
+    return runs
+
+
+def _with_precisions(options: BenchOptions, opened: Bundle) -> BenchOptions:
+    """All that the bundle has, where none is named."""
+    if options.precisions:
+        return options
+    manifest = opened.manifest
+    present = tuple(each for each in manifest.precisions if manifest.graphs_of(each, "classic"))
+    return replace(options, precisions=present)
 
 
 def _task(opened: Bundle, model: RFModel, options: BenchOptions) -> Task:
@@ -230,7 +277,7 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
         compiled="torch.compile" not in task.left_out, layouts=LAYOUTS[:1] if lean else LAYOUTS
     )
     baselines, trials = choose_baselines(task.model, task.work, task.questions, variants, report)
-    ours = [each for precision in options.precisions for each in _our_contenders(task, precision, num_threads)]
+    ours = _ours(task, num_threads)
     report("agreement")
     agreement = {contender.name: _agreement(contender, task) for contender in (*ours, *baselines)}
     wrong = [name for name, each in agreement.items() if not each["passed"]]
@@ -240,25 +287,14 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
     report("the machine's limits")
     costs = task.costs()
     floors = measure_floors(costs)
-    timings, yards = {}, {}
-    for stage in (*STAGES, *READING_STAGES):
-        report(f"timing {stage.replace('_', ' ')}")
-        if stage == "picture" and (seconds := _picture_seconds(task, timings)) > options.stage_seconds:
-            task.left_out["whole pictures"] = f"one of every contender takes {seconds:.0f} s"
-            continue
-        marks = yardsticks(NAMES)
-        if stage in costs:
-            floor, num_bytes = floors[stage], costs[stage].num_bytes
-            bounds = bounding(floor["flops"] / floor["matrix_gflop_s"], num_bytes / floor["bandwidth_gb_s"])
-            marks = yardsticks(bounds, num_bytes)
-        timings[stage], yards[stage] = _time_stage(stage, contenders, marks, task)
+    timings, yards = _time_stages(task, contenders, costs, floors, report)
     bests = {precision: next(c.name for c in ours if c.name.endswith(f" {precision}"))
              for precision in options.precisions}  # fmt: skip
     return {
         "threads": num_threads,
         "ours": ours[0].name,
-        "timings": {stage: {name: each.as_dict() for name, each in rows.items()} for stage, rows in timings.items()},
-        "yardsticks": {stage: {name: each.as_dict() for name, each in rows.items()} for stage, rows in yards.items()},
+        "timings": _as_dicts(timings),
+        "yardsticks": _as_dicts(yards),
         "speedups": {
             best: {stage: {name: ratio(timing, rows[best]) for name, timing in rows.items() if name != best}
                    for stage, rows in timings.items()}
@@ -269,6 +305,36 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
         "trials": trials,
         "joules_per_picture": _energy(contenders, task),
     }  # fmt: skip
+
+
+def _time_stages(
+    task: Task, contenders: list[Contender], costs: dict[str, StepCost], floors: dict[str, Any],
+    report: Callable[[str], None],
+) -> tuple[Timings, Timings]:  # fmt: skip
+    """Of the contenders and of the yardsticks, by stage; whole pictures only where they do not take too long."""
+    timings: Timings = {}
+    yards: Timings = {}
+    for stage in (*STAGES, *READING_STAGES):
+        report(f"timing {stage.replace('_', ' ')}")
+        if stage == "picture" and (seconds := _picture_seconds(task, timings)) > task.options.stage_seconds:
+            task.left_out["whole pictures"] = f"one of every contender takes {seconds:.0f} s"
+            continue
+        marks = yardsticks(NAMES)
+        if stage in costs:
+            floor, num_bytes = floors[stage], costs[stage].num_bytes
+            bounds = bounding(floor["flops"] / floor["matrix_gflop_s"], num_bytes / floor["bandwidth_gb_s"])
+            marks = yardsticks(bounds, num_bytes)
+        timings[stage], yards[stage] = _time_stage(stage, contenders, marks, task)
+    return timings, yards
+
+
+def _as_dicts(timings: Timings) -> dict[str, dict[str, Any]]:
+    return {stage: {name: each.as_dict() for name, each in rows.items()} for stage, rows in timings.items()}
+
+
+def _ours(task: Task, num_threads: int) -> list[Contender]:
+    """Of all precisions."""
+    return [each for precision in task.options.precisions for each in _our_contenders(task, precision, num_threads)]
 
 
 def _our_contenders(task: Task, precision: Precision, num_threads: int) -> list[Contender]:
@@ -311,7 +377,7 @@ def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
     return {**result, "passed": bool(right) or not contender.name.endswith("fp32")}
 
 
-def _picture_seconds(task: Task, timings: dict[str, dict[str, Timing]]) -> float:
+def _picture_seconds(task: Task, timings: Timings) -> float:
     """About how long one picture of every contender takes."""
     runs = {"rep_step": task.work.num_decoder_runs, "denoise_step": task.work.plan.num_steps}
     return sum(count * timing.median for stage, count in runs.items() for timing in timings[stage].values())

@@ -3,7 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rf_export.benchmark.tables import READING_TITLES, STAGE_TITLES, describe, footprint_lines
+from rf_export.benchmark.tables import (
+    READING_TITLES,
+    REPEATS_HEAD,
+    REPEATS_NOTE,
+    STAGE_TITLES,
+    describe,
+    footprint_lines,
+    repeats_rows,
+)
 from runtime import report
 from runtime.plots import Axis, Series, number, plot, spans, strip
 
@@ -21,6 +29,7 @@ def bench_page(result: Mapping[str, Any]) -> str:
         report.Section("One picture, step by step", _timeline(result)),
         report.Section("Scaling", _scaling(result)),
         report.Section("Cold start and memory", _footprint(result)),
+        *([report.Section("Fresh processes", _repeats(result))] if result["repeats"] else []),
         report.Section("Where it was measured", _environment(result)),
     ]
     return report.page("rf-export bench", describe(result)[0], sections)
@@ -160,6 +169,11 @@ def _footprint(result: Mapping[str, Any]) -> str:
         "Medians over fresh processes that take turns; from the start of the process to a picture of one denoising "
         "step. Resident memory is above that of the libraries, the peak is all of the process."
     )
+
+
+def _repeats(result: Mapping[str, Any]) -> str:
+    table = report.table(REPEATS_HEAD, repeats_rows(result))
+    return table + report.note(f"{REPEATS_NOTE.format(len(result['repeats']))}.")
 
 
 def _environment(result: Mapping[str, Any]) -> str:

@@ -66,6 +66,13 @@ def choose_baselines(
     return contenders, trials
 
 
+def plain_baseline(model: RFModel, work: Workload, questions: QuestionWorkload) -> Contender:
+    """Eager PyTorch in fp32 without a trial: one and the same in every process."""
+    variant = Variant()
+    drawer, reader = Baseline(model, work, variant), BaselineReader(model, questions, variant)
+    return Contender(name=variant.family, tokens=drawer, pixels=drawer, readers=dict.fromkeys(READING_STAGES, reader))
+
+
 def drawing_runs(contender: Contender, work: Workload) -> dict[Stage, Callable[[], int]]:
     """What is timed of the two kinds of step of a drawing."""
 

@@ -1,5 +1,6 @@
 """The result of a benchmark as text for a terminal. Knows nothing of measuring."""
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,10 @@ FORMAT = 2  # of the result
 STAGE_TITLES = {"rep_step": "AR step", "denoise_step": "denoise step", "picture": "whole picture"}
 READING_TITLES = {"encode_image": "encode a picture", "first_word": "picture + question: first word",
                   "next_word": "next word", "second_question": "2nd question: first word"}  # fmt: skip
+
+
+REPEATS_HEAD = ["threads", "stage", "contender", "median ms", "lowest", "highest", "apart"]
+REPEATS_NOTE = "fresh processes: {}; their medians: how fast one is depends on where its memory happens to lie"
 
 
 def format_bench(result: Mapping[str, Any]) -> str:
@@ -18,6 +23,8 @@ def format_bench(result: Mapping[str, Any]) -> str:
             head = f"{run['threads']} thread(s), ms: median [95% interval]; x: how many times as fast our {ours} is"
             lines += ["", head, *aligned(_drawing_table(run, ours, floor=own))]
             lines += ["", *aligned(_reading_table(run, ours, floor=own))]
+    if result["repeats"]:
+        lines += ["", REPEATS_NOTE.format(len(result["repeats"])), *aligned([REPEATS_HEAD, *repeats_rows(result)])]
     lines += ["", *_speed_lines(result), *footprint_lines(result)]
     lines += [f"left out: {what}: {why}" for what, why in result["left_out"].items()]
     return "\n".join(lines)
@@ -100,6 +107,23 @@ def footprint_lines(result: Mapping[str, Any]) -> list[str]:
         f"({row['drawn_bytes'] / weights:.2f} x the weights), peak with libraries {row['peak_bytes'] / 2**20:.0f} MiB"
         for name, row in result["footprint"].items()
     ]
+
+
+def repeats_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """How far fresh processes lie apart: a row per number of threads, stage and contender."""
+    titles = {**STAGE_TITLES, **READING_TITLES}
+    medians: dict[tuple[str, str, str], list[float]] = {}
+    for runs in result["repeats"]:
+        for run in runs:
+            for stage, rows in run["timings"].items():
+                for name, row in rows.items():
+                    key = str(run["threads"]), titles[stage], name
+                    medians.setdefault(key, []).append(statistics.median(row["samples_ms"]))
+    return [
+        [*key, f"{statistics.median(values):.3g}", f"{min(values):.3g}", f"{max(values):.3g}",
+         f"{max(values) / min(values) - 1:.0%}"]
+        for key, values in medians.items()
+    ]  # fmt: skip
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
