@@ -28,12 +28,13 @@ SMALLER = (
     (r"--scene-score \d+", "--scene-score 0"),
     (r"(rf-export calibrate \S+)", r"\1 --force"),
     (r"(rf-export bench \S+ --checkpoint \S+)", r"\1 --no-compile --rounds 1"),
+    (r"--repeat \d+", "--repeat 1"),
 )
 ELSEWHERE = (
     (r"^(sudo|rsync|tegrastats|pip|git|\. |python3 -m venv)", "changes the machine, or needs another one"),
     (r"^make (demo|test|test-slow|bench)", "runs this suite, or what has tests of its own"),
     (r"refit-engine ENGINE BUNDLE", "needs an engine of TensorRT"),
-    (r"bench --compare", "gives no verdict on one round"),
+    (r"bench --compare", "gives no verdict on one process"),
 )
 NO_DEVICE = re.compile(r"--backend (tensorrt|ort-cuda)\b(?!-rtx)|generate .*--backend tensorrt")
 

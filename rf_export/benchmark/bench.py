@@ -108,16 +108,24 @@ class BenchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A model, what it has to do, and what comes of it in eager PyTorch."""
+    """A model and what it has to do."""
 
     opened: Bundle
     model: RFModel
     work: Workload
     questions: QuestionWorkload
     options: BenchOptions
-    drawn: EagerResult
-    read: ReadReference
     left_out: dict[str, str]  # what, and why
+
+    @functools.cached_property
+    def drawn(self) -> EagerResult:
+        """What eager PyTorch draws in the steps of a trial."""
+        return draw_reference(self.model, self.work, TRIAL_STEPS)
+
+    @functools.cached_property
+    def read(self) -> ReadReference:
+        """What eager PyTorch answers."""
+        return read_reference(self.model, self.questions)
 
     def costs(self) -> dict[str, StepCost]:
         """Of each kind of step."""
@@ -156,7 +164,6 @@ def run_bench(
         if on_progress is not None:
             on_progress(what, done, num_stages)
 
-    report("the reference in eager PyTorch", 0)
     task = _task(opened, model, options)
     threads_before = torch.get_num_threads()
     runs = []
@@ -176,7 +183,8 @@ def run_bench(
     footprint = measure_footprint(
         bundle, checkpoint, options.precisions, options.threads[0], repeats=min(options.num_rounds, 5)
     )
-    repeats = []
+    described, left_out, repeats = _describe(task), task.left_out, []
+    del pipeline, task, model  # fresh processes need the memory
     for i in range(options.repeats):
         report(f"fresh process {i + 1} of {options.repeats}", num_stages - options.repeats + i)
         repeats.append(in_fresh_process(bundle, checkpoint, options))
@@ -184,9 +192,9 @@ def run_bench(
         "format": FORMAT,
         "machine": describe_machine(),
         "state": {"begin": begin, "end": describe_state()},
-        "model": _describe(task),
+        "model": described,
         "options": asdict(options),
-        "left_out": task.left_out,
+        "left_out": left_out,
         "runs": runs,
         "timeline": timeline,
         "scaling": scaling,
@@ -234,17 +242,13 @@ def _with_precisions(options: BenchOptions, opened: Bundle) -> BenchOptions:
 def _task(opened: Bundle, model: RFModel, options: BenchOptions) -> Task:
     work = Workload.of(opened.manifest, options.num_prompt_tokens, GenerationOptions())
     questions = QuestionWorkload.of(opened.manifest)
-    drawn, read = draw_reference(model, work, TRIAL_STEPS), read_reference(model, questions)
     left_out = left_out_for_memory(opened.manifest.model.num_parameters, free_bytes())
     if not options.compile:
         left_out["torch.compile"] = "it was not asked for"
     if not options.scaling or opened.manifest.model.num_parameters > SLOWEST_SCALING:
         asked = "it takes minutes at this size" if options.scaling else "it was not asked for"
         left_out["scaling"] = asked
-    return Task(
-        opened=opened, model=model, work=work, questions=questions, options=options, drawn=drawn, read=read,
-        left_out=left_out,
-    )  # fmt: skip
+    return Task(opened=opened, model=model, work=work, questions=questions, options=options, left_out=left_out)
 
 
 def left_out_for_memory(num_parameters: int, free: int) -> dict[str, str]:
