@@ -11,6 +11,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,8 @@ def main() -> None:
               help="Spelling of the graphs: classic runs everywhere, modern (opset 24) writes its cache in place. "
                    "[default: what the targets ask for, or classic]")
 @click.option("--target", "targets", multiple=True, metavar="NAME",
-              help="Who has to take the graphs, such as tensorrt-10.3; picks dialect and opset, and refuses what would "
-                   "not parse there.")
+              help="Who has to take the graphs: onnxruntime, tensorrt-8.6, tensorrt-10.0 to tensorrt-11.x, "
+                   "tensorrt-rtx-1.7; picks dialect and opset, and refuses what would not parse there.")
 @click.option("--opset", type=click.IntRange(17, 18), help="Of classic graphs: 17 for TensorRT 8.6.")
 @click.option("--cache-slots", type=click.IntRange(2), help="Fixed length of the cache of modern graphs, for TensorRT.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
@@ -123,13 +124,14 @@ def export(checkpoint: Path, bundle: Path, precisions: tuple[Any, ...], dialects
 @click.argument("bundle", type=FOLDER)
 @click.option("--checkpoint", type=FOLDER, help="What BUNDLE was exported from: eager PyTorch is the reference then. "
               "[default: the fp32 graphs of the bundle are]")
-@click.option("--backend", "backends", multiple=True, help="Only these, such as ort; repeat it. [default: all]")
+@click.option("--backend", "backends", multiple=True,
+              help="Only these: ort, ort-cuda, tensorrt, tensorrt-rtx; repeat it. [default: all]")
 @click.option("--precision", "precisions", type=PRECISION, multiple=True, help="Only these. [default: all]")
 @click.option("--dialect", "dialects", type=DIALECT, multiple=True, help="Only these. [default: all]")
 @click.option("--quick", is_flag=True, help="Two prompts and two questions, as an export does it.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random cases.")
 @click.option("--random", "num_random", type=click.IntRange(0), default=2, show_default=True, help="Random drawings.")
-@click.option("--threads", "num_threads", type=click.IntRange(1))
+@click.option("--threads", "num_threads", type=click.IntRange(1), help="CPU threads; the default is the backend's.")
 @click.option("--rebuilds", type=click.IntRange(0), default=0, metavar="K",
               help="Also build engines of --backend K times, in a temporary place, and judge the worst.")
 @click.option("--taps", is_flag=True, help="Also compare layer by layer inside of the graphs; see --report and --json.")
@@ -192,21 +194,24 @@ def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
 
 @main.command()
 @click.argument("bundle", type=FOLDER)
-@click.option("--prompts", "prompts_file", type=FOLDER, required=True, help="Text file, one prompt per line.")
+@click.option("--prompts", "prompts_file", type=FOLDER, required=True,
+              help="Text file, one prompt per line, 16 different ones at least; lines that begin with # are left out.")
 @click.option("--images", type=FOLDER, help="More pictures for the image encoder and the gate, beside those drawn.")
 @click.option("--target", type=click.Choice(["ort", "tensorrt", "tensorrt-rtx"]), default="ort", show_default=True,
               help="ort makes int8 on fp32 and times every group here; the others int8-fp16, untimed without a GPU.")
 @click.option("--method", type=click.Choice(["mse", "percentile", "entropy", "minmax"]), default="mse",
               show_default=True, help="Range of activations.")
-@click.option("--percentile", type=float, default=99.99, show_default=True)
+@click.option("--percentile", type=float, default=99.99, show_default=True, help="Of --method percentile.")
 @click.option("--smooth/--no-smooth", default=True, show_default=True, help="Let norms take over outlying channels.")
 @click.option("--format", "formats", type=INT8_FORMAT, multiple=True, default=("static", "weight-only"),
               show_default=True, help="Tried for denoiser and vision_encoder.")
 @click.option("--decoder-format", "ar_formats", type=INT8_FORMAT, multiple=True, default=("weight-only",),
               show_default=True, help="Tried for text_decoder and rep_decoder; weight-only-4 is INT4.")
 @click.option("--block", type=int, help="Rows of a weight per scale, 0 for all. [default: 128, TensorRT 0]")
-@click.option("--min-psnr", type=float, default=25.0, show_default=True, help="Of pictures from the same tokens, dB.")
-@click.option("--min-cosine", type=float, default=0.999, show_default=True, help="Of every step.")
+@click.option("--min-psnr", type=float, default=25.0, show_default=True,
+              help="Of pictures from the same tokens, mean, dB.")
+@click.option("--min-cosine", type=float, default=0.999, show_default=True,
+              help="Of every step, mean over the prompts.")
 @click.option("--min-token-agreement", type=click.FloatRange(0, 100, max_open=True), default=95.0, show_default=True,
               help="Of captions, percent, for sure; near ties may fall either way.")
 @click.option("--scene-score", type=click.IntRange(0), default=0, show_default=True,
@@ -287,6 +292,7 @@ def build_engine(bundle: Path, backend: str, precision: Any, dialect: Any, force
     rf-export build-engine bundle --backend tensorrt-rtx --precision fp16 --compute-capability 8.9
     """
     from engines import EngineConfig, TensorRTConfig, build, estimate, parse_dims
+    from runtime.backends.cpu import memory_info
     from runtime.engine import open_engine
 
     with usage_errors():
@@ -295,6 +301,9 @@ def build_engine(bundle: Path, backend: str, precision: Any, dialect: Any, force
                           allow_unverified=allow_unverified)  # fmt: skip
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
+    warning = need.warning(memory_info(), shutil.disk_usage(bundle).free)
+    if warning is not None:
+        click.echo(f"warning: {warning}", err=True)
     with progress("build") as report:
         path = build(bundle, config, report)
     record = open_engine(path).record

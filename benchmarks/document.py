@@ -39,10 +39,11 @@ def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | 
     return "\n".join(parts)
 
 
-HOW = """Every contender first has to draw the picture and give the answers of an independent eager loop; then all take
-turns within each round, in a rotating order, after a round that does not count. Figures are medians over rounds with
-95% intervals from order statistics; ratios are medians of the rounds' ratios. The floor is what one step has to read
-and compute, by the bandwidth and the matrix rate that are measured on the spot. Weights of shapes other than
+HOW = """Every fp32 contender first has to draw the picture and give the answers of an independent eager loop; what the
+others draw is told below, not judged. Then all take turns within each round, in a rotating order, after a round that
+does not count. Figures are medians over rounds with 95% intervals from order statistics (with fewer than six rounds
+their whole range, which is no 95% interval); ratios are medians of the rounds' ratios. The floor is what one step has
+to read and compute, by the bandwidth and the matrix rate that are measured on the spot. Weights of shapes other than
 `reference` are random: speed does not depend on them. `rf-export bench --report FILE.html` has plots: roofline, steps
 of one picture, scaling.
 """
@@ -79,14 +80,14 @@ def _one(result: Mapping[str, Any]) -> list[str]:
                 speedup = run["speedups"][run["ours"]][stage].get(name)
                 rows.append([
                     TITLES[stage], name, number(timing["median_ms"]),
-                    _interval(timing), number(timing["p95_ms"]) if timing["rounds"] > 1 else "",
+                    _interval(timing), timing["rounds"], number(timing["p95_ms"]) if timing["rounds"] > 1 else "",
                     number(timing["cpu_median_ms"]), "" if speedup is None else f"{speedup['median']:.2f}x",
                 ])  # fmt: skip
             if stage in run["floor"]:
                 floor = run["floor"][stage]
                 rates = f"{floor['bandwidth_gb_s']:.1f} GB/s, {floor['matrix_gflop_s']:.0f} GFLOP/s"
-                rows.append([TITLES[stage], "floor fp32", number(floor["floor_ms"]), rates, "", "", ""])
-        parts.append(_table(["stage", "contender", "median ms", "95% interval", "p95", "CPU ms",
+                rows.append([TITLES[stage], "floor fp32", number(floor["floor_ms"]), rates, "", "", "", ""])
+        parts.append(_table(["stage", "contender", "median ms", "interval", "rounds", "p95", "CPU ms",
                              f"times {run['ours']}"], rows))  # fmt: skip
         parts.append(_table(
             ["against eager fp32", "tokens", "picture PSNR", "words", "image features, cosine"],
@@ -111,7 +112,7 @@ def _one(result: Mapping[str, Any]) -> list[str]:
 
 def _interval(timing: Mapping[str, Any]) -> str:
     if timing["rounds"] == 1:
-        return "one round"
+        return ""
     return f"{number(timing['low_ms'])} to {number(timing['high_ms'])}"
 
 
@@ -145,8 +146,9 @@ def _planted(planted: Mapping[str, Any]) -> list[str]:
     return [
         "## Does `bench --compare` see what it should?\n",
         f"`python benchmarks/planted.py {planted['preset']} --clock {planted['clock']}` times the "
-        f"reference three times, in {planted['processes']} fresh processes each, the third time with sessions that "
-        f"spin for {share} longer, and compares by {clock}, smallest effect {planted['min_effect']:.0%}:\n",
+        f"reference three times, in {planted['processes']} fresh processes each, the third time with graphs whose "
+        f"every run is followed by a loop that spins for {share} of its time, and compares by {clock}, smallest effect "
+        f"{planted['min_effect']:.0%}:\n",
         f"- two runs of one build: {planted['same_build']['verdict']}",
         f"- {share} planted: {planted['planted']['verdict']}",
         f"- {planted['found']} of the {planted['planted_rows']} planted rows were found"

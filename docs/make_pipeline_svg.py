@@ -31,11 +31,11 @@ def main() -> None:
     parts = [
         '<text x="20" y="28" class="l">once, on any host</text>',
         box(20, 42, 170, 74, "b", "checkpoint", "safetensors, config,", "tokenizer"),
-        box(300, 42, 250, 74, "b", "bundle", "3 ONNX graphs per precision,", "one weights file, manifest"),
+        box(300, 42, 250, 74, "b", "bundle", "4 ONNX graphs per precision,", "one weights file, manifest"),
         box(680, 42, 200, 74, "b", "engine", "compiled for one", "library and one device"),
         arrow("M190 79 H298", "export", (244, 70)),
         arrow("M550 79 H678", "build-engine", (614, 70)),
-        TEXT.format(x=244, y=98, style="s", text="+ parity gate"),
+        TEXT.format(x=244, y=98, style="s", text="+ verification"),
         '<text x="20" y="156" class="l">every picture, on the target, no torch: runtime/</text>',
         box(20, 176, 120, 64, "r", "prompt", "“a red car”"),
         box(190, 176, 150, 64, "g", "text_decoder", "1 run: prefill"),

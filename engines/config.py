@@ -43,6 +43,24 @@ class BuildEstimate:
     memory_mib: int
     disk_mib: int
 
+    def warning(self, memory: Mapping[str, int], free_disk: int) -> str | None:
+        """A sentence where that may not be there.
+
+        Args:
+            memory: Bytes, of `MemAvailable` and `SwapFree`; without them memory is not judged.
+            free_disk: Bytes.
+        """
+        short = []
+        if "MemAvailable" in memory:
+            free = (memory["MemAvailable"] + memory.get("SwapFree", 0)) >> 20
+            short += [f"{free} MiB of memory and swap are free"] if free < self.memory_mib else []
+        if free_disk >> 20 < self.disk_mib:
+            short.append(f"{free_disk >> 20} MiB of disk are free")
+        if not short:
+            return None
+        return (f"only {' and '.join(short)}, so the build may be killed or stop. Close programs, add swap, make room, "
+                "or give it less: --workspace-mib, narrower --dim.")  # fmt: skip
+
 
 class Report(Protocol):
     """Hears what a builder does."""

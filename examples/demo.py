@@ -168,7 +168,7 @@ def write_report(
             report.pictures(captions)
             + report.note(
                 f"Drawn together in {drawn.seconds:.1f} s by the compiled fp32 engine, seed {SEED} onwards, first try. "
-                f"The checker, trained on real scenes only, accepts {drawn.score.overall.successes} of "
+                f"The checker, trained on composed scenes only, accepts {drawn.score.overall.successes} of "
                 f"{drawn.score.overall.num}; twelve pictures are no score: rf-export eval draws hundreds. "
                 f"Then what the model itself reads in it: {sum(each.is_exact for each in read.own)} times the prompt."
             ),

@@ -37,9 +37,12 @@ NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
               help="Questions asked about every picture, besides its caption.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True)
-@click.option("--style", "styles", multiple=True, default=("fluent-flat", "fluent-3d"), show_default=True)
-@click.option("--preset", default="reference", show_default=True, help="Shape of the model.")
+@click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
+              help="Kinds of objects in the scenes.")
+@click.option("--style", "styles", multiple=True, default=("fluent-flat", "fluent-3d"), show_default=True,
+              help="Artwork: fluent-flat, fluent-3d, noto, twemoji; repeat it.")
+@click.option("--preset", default="reference", show_default=True,
+              help="Shape of the model: tiny, reference, base-90m, qwen3-0.6b, qwen3-1.7b or qwen3-4b.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; the default is PyTorch's.")
 @click.option("--compile/--no-compile", "compile_", default=True, show_default=True,
               help="torch.compile: two minutes at the start, steps a quarter faster.")
@@ -89,7 +92,8 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
 @click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
               help="Objects that MODEL was trained with.")
 @click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i uses seed + i.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Of drawing: prompt i uses seed + i.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to use.")
 @click.option("--without-rep", is_flag=True, help="A checkpoint of the ablation: draw without representation tokens.")
 @click.option("--sheet", type=FOLDER, help="Also write a PNG of the first 24 pictures; [x] marks wrong ones.")
@@ -107,6 +111,8 @@ def evaluate(model: Path, as_json: bool, threads: int | None, understanding: boo
     rf-export eval examples/reference/checkpoint --understanding --num-prompts 500
     rf-export eval bundle --understanding --precision int8 --against fp32
     """
+    if min_agreement and against is None:
+        raise click.UsageError("--min-agreement judges a comparison; name what with --against")
     if understanding:
         _evaluate_understanding(model, as_json=as_json, threads=threads, against=against,
                                 min_agreement=min_agreement, **options)  # fmt: skip

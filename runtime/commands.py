@@ -25,12 +25,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def bundle_options(command: Command) -> Command:
     """The options of every command that loads a bundle."""
     for option in (
-        click.option("--threads", type=click.IntRange(1)),
+        click.option("--threads", type=click.IntRange(1), help="CPU threads; the default is the backend's."),
         click.option("--allow-unverified", is_flag=True,
                      help="Also run what failed a verification, or what nobody verified."),
         click.option("--engine", default="auto", show_default=True,
                      help="auto, none (plain ONNX), or an engine folder."),
-        click.option("--backend", default="ort", show_default=True),
+        click.option("--backend", default="ort", show_default=True, help="ort, ort-cuda, tensorrt or tensorrt-rtx."),
         click.option("--dialect", type=DIALECT, default="classic", show_default=True),
         click.option("--precision", type=PRECISION, default="fp32", show_default=True),
     ):  # fmt: skip
@@ -63,7 +63,7 @@ def load(bundle: Path, options: dict[str, Any]) -> "Pipeline":
 @click.option("--rep-guidance", "rep_guidance_scale", type=float, help="Guidance of the representation tokens.")
 @click.option("--pix-guidance", "pix_guidance_scale", type=float, help="Guidance of the pixels.")
 @click.option("--temperature", type=float, help="Of the representation tokens; 0 is greedy.")
-@click.option("--top-k", type=int)
+@click.option("--top-k", type=int, help="Draw among the k most likely representation tokens.")
 @click.option("--size", metavar="HxW", help="Height and width in pixels, such as 48x48.")
 @bundle_options
 @click.option("--preview", type=FOLDER, help="Also write a PNG strip of what the picture looked like on the way.")

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from runtime.backends.cpu import cpu_name
+from runtime.backends.cpu import cpu_name, memory_info
 from runtime.backends.cuda_driver import Gpu, probe_gpu
 
 # Module -> distributions that bring it.
@@ -127,9 +127,9 @@ def _system(root: Path) -> dict[str, str]:
         "python": platform.python_version(),
         "cpu": f"{cpu_name()}, {os.cpu_count()} threads",
     }
-    for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            facts["memory"] = f"{int(line.split()[1]) >> 10} MiB"
+    total = memory_info(root).get("MemTotal")
+    if total is not None:
+        facts["memory"] = f"{total >> 20} MiB"
     return facts
 
 

@@ -19,7 +19,7 @@ from runtime.signature import GRAPHS, Dialect, Precision
 Verdict: TypeAlias = Literal["passed", "failed", "unverified"]
 
 _ANYWAY: Final = (
-    "To use it anyway, generate, understand, bench and build-engine take --allow-unverified (Pipeline.load: "
+    "To use it anyway, generate, understand, tokens, bench and build-engine take --allow-unverified (Pipeline.load: "
     "allow_unverified=True)."
 )
 

@@ -25,6 +25,7 @@ from engines.pool import WeightPool
 from engines.probe import largest_error, probe_inputs
 from runtime import GenerationOptions, Pipeline, RFError
 from runtime.backends import create_backend
+from runtime.backends.cpu import memory_info
 from runtime.bundle import compute_bundle_id, describe_file, open_bundle
 from runtime.engine import EngineRecord, open_engine
 from runtime.manifest import FileEntry
@@ -371,3 +372,24 @@ def test_the_command_in_a_message_is_the_one_that_helps(bundle):
     assert command is not None
     build(command[1], EngineConfig(backend=command[2], num_threads=1))
     assert load(bundle, engine=engine_folder(bundle)).engine is not None
+
+
+def test_who_builds_is_told_before_that_memory_or_disk_may_not_suffice(built, monkeypatch):
+    need = estimate(built, CONFIG)
+    enough = {"MemAvailable": need.memory_mib << 19, "SwapFree": need.memory_mib << 19}
+    assert need.warning(enough, need.disk_mib << 20) is None
+    assert need.warning({}, need.disk_mib << 20) is None  # a system that does not tell
+    short = need.warning({**enough, "SwapFree": 0}, (need.disk_mib << 20) - 1)
+    assert f"{need.memory_mib // 2} MiB of memory and swap" in short
+    assert f"{need.disk_mib - 1} MiB of disk" in short
+    monkeypatch.setattr("runtime.backends.cpu.memory_info", lambda: {"MemAvailable": 1 << 20})
+    result = CliRunner().invoke(cli.main, ["build-engine", str(built)], catch_exceptions=False)
+    assert result.exit_code == 0  # an estimate is an upper bound: it warns and goes on
+    assert "warning: only 1 MiB of memory and swap are free" in result.stderr
+
+
+def test_memory_is_read_as_linux_tells_it(tmp_path):
+    assert memory_info(tmp_path) == {}
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:       64349184 kB\nHugePages_Total:       0\nMemAvailable:\n")
+    assert memory_info(tmp_path) == {"MemTotal": 64349184 << 10}

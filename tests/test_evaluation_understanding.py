@@ -165,6 +165,7 @@ def test_options_that_do_not_go_together_are_refused(tiny_bundle: Path) -> None:
     for command, words in (
         (["eval", str(tiny_bundle), "--against", "fp32"], "use it with --understanding"),
         (["eval", str(tiny_bundle), "--understanding", "--against", "fp64"], "fp64"),
+        (["eval", str(tiny_bundle), "--understanding", "--min-agreement", "99"], "name what with --against"),
         (["eval", str(REFERENCE / "checkpoint"), "--understanding", "--held-out"], "--held-out is about drawing"),
     ):
         result = CliRunner().invoke(main, command)

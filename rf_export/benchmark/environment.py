@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rf_export.benchmark.energy import EnergyMeter
-from runtime.backends.cpu import cpu_features, cpu_name
+from runtime.backends.cpu import cpu_features, cpu_name, memory_info
 
 ROOT = Path("/")
 PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "pycuda", "cuda-bindings",
@@ -65,8 +65,8 @@ def describe_state(root: Path = ROOT) -> dict[str, Any]:
 
 def free_bytes(root: Path = ROOT) -> int:
     """Memory that programs can still have without swapping."""
-    match = re.search(r"MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"))
-    return int(match[1]) * 1024 if match else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = memory_info(root).get("MemAvailable")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if available is None else available
 
 
 def file_label(name: str) -> str:

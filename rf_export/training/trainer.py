@@ -38,7 +38,7 @@ RateDecay = Literal["constant", "cosine"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training recipe. Rates are per step; the paper's values that a short run cannot use are noted in the README."""
+    """A training recipe. Rates are per step."""
 
     scenes: SceneConfig = field(default_factory=SceneConfig)
     with_rep: bool = True

@@ -1,4 +1,4 @@
-"""What code that was compiled for a CPU depends on. Knows nothing of what compiles it."""
+"""What code that was compiled for a CPU depends on, and memory. Knows nothing of what compiles and uses it."""
 
 import os
 import platform
@@ -24,6 +24,15 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def memory_info(root: Path = Path("/")) -> dict[str, int]:
+    """Bytes by the names of /proc/meminfo, such as MemTotal and MemAvailable; empty where there is none."""
+    try:
+        text = (root / "proc/meminfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    return {name: int(number) << 10 for name, number in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)}
 
 
 def _linux_features() -> list[str]:
