@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     from verification import VerifyOptions
 
+# What users cause by a path, a disk or a right; other errors of the system are bugs, and keep their traceback.
+SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR,
+                 errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.EIO, errno.ELOOP)  # fmt: skip
 EXTRAS = {"torch": "export", "onnx": "quantize", "onnx_ir": "quantize", "onnxscript": "export", "safetensors": "export",
           "matplotlib": "export", "onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx",
           "pycuda": "cuda"}  # fmt: skip
@@ -54,7 +57,7 @@ class OneSentenceErrors(click.Group):
         except MemoryError as error:
             raise click.ClickException(f"not enough memory ({error}); take fewer or smaller pictures") from error
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            if error.errno not in SYSTEM_ERRORS:
                 raise
             where = error.filename or "writing"
             raise click.ClickException(f"{where}: {error.strerror}; choose another place") from error
@@ -147,11 +150,15 @@ def verify(ctx: click.Context, bundle: Path, checkpoint: Path | None, quick: boo
     rf-export verify bundle --checkpoint examples/reference/checkpoint --report verify.html
     rf-export verify bundle --backend tensorrt
     """
+    from runtime.atomic import restore
     from verification import NotRun, Remembering, VerifyOptions, verify
     from verification.rebuilds import verify_rebuilds
     from verification.report import write_report
+    from verification.verify import NotRecordedError
 
     require_writable(report_path, "--report")
+    if not no_record:
+        restore(bundle)
     reference = None
     if checkpoint is not None:
         import torch
@@ -163,16 +170,22 @@ def verify(ctx: click.Context, bundle: Path, checkpoint: Path | None, quick: boo
         reference = EagerReference(open_exported(bundle, checkpoint)[1])
     chosen = VerifyOptions(profile="quick" if quick else "full", record=not no_record, **options)
     remembered = None if reference is None else Remembering(reference)
+    not_recorded = None
     with progress("verify") as report:
-        outcomes = verify(bundle, chosen, remembered, report)
+        try:
+            outcomes = verify(bundle, chosen, remembered, report)
+        except NotRecordedError as error:
+            outcomes, not_recorded = error.outcomes, error
         if rebuilds:
             outcomes += verify_rebuilds(bundle, chosen, remembered, _rebuild(chosen), rebuilds, report)
-    if report_path is not None:
-        write_report(report_path, bundle, outcomes)
     if as_json:
         click.echo(json.dumps([outcome.to_dict() for outcome in outcomes], indent=1))
     else:
         click.echo("\n".join(outcome.line() for outcome in outcomes))
+    if report_path is not None:
+        write_report(report_path, bundle, outcomes)
+    if not_recorded is not None:
+        raise not_recorded
     verdicts = [outcome.verdict for outcome in outcomes if not isinstance(outcome, NotRun)]
     if not verdicts or set(verdicts) != {"passed"}:
         ctx.exit(1)

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ except ImportError:  # Windows: no locks, so leftovers stay until someone delete
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MOUNTS = Path("/proc/self/mountinfo")  # of Linux
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +93,16 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return False
 
 
+def is_no_file(path: Path) -> bool:
+    """Whether something is there that no file may replace: a folder, or a device such as /dev/null or /dev/stdout."""
+    try:
+        if path.is_symlink() and str(path.readlink()).startswith("/proc/"):  # /dev/stdout leads to what a shell opened
+            return True
+        return not stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 @contextmanager
 def write_file(out: Path) -> Iterator[Path]:
     """Write a file that replaces `out` when the `with` block ends without an exception.
@@ -101,6 +113,12 @@ def write_file(out: Path) -> Iterator[Path]:
     Raises:
         RFError: It cannot be written there, or the disk is full; `out` is as it was.
     """
+    try:
+        special = is_no_file(out)
+    except OSError as error:
+        raise _not_written(out, error) from error
+    if special:
+        raise RFError(f"{out} exists and is not a regular file, so it is not replaced. Choose another output path.")
     with locked(out) as is_alone:
         partial = out.with_name(f".{out.name}{_PARTIAL}{0 if is_alone else os.getpid()}")
         try:
@@ -108,11 +126,15 @@ def write_file(out: Path) -> Iterator[Path]:
             _flush_entry(partial)
             partial.replace(out)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise RFError(f"{out} was not written: {reason}. Make room, or choose another output path.") from error
+            raise _not_written(out, error) from error
         finally:
             with suppress(OSError):
                 partial.unlink()
+
+
+def _not_written(out: Path, error: OSError) -> RFError:
+    reason = error.strerror or str(error)
+    return RFError(f"{out} was not written: {reason}. Make room, or choose another output path.")
 
 
 def write_text(out: Path, text: str) -> None:
@@ -138,7 +160,7 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
         The temporary folder to write into.
 
     Raises:
-        RFError: `out` exists and may not be replaced, or it cannot be made there, or the disk is full.
+        RFError: `out` exists and may or can not be replaced, or it cannot be made there, or the disk is full.
     """
     out = out.absolute()  # the caller may change the working directory
     _check_target(out, replaceable, force, what)
@@ -191,6 +213,20 @@ def remove_leftovers(out: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def restore(out: Path) -> None:
+    """Bring back the folder `out` where a writer that replaced it was killed between its two renames."""
+    out = out.absolute()
+    if killed_replacement(out) is not None:
+        with locked(out) as is_alone:
+            if is_alone:
+                remove_leftovers(out)
+
+
+def killed_replacement(out: Path) -> Path | None:
+    """What the folder `out` is called now, if whoever replaced it was killed between the two renames."""
+    return None if os.path.lexists(out) else next(iter(_siblings(out, _REPLACED)), None)
+
+
 def _siblings(out: Path, kind: str) -> list[Path]:
     if not out.parent.is_dir():
         return []
@@ -207,6 +243,11 @@ def _check_target(out: Path, replaceable: Callable[[Path], bool], force: bool, w
         return
     if not out.is_dir() or out.is_symlink():
         raise RFError(f"{out} exists and is not a folder. Choose another output path.")
+    if _is_mount_point(out):
+        raise RFError(
+            f"{out} is a mount point, which cannot be replaced as a whole. Use a folder inside it, or mount the folder "
+            "above it instead."
+        )
     if not any(out.iterdir()):
         return
     if not replaceable(out):
@@ -215,10 +256,20 @@ def _check_target(out: Path, replaceable: Callable[[Path], bool], force: bool, w
         raise RFError(f"{out} exists. Choose another output path, or replace it with --force.")
 
 
+def _is_mount_point(folder: Path) -> bool:
+    if os.path.ismount(folder):
+        return True
+    with suppress(OSError):  # a folder of the same disk that is mounted there is told only by the system's table
+        name = os.path.realpath(folder).replace("\\", r"\134").replace(" ", r"\040")
+        mounts = _MOUNTS.read_text(errors="surrogateescape").splitlines()
+        return any(line.split(" ")[4] == name for line in mounts)
+    return False
+
+
 def _move_into_place(partial: Path, out: Path) -> None:
     replaced = out.with_name(f"{out.name}{_REPLACED}{os.getpid()}")
     if out.exists():
-        out.rename(replaced)
+        _move_away(out, replaced)
     try:
         partial.rename(out)
     except BaseException:
@@ -227,6 +278,17 @@ def _move_into_place(partial: Path, out: Path) -> None:
         raise
     _flush_entry(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _move_away(out: Path, replaced: Path) -> None:
+    try:
+        out.rename(replaced)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        raise RFError(
+            f"{out} cannot be replaced as a whole ({error.strerror}); it is as it was. Choose another output path."
+        ) from error
 
 
 def _flush(folder: Path) -> None:

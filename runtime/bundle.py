@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from runtime.atomic import write_folder
+from runtime.atomic import killed_replacement, write_folder
 from runtime.errors import RFError
 from runtime.manifest import (
     FORMAT,
@@ -105,12 +105,19 @@ def open_bundle(path: str | Path, *, verify: Verify = "size") -> Bundle:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise RFError(f"{folder} is not a folder. Give the path of an exported bundle.")
+        raise RFError(f"{folder} is not a folder. {_where_it_is(folder)}")
     if not (folder / MANIFEST_NAME).is_file():
         raise RFError(f"{folder} has no {MANIFEST_NAME}, so it is not a bundle. Make one with: rf-export export")
     bundle = Bundle(folder, Manifest.from_dict(read_json(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME)))
     bundle.verify(verify=verify)
     return bundle
+
+
+def _where_it_is(folder: Path) -> str:
+    left = killed_replacement(folder)
+    if left is None:
+        return "Give the path of an exported bundle."
+    return f"A command that was replacing it was killed, and left it whole as {left}. Rename that to {folder}."
 
 
 def _remedy(path: Path, precision: Precision) -> str:

@@ -4,6 +4,7 @@
 when it runs.
 """
 
+import contextlib
 import json
 import os
 import time
@@ -96,12 +97,14 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int | None, rep_token
     require_writable(options["output"], "--output")
     require_writable(options["preview"], "--preview")
     _require_folder(options["each"])
+    _require_different(options["output"], options["preview"], *_each_file(options["each"], len(prompts)))
     pipeline = load(bundle, options)
     if then_understand:
         pipeline.converse()  # refuses a model that answers nothing before anything is drawn
     started = time.perf_counter()
     rep_ids = choose_tokens(pipeline, prompts, seed=seed, options=chosen, base=base, edits=changes)
-    pictures, previews = _draw(pipeline.generate(prompts, seed=seed, options=chosen, rep_ids=rep_ids))
+    events = pipeline.generate(prompts, seed=seed, options=chosen, rep_ids=rep_ids)
+    pictures, previews = _draw(events, keep_steps=options["preview"] is not None)
     seconds = time.perf_counter() - started
     common = {"bundle_id": pipeline.bundle.manifest.bundle_id, "precision": options["precision"],
               "dialect": options["dialect"],
@@ -126,15 +129,39 @@ def _require_folder(path: Path | None) -> None:
     """Refuse a folder for pictures that could not be made, or written into."""
     if path is None:
         return
-    if path.exists() and not path.is_dir():
-        raise click.BadParameter(f"{path} is a file", param_hint="--each")
-    parent = path.absolute().parent
-    if parent.is_dir() and not os.access(parent, os.W_OK):
-        raise click.BadParameter(f"nothing can be written into {parent}", param_hint="--each")
+    there = _nearest_existing(path.absolute())
+    if not there.is_dir():
+        raise click.BadParameter(f"{there} is a file, or a link that leads nowhere", param_hint="--each")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"nothing can be written into {there}", param_hint="--each")
 
 
-def _draw(events: "Iterator[Event]") -> "tuple[list[PictureEvent], list[StepEvent]]":
-    """Run a drawing to its end under a progress bar."""
+def _nearest_existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there; a name that is too long raises OSError."""
+    while True:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+            return path
+        path = path.parent
+
+
+def _require_different(*outputs: Path | None) -> None:
+    """Refuse two outputs of one path, of which the later one would replace the earlier one."""
+    seen = set()
+    for path in filter(None, outputs):
+        real = os.path.realpath(path)
+        if real in seen:
+            raise click.UsageError(f"{path} is named for two outputs; give each of them a path of its own")
+        seen.add(real)
+
+
+def _each_file(folder: Path | None, num_pictures: int) -> list[Path]:
+    """The files of --each."""
+    return [] if folder is None else [folder / f"{i:03}.png" for i in range(num_pictures)]
+
+
+def _draw(events: "Iterator[Event]", *, keep_steps: bool) -> "tuple[list[PictureEvent], list[StepEvent]]":
+    """Run a drawing to its end under a progress bar; of its steps the ones of a preview are kept, if any."""
     from runtime.events import PictureEvent, StepEvent
 
     pictures: list[PictureEvent] = []
@@ -146,9 +173,15 @@ def _draw(events: "Iterator[Event]") -> "tuple[list[PictureEvent], list[StepEven
             else:
                 denoising = isinstance(event, StepEvent)
                 report("denoising" if denoising else "tokens", event.step + 1, event.num_steps)
-                if isinstance(event, StepEvent):
+                if isinstance(event, StepEvent) and keep_steps and _is_shown(event.step, event.num_steps):
                     previews.append(event)
     return pictures, previews
+
+
+def _is_shown(step: int, num_steps: int) -> bool:
+    """Whether a preview shows a step: the last one, and the first ones of the first seven eighths."""
+    eighth, before, last = (i * 8 // num_steps for i in (step, step - 1, num_steps - 1))
+    return step == num_steps - 1 or eighth not in (before, last)
 
 
 def _write_pictures(
@@ -168,15 +201,14 @@ def _write_pictures(
     files = [str(out)]
     if options["each"] is not None:
         options["each"].mkdir(parents=True, exist_ok=True)
-        for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
-            path = options["each"] / f"{i:03}.png"
+        paths = _each_file(options["each"], len(pictures))
+        for path, picture, row in zip(paths, pictures, rows, strict=True):
             save_png(path, picture.picture, row)
             files.append(str(path))
     if options["preview"] is not None:
-        shown = [step for i, step in enumerate(previews) if i * 8 // len(previews) != (i - 1) * 8 // len(previews)]
-        shown = [*shown[:-1], previews[-1]]
-        strip = [(to_picture(step.x_pred[i]), f"step {step.step + 1}") for i in range(len(pictures)) for step in shown]
-        sheet = contact_sheet([s[0] for s in strip], [s[1] for s in strip], columns=len(shown))
+        strip = [(to_picture(step.x_pred[i]), f"step {step.step + 1}")
+                 for i in range(len(pictures)) for step in previews]  # fmt: skip
+        sheet = contact_sheet([s[0] for s in strip], [s[1] for s in strip], columns=len(previews))
         save_png(options["preview"], sheet, {"pictures": rows})
         files.append(str(options["preview"]))
     return files
@@ -234,7 +266,10 @@ def _split_question(inputs: tuple[str, ...], question: str | None) -> tuple[list
     images = list(inputs)
     if question is None:
         last = inputs[-1]
-        is_question = not Path(last).exists() and (" " in last.strip() or last.endswith("?") or not last.strip())
+        is_file = False
+        with contextlib.suppress(OSError):  # a question may be longer than a name of a file
+            is_file = Path(last).exists()
+        is_question = not is_file and (" " in last.strip() or last.endswith("?") or not last.strip())
         question = images.pop() if is_question else ""
     if not images:
         raise click.UsageError("give at least one IMAGE before the question")
@@ -281,8 +316,10 @@ def inspect(bundle: Path, verify: bool, memory: bool, size: str | None, num_requ
     from runtime.inspection import describe_bundle, describe_memory, format_description
     from runtime.memory import Workload, format_fits
 
+    height, width = parse_size(size)
+    if size is not None and not memory:
+        raise click.UsageError("--size needs --memory")
     if memory:
-        height, width = parse_size(size)
         work = Workload(num_requests=num_requests, height=height, width=width, prompt_tokens=prompt_tokens)
         rows = describe_memory(bundle, work)
         click.echo(json.dumps([row.to_dict() for row in rows], indent=1) if as_json else format_fits(rows))

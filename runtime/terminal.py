@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from runtime.atomic import is_no_file
+
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
 
@@ -54,6 +56,8 @@ def require_writable(path: Path | None, option: str) -> None:
         raise click.BadParameter(f"{parent} is not a folder", param_hint=option)
     if path.is_dir():
         raise click.BadParameter(f"{path} is a folder", param_hint=option)
+    if is_no_file(path):
+        raise click.BadParameter(f"{path} is not a regular file, so it cannot be replaced", param_hint=option)
     if not os.access(parent, os.W_OK):
         raise click.BadParameter(f"nothing can be written into {parent}", param_hint=option)
 

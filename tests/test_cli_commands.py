@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
+from runtime.commands import _draw
+from runtime.events import StepEvent
 from runtime.png import read_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +82,14 @@ def test_generate_json_and_previews(tiny_bundle: Path, tmp_path: Path) -> None:
     assert all(len(row["rep_ids"]) == 6 for row in printed["pictures"])
     assert all(Path(name).is_file() for name in printed["files"])
     assert len(printed["files"]) == 2
+
+
+def test_only_the_steps_of_a_preview_are_kept() -> None:
+    pixels = np.zeros((1, 3, 8, 8), np.float32)
+    for num_steps, shown in ((3, [0, 1, 2]), (8, list(range(8))), (25, [0, 4, 7, 10, 13, 16, 19, 24])):
+        steps = [StepEvent(step, num_steps, 0.0, 1.0, pixels, pixels) for step in range(num_steps)]
+        assert [step.step for step in _draw(iter(steps), keep_steps=True)[1]] == shown
+        assert _draw(iter(steps), keep_steps=False)[1] == []
 
 
 def test_generate_works_without_torch(tiny_bundle: Path, tmp_path: Path) -> None:

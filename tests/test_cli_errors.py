@@ -1,5 +1,6 @@
 """What a user gets wrong ends in one sentence, a non-zero exit code, and nothing half-written."""
 
+import importlib
 import json
 import os
 import shutil
@@ -11,6 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
+import runtime.verdict
+from runtime import Pipeline
+from runtime.commands import _split_question
+from runtime.errors import RFError
 
 ROOT = Path(__file__).parent.parent
 
@@ -162,6 +167,126 @@ def test_precision_that_the_bundle_lacks(tiny_bundle: Path) -> None:
 
 def test_output_in_a_folder_that_is_not_there(tiny_bundle: Path, tmp_path: Path) -> None:
     refused(run("generate", tiny_bundle, "a red car", "-o", tmp_path / "no" / "a.png"), "not a folder", code=2)
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pytest.fail("it was loaded"))
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize("option", ["-o", "--preview"])
+def test_a_pipe_or_a_device_is_not_replaced_by_a_picture(tiny_bundle: Path, tmp_path: Path, option: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    result = run("generate", tiny_bundle, "a red car", option, tmp_path / "pipe")
+    refused(result, "pipe is not a regular file", code=2)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize(
+    "options",
+    [["-o", "{0}/same.png", "--preview", "{0}/deep/../same.png"], ["-o", "{0}/001.png", "--each", "{0}"]],
+    ids=["preview", "each"],
+)
+def test_two_outputs_of_one_path_are_refused(tiny_bundle: Path, tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "deep").mkdir()
+    result = run("generate", tiny_bundle, "a red car", "a cup", *(option.format(tmp_path) for option in options))
+    refused(result, "is named for two outputs", code=2)
+
+
+@pytest.mark.parametrize("size", ["garbage", "48x48"])
+def test_inspect_refuses_a_size_without_memory(tiny_bundle: Path, size: str) -> None:
+    refused(run("inspect", tiny_bundle, "--size", size), "--size", code=2)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "{bundle}", "a red car", "-o", "{long}.png"],
+        ["generate", "{bundle}", "a red car", "--each", "{long}"],
+        ["generate", "{bundle}", "a red car", "--each", "{long}/sub"],
+        ["inspect", "{long}"],
+        ["train", "{file}"],
+        ["train", "{file}/x"],
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_cannot_be_is_told_before_the_work(tiny_bundle: Path, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "file").touch()
+    places = {"bundle": tiny_bundle, "long": tmp_path / ("x" * 300), "file": tmp_path / "file"}
+    result = run(*(argument.format(**places) for argument in command))
+    refused(result, code=result.exit_code)
+    assert result.exit_code in (1, 2)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize("place", ["file/sub", "file/sub/deeper", "link", "link/sub"])
+def test_a_folder_of_pictures_below_a_file_is_refused_before_anything_is_drawn(
+    tiny_bundle: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    refused(run("generate", tiny_bundle, "a red car", "--each", tmp_path / place), "is a file", code=2)
+
+
+@pytest.mark.parametrize(
+    ("locked", "folder", "is_refused"),
+    [(".", "there", False), ("there", "new", False), ("there", "there", True), ("there", "there/new/deep", True)],
+)
+def test_only_the_folder_that_pictures_go_into_has_to_be_writable(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str, folder: str, is_refused: bool
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK or Path(path) != tmp_path / locked)
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: (_ for _ in ()).throw(RFError("it was loaded")))
+    result = run("generate", tiny_bundle, "a red car", "-o", tmp_path / "out" / "p.png", "--each", tmp_path / folder)
+    words = ["nothing can be written into", "--each"] if is_refused else ["it was loaded"]
+    refused(result, *words, code=2 if is_refused else 1)
+
+
+def test_a_picture_whose_name_is_too_long_is_told(tiny_bundle: Path) -> None:
+    refused(run("understand", tiny_bundle, "x" * 300 + ".png"), "x.png", "File name too long")
+
+
+def test_a_question_may_be_longer_than_a_name_of_a_file() -> None:
+    question = "how many fish, " * 30 + "are there?"
+    assert _split_question(("car.png", question), None) == (["car.png"], question)
+
+
+def test_a_bundle_that_a_killed_command_left_under_another_name_is_named(bundle: Path) -> None:
+    left = bundle.rename(bundle.with_name("bundle.replaced-4000000"))
+    result = run("generate", bundle, "a red car")
+    refused(result, "is not a folder", "was killed", f"left it whole as {left}. Rename that to {bundle}.")
+    refused(run("verify", bundle, "--precision", "int8", "--no-record"), "was killed")
+    refused(run("verify", bundle, "--precision", "int8"), "nothing of that kind")
+    assert bundle.is_dir() and not left.exists()
+
+
+def test_verify_tells_before_the_work_that_nothing_can_be_recorded(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK or Path(path) != bundle)
+    with monkeypatch.context() as patch:
+        module = importlib.import_module("verification.verify")  # the package has a function of that name
+        patch.setattr(module, "verify_pipeline", lambda *_: pytest.fail("it was verified"))
+        refused(run("verify", bundle, "--quick"), "Nothing can be written into", "--no-record")
+    assert run("verify", bundle, "--quick", "--no-record").exit_code == 0
+
+
+def test_verdicts_that_cannot_be_recorded_are_printed_and_reported(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RFError("manifest.json was not written: no space")
+
+    monkeypatch.setattr(runtime.verdict, "write_text", fail)
+    result = run("verify", bundle, "--quick", "--report", tmp_path / "report.html", "--json")
+    refused(result, "were not recorded", "no space")
+    assert [each["verdict"] for each in json.loads(result.stdout)] == ["passed"]
+    assert "graphs fp16 classic" in (tmp_path / "report.html").read_text()
 
 
 def test_train_refuses_a_folder_of_something_else(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from test_faults import mounting
 
-from runtime.atomic import is_temporary, remove_leftovers, write_file, write_folder
+from runtime.atomic import is_temporary, remove_leftovers, restore, write_file, write_folder
 from runtime.errors import RFError
 
 
@@ -213,6 +214,60 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "terminal", "folder"])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, kind):
+    """Such as /dev/null, which root could replace for the whole system."""
+    out = tmp_path / "out"
+    links = {"device": "/dev/null", "terminal": "/proc/self/fd/1"}
+    {"pipe": os.mkfifo, "folder": Path.mkdir}.get(kind, lambda path: path.symlink_to(links[kind]))(out)
+    before = out.lstat()
+    with pytest.raises(RFError, match="is not a regular file"), write_file(out):
+        pytest.fail("the work was done")
+    assert os.path.samestat(out.lstat(), before)
+    assert names(tmp_path) == ["out"]
+
+
+MOUNTED = textwrap.dedent("""
+    import subprocess, sys
+    from pathlib import Path
+    from runtime.atomic import write_folder
+    out = Path(sys.argv[1])
+    subprocess.run(["mount", *sys.argv[2:], out], check=True)
+    (out / "mark").touch()
+    with write_folder(out, replaceable=bool, force=True, what="bundle"):
+        print("the work was done")
+""")
+
+
+@pytest.mark.parametrize("options", [["-t", "tmpfs", "tmpfs"], ["--bind", "{0}/store"]], ids=["disk", "bind"])
+def test_a_mount_point_is_refused_before_the_work(tmp_path, options):
+    within = mounting()
+    if within is None:
+        pytest.skip("this machine lets nobody mount a file system")
+    (tmp_path / "a bundle").mkdir()
+    (tmp_path / "store").mkdir()
+    options = [option.format(tmp_path) for option in options]
+    command = [*within, sys.executable, "-c", MOUNTED, tmp_path / "a bundle", *options]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert "RFError" in done.stderr and "is a mount point" in done.stderr, done.stderr
+    assert done.stdout == ""
+
+
+def test_a_folder_that_the_system_does_not_let_go_is_told_and_stays(tmp_path, monkeypatch):
+    with write(tmp_path / "out") as folder:
+        fill(folder, "old")
+    busy = OSError(errno.EBUSY, "Device or resource busy")
+    with (
+        pytest.raises(RFError, match=r"cannot be replaced as a whole \(Device or resource busy\)"),
+        write(tmp_path / "out", force=True) as folder,
+    ):
+        fill(folder, "new")
+        monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(busy))
+    assert (tmp_path / "out" / "sub" / "data").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
 def test_without_locks_files_and_folders_are_written_all_the_same(tmp_path, monkeypatch):
     """As on Windows; what others left stays, since nobody can tell whether they are at work."""
     monkeypatch.setattr("runtime.atomic.fcntl", None)
@@ -237,6 +292,20 @@ def test_killed_between_the_two_renames_the_old_folder_comes_back(tmp_path):
     with write(tmp_path / "out.partial-4000000") as folder:
         fill(folder, "new")
     remove_leftovers(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "sub" / "data").read_text() == "old"
+
+
+def test_what_a_killed_writer_left_comes_back_on_demand_and_a_living_one_is_waited_for(tmp_path, running_writer):
+    with write(tmp_path / "out.replaced-4000000") as folder:
+        fill(folder, "old")
+    waiting = threading.Thread(target=restore, args=(tmp_path / "out",))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive() and not (tmp_path / "out").exists()
+    running_writer.kill()
+    waiting.join(10)
+    restore(tmp_path / "out")
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out" / "sub" / "data").read_text() == "old"
 

@@ -5,6 +5,7 @@ can be done; an engine can only be compared as a whole.
 """
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -63,6 +64,14 @@ class Outcome:
         return {"target": self.target.label, **self.record, **({"taps": taps} if taps else {})}
 
 
+class NotRecordedError(RFError):
+    """Everything was verified, and the verdicts could not be written into the bundle."""
+
+    def __init__(self, reason: RFError, outcomes: list[Outcome | NotRun]) -> None:
+        super().__init__(f"The verdicts were not recorded: {reason}")
+        self.outcomes = outcomes
+
+
 def worst_cosine(record: dict[str, Any]) -> float:
     """The smallest cosine of a verdict."""
     return min((each["cosine"] for tensors in record["figures"].values() for each in tensors.values()), default=-1.0)
@@ -86,7 +95,8 @@ def verify(
         What came of each: graphs first, then engines.
 
     Raises:
-        RFError: The bundle is damaged, or has no fp32 graphs and there is no reference.
+        RFError: The bundle is damaged, or has no fp32 graphs and there is no reference, or cannot be written.
+        NotRecordedError: The verdicts, which it holds, could not be written into the bundle at the end.
     """
     bundle = open_bundle(path, verify="hash")
     targets = list(find_targets(bundle, options))
@@ -97,6 +107,8 @@ def verify(
         targets = [each for each in targets if isinstance(each, NotRun) or each != own]
     if not targets:
         raise RFError(f"{bundle.path} has nothing of that kind to verify{', but its reference' if own else ''}.")
+    if options.record:
+        _require_recordable(bundle, targets)
     memory = reference if isinstance(reference, Remembering) else Remembering(reference)
     fixed = [entry.signature.cache_slots for entry in bundle.manifest.graphs if entry.signature.cache_slots]
     cases = choose_cases(bundle.manifest.model, min(fixed, default=None), options.profile,
@@ -122,8 +134,23 @@ def verify(
         outcomes.append(outcome)
     report("done", total, total)
     if options.record:
-        record(bundle, outcomes)
+        try:
+            record(bundle, outcomes)
+        except RFError as error:
+            raise NotRecordedError(error, outcomes) from error
     return outcomes
+
+
+def _require_recordable(bundle: Bundle, targets: list[Target | NotRun]) -> None:
+    """Before the work is done: whether `record` could write the verdicts."""
+    for target in targets:
+        if isinstance(target, Target):
+            folder = bundle.path if target.engine is None else target.engine.path
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise RFError(
+                    f"Nothing can be written into {folder}, where the verdict would go. Make it writable, or verify "
+                    "without recording: --no-record (VerifyOptions: record=False)."
+                )
 
 
 def record(bundle: Bundle, outcomes: list[Outcome | NotRun]) -> None:
