@@ -151,7 +151,7 @@ def verify(ctx: click.Context, bundle: Path, checkpoint: Path | None, quick: boo
     rf-export verify bundle --backend tensorrt
     """
     from runtime.atomic import restore
-    from verification import NotRun, Remembering, VerifyOptions, verify
+    from verification import Remembering, VerifyOptions, verify
     from verification.rebuilds import verify_rebuilds
     from verification.report import write_report
     from verification.verify import NotRecordedError
@@ -186,8 +186,7 @@ def verify(ctx: click.Context, bundle: Path, checkpoint: Path | None, quick: boo
         write_report(report_path, bundle, outcomes)
     if not_recorded is not None:
         raise not_recorded
-    verdicts = [outcome.verdict for outcome in outcomes if not isinstance(outcome, NotRun)]
-    if not verdicts or set(verdicts) != {"passed"}:
+    if {outcome.verdict for outcome in outcomes} - {"not run"} != {"passed"}:
         ctx.exit(1)
 
 
@@ -224,7 +223,7 @@ def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
 @click.option("--min-psnr", type=float, default=25.0, show_default=True,
               help="Of pictures from the same tokens, mean, dB.")
 @click.option("--min-cosine", type=float, default=0.999, show_default=True,
-              help="Of every step, mean over the prompts.")
+              help="Of every step, mean over the prompts; below 1.")
 @click.option("--min-token-agreement", type=click.FloatRange(0, 100, max_open=True), default=95.0, show_default=True,
               help="Of captions, percent, for sure; near ties may fall either way.")
 @click.option("--scene-score", type=click.IntRange(0), default=0, show_default=True,
@@ -232,7 +231,7 @@ def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
 @click.option("--memory-mib", type=click.IntRange(1), default=1024, show_default=True, help="For recorded activations.")
 @click.option("--threads", "num_threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i is drawn with seed + i.")
-@click.option("--cache", "cache_path", type=FOLDER, help="Recorded activations. [default: BUNDLE.calibration.npz]")
+@click.option("--cache", "cache_path", type=FOLDER, help="Recorded activations. [default: BUNDLE.fp32.calibration.npz]")
 @click.option("--report", "report_path", type=FOLDER, help="HTML report. [default: BUNDLE.calibration.html]")
 @click.option("--export-inputs", type=FOLDER, help="Only write recorded inputs to this folder, as .npz for ModelOpt.")
 @click.option("--force", is_flag=True, help="Write the graphs even if they are not faster or not good enough.")
@@ -251,13 +250,19 @@ def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: f
 
     prompts = calibration.read_prompts(prompts_file)
     pictures = calibration.find_pictures(images) if images is not None else []
-    if export_inputs is not None:
-        click.echo("\n".join(map(str, calibration.export_inputs(bundle, prompts, export_inputs))))
-        return
+    require_writable(cache_path, "--cache")
+    require_writable(report_path, "--report")
     with usage_errors():
         limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr,
                                         answer_tokens=min_token_agreement / 100)  # fmt: skip
         config = calibration.CalibrationConfig(limits=limits, **options)
+    if export_inputs is not None:
+        if pictures:
+            raise click.UsageError("--export-inputs writes what the model draws and reads; leave out --images")
+        written = calibration.export_inputs(bundle, prompts, export_inputs, config.base, config.num_threads,
+                                            config.seed)  # fmt: skip
+        click.echo("\n".join(map(str, written)))
+        return
     scorer = None
     if scene_score:
         from rf_export.evaluation.evaluate import scene_scorer

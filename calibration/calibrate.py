@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +38,7 @@ from calibration.trajectory import (
 )
 from calibration.weights import WeightFile
 from calibration.workbench import Workbench
-from runtime.atomic import is_temporary
+from runtime.atomic import is_temporary, restore
 from runtime.backends import Backend, Session, create_backend
 from runtime.bundle import Bundle, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.errors import RFError
@@ -118,11 +118,12 @@ def calibrate(
         RFError: Too few or unfit prompts, a cache of something else, activations that are not finite, or INT8 that is
             not faster or not good enough; the bundle is as it was then.
     """
+    path = Path(path).resolve()  # a link to a folder cannot be replaced as a folder
+    restore(path)
     bundle = open_bundle(path)
     report = on_progress or (lambda what, done, total: None)
-    stem = bundle.path.absolute()
-    cache_path = cache_path or stem.with_name(f"{stem.name}.calibration.npz")
-    report_path = report_path or stem.with_name(f"{stem.name}.calibration.html")
+    cache_path = cache_path or path.with_name(f"{path.name}.{config.base}.calibration.npz")
+    report_path = report_path or path.with_name(f"{path.name}.calibration.html")
     for written in (cache_path, report_path):
         if not written.absolute().parent.is_dir():
             raise RFError(f"{written.absolute().parent} is not a folder. Make it, or name another place for {written}.")
@@ -191,8 +192,12 @@ def record(
     num_steps = steps_of(base, prompts[0][0])
     num_tokens = num_steps["rep_decoder"]
     recording = Recording(layers, {**num_steps, "rep_decoder": num_tokens + 1})  # and the run that fills the cache
+    manifest = base.bundle.manifest
     key = {
         "graphs": [base.bundle.graph_sha256(name, config.base) for name in GRAPHS],
+        "tokenizer": manifest.files[manifest.tokenizer].sha256,
+        "defaults of sampling": {**asdict(manifest.sampling), "height": manifest.model.default_height,
+                                 "width": manifest.model.default_width},
         "prompts or seeds": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "pictures": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures],
         "memory limits": config.memory_mib,

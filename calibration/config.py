@@ -53,6 +53,10 @@ class GateLimits:
     max_score_loss: float = 1.0
     answer_tokens: float = 0.95
 
+    def __post_init__(self) -> None:
+        if not self.cosine < 1:
+            raise ValueError(f"the least cosine must be below 1, got {self.cosine}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:

@@ -18,9 +18,12 @@ from runtime.signature import Precision
 
 
 def export_inputs(
-    path: str | Path, prompts: Sequence[str], out: Path, precision: Precision = "fp32", num_threads: int = 1
-) -> list[Path]:
+    path: str | Path, prompts: Sequence[str], out: Path, precision: Precision = "fp32", num_threads: int = 1,
+    first_seed: int = 0,
+) -> list[Path]:  # fmt: skip
     """Draw prompts and write a folder of what the graphs were fed, one run per prompt, spread over all steps.
+
+    Prompt i is drawn with `first_seed + i`.
 
     Only prompts of the most frequent number of tokens are drawn, since all runs have to have the same shapes.
 
@@ -32,7 +35,8 @@ def export_inputs(
         raise RFError("There are no prompts. Give a file with one prompt per line.")
     lengths = [len(pipeline.check([prompt])[0].ids) for prompt in prompts]
     usual = collections.Counter(lengths).most_common(1)[0][0]
-    chosen = [(prompt, seed) for seed, (prompt, n) in enumerate(zip(prompts, lengths, strict=True)) if n == usual]
+    numbered = enumerate(zip(prompts, lengths, strict=True), first_seed)
+    chosen = [(prompt, seed) for seed, (prompt, n) in numbered if n == usual]
     with write_folder(out, replaceable=lambda folder: False, force=False, what="folder") as folder:
         for graph, runs in record_examples(pipeline, chosen).items():
             if runs:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from engines.config import Builder, BuildEstimate, EngineConfig, Progress, Report, counted
 from engines.probe import largest_error, probe_inputs
 from engines.tensorrt_config import require_defaults
-from runtime.atomic import locked, write_folder
+from runtime.atomic import locked, restore, write_folder
 from runtime.backends import BACKENDS, Backend, Target, create_backend, naming_extra
 from runtime.backends.cpu import cpu_name
 from runtime.backends.tensorrt_library import TensorRTName
@@ -26,7 +26,7 @@ from runtime.bundle import Bundle, describe_file, open_bundle
 from runtime.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, Dialect, GraphName, Precision
-from runtime.verdict import require_verified
+from runtime.verdict import engine_verdict, require_verified
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ _CREATORS: Final[Mapping[str, Callable[[EngineConfig], Builder]]] = {
 
 def estimate(bundle: str | Path, config: EngineConfig) -> BuildEstimate:
     """Predict what a build needs, to be told before it starts; raises RFError as `build` does."""
+    restore(Path(bundle))
     return create_builder(config).estimate(open_bundle(bundle), config.precision)
 
 
@@ -76,8 +77,9 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
         RFError: The bundle is damaged or has no such graphs, or they are not verified; a library is missing, the disk
             is full, or the engine does not agree with the graphs.
     """
+    restore(Path(bundle))
     # While a calibration replaces the bundle nobody may write into the old one; and two builds would share the memory.
-    with locked(Path(bundle).absolute()):
+    with locked(Path(bundle).resolve()):
         return _build(open_bundle(bundle), config, on_progress)
 
 
@@ -152,6 +154,8 @@ def _is_up_to_date(
         engine = open_engine(out)
         use_engine(engine, bundle, config.precision, target, "hash", config.dialect)
     except RFError:
+        return False
+    if engine_verdict(engine)[0] == "failed":
         return False
     return engine.record.target == target and engine.record.build.get("options") == options
 

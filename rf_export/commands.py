@@ -36,7 +36,7 @@ NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--questions", "questions_per_picture", type=click.IntRange(0), default=2, show_default=True,
               help="Questions asked about every picture, besides its caption.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
               help="Kinds of objects in the scenes.")
 @click.option("--style", "styles", multiple=True, default=("fluent-flat", "fluent-3d"), show_default=True,
@@ -92,7 +92,7 @@ def train(run_folder: Path, resume: bool, without_rep: bool, num_objects: int, s
 @click.option("--objects", "num_objects", type=click.IntRange(2, 32), default=16, show_default=True,
               help="Objects that MODEL was trained with.")
 @click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+@click.option("--seed", type=click.IntRange(0, 2**63), default=0, show_default=True,
               help="Of drawing: prompt i uses seed + i.")
 @click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to use.")
 @click.option("--without-rep", is_flag=True, help="A checkpoint of the ablation: draw without representation tokens.")

@@ -59,11 +59,16 @@ class ExportPlan:
         """Decide what the options leave open.
 
         Raises:
-            RFError: a target that is not known, or a cache too short for the default picture.
+            RFError: a target that is not known, a cache too short for the default picture, or an option of a dialect
+                that is not written.
         """
         targets = [Target.parse(name) for name in dict.fromkeys(options.targets)]
         demands = {target: options.dialects or target.dialects for target in targets}
         wanted = options.dialects or {dialect for some in demands.values() for dialect in some} or {"classic"}
+        if options.cache_slots is not None and "modern" not in wanted:
+            raise RFError("--cache-slots is of modern graphs, and none are wanted: add --dialect modern, or leave it")
+        if options.opset is not None and "classic" not in wanted:
+            raise RFError("--opset is of classic graphs, and none are wanted: add --dialect classic, or leave it")
         readable = min((target.max_opset for target in targets), default=OPSETS["classic"])
         opset = options.opset or min(max(readable, CLASSIC_OPSETS[0]), OPSETS["classic"])
         rows, columns = config.rep_grid(config.default_height, config.default_width)

@@ -55,9 +55,13 @@ class EngineRecord:
         """The JSON object; `from_dict` reads it back."""
         return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
 
+    def text(self) -> str:
+        """What `engine.json` holds: the object with its checksum."""
+        return json.dumps(seal(self.to_dict()), indent=1) + "\n"
+
     def write(self, folder: Path) -> None:
         """Write `engine.json`, the last file of an engine."""
-        (folder / ENGINE_NAME).write_text(json.dumps(seal(self.to_dict()), indent=1) + "\n", encoding="utf-8")
+        (folder / ENGINE_NAME).write_text(self.text(), encoding="utf-8")
 
     @classmethod
     def from_dict(cls, content: Any, where: str) -> "EngineRecord":
@@ -127,6 +131,11 @@ def use_engine(
         check_files(engine.path, engine.record.files, verify)
     except RFError as error:
         raise RFError(f"The engine is damaged: {error} Build it again: {command}") from error
+
+
+def runs_on(engine: Engine, target: Target) -> bool:
+    """Whether a device runs an engine, of whatever bundle."""
+    return not _mismatch(engine.record, engine.record.precision, engine.record.dialect, target)
 
 
 def use_device(engine: Engine, target: Target) -> None:

@@ -4,7 +4,6 @@ Knows nothing of how anything is verified. A verdict belongs to the graphs whose
 manifest; that of an engine lies in its `engine.json`. What nobody verified does not run unless the caller says so.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
@@ -96,7 +95,7 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
     Raises:
         RFError: The bundle has become another one meanwhile.
     """
-    with locked(bundle.path.absolute()):  # a calibration may be adding graphs
+    with locked(bundle.path.resolve()):  # a calibration may be adding graphs
         now = open_bundle(bundle.path).manifest
         if now.bundle_id != bundle.manifest.bundle_id:
             raise RFError(f"{bundle.path} was changed while it was verified. Verify it again.")
@@ -108,7 +107,12 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def record_engine(engine: Engine, verdict: Mapping[str, Any]) -> None:
-    """Write a verdict on an engine into its `engine.json`; what its build found out is kept."""
+    """Write a verdict on an engine into its `engine.json`; what its build found out is kept.
+
+    Raises:
+        RFError: The engine has become another one meanwhile.
+    """
     record = open_engine(engine.path).record
-    text = json.dumps(replace(record, verified={**record.verified, **verdict}).to_dict(), indent=1) + "\n"
-    write_text(engine.path / ENGINE_NAME, text)
+    if record.files != engine.record.files:
+        raise RFError(f"{engine.path} was built anew while it was verified. Verify it again.")
+    write_text(engine.path / ENGINE_NAME, replace(record, verified={**record.verified, **verdict}).text())

@@ -92,7 +92,7 @@ def _calibrate(folder: Path, bundle: Path) -> Case:
     def look() -> str:
         from calibration.cache import load
 
-        recorded = out.with_name("bundle.calibration.npz")
+        recorded = out.with_name("bundle.fp32.calibration.npz")
         if recorded.exists():
             load(recorded, {})
         report = out.with_name("bundle.calibration.html")
@@ -101,7 +101,7 @@ def _calibrate(folder: Path, bundle: Path) -> Case:
 
     def work() -> int:
         if os.getpid() % 2:  # record anew, or go on from what was recorded
-            out.with_name("bundle.calibration.npz").unlink(missing_ok=True)
+            out.with_name("bundle.fp32.calibration.npz").unlink(missing_ok=True)
         return _command("calibrate", out, "--prompts", prompts, *options)
 
     return Case("calibrate", work, look)

@@ -195,7 +195,10 @@ def test_another_bundle_is_what_is_compared_and_no_difference():
 OLD = json.dumps({"format": 1, "runs": [], "machine": {}, "model": {}, "options": {}})
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", OLD])
+LACKING = json.dumps({"format": FORMAT, "runs": [{"threads": 1}], "machine": {}, "model": {}, "options": {}})
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nonsense", OLD, LACKING])
 def test_a_file_that_is_no_result_is_refused_in_one_sentence(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     path = str(tmp_path / "a.json")

@@ -27,7 +27,7 @@ from calibration.trajectory import plan_passes, with_sessions
 from engines import EngineConfig, build
 from runtime import Pipeline, RFError
 from runtime.backends import create_backend
-from runtime.bundle import compute_bundle_id, describe_file, open_bundle
+from runtime.bundle import compute_bundle_id, describe_file, open_bundle, write_manifest
 from runtime.manifest import FileEntry
 from runtime.signature import GRAPHS
 
@@ -194,7 +194,7 @@ def test_a_task_score_that_falls_is_refused(bundle):
 
 def test_calibrating_again_goes_on_from_the_cache_and_gives_the_same_ranges(calibrated, tmp_path):
     folder = shutil.copytree(calibrated, tmp_path / "bundle")
-    recorded = calibrated.parent / "bundle.calibration.npz"
+    recorded = calibrated.parent / "bundle.fp32.calibration.npz"
     shutil.copy(recorded, tmp_path / "cache.npz")
     told = []
     calibrate(
@@ -240,6 +240,38 @@ def test_passes_take_little_memory_and_see_the_same(bundle, tmp_path):
         assert all((a[name] == b[name]).all() for name in a.files if name != "meta" and "samples" not in name)
 
 
+def test_a_recording_under_other_defaults_is_not_taken(calibrated, tmp_path):
+    """The graphs are the same; what is drawn with them is not."""
+    folder, recorded = shutil.copytree(calibrated, tmp_path / "bundle"), tmp_path / "cache.npz"
+    shutil.copy(calibrated.parent / "bundle.fp32.calibration.npz", recorded)
+    manifest = open_bundle(folder).manifest
+    write_manifest(folder, replace(manifest, sampling=replace(manifest.sampling, num_steps=9)))
+    with pytest.raises(RFError, match="is of something else: other defaults of sampling"):
+        calibrate(folder, PROMPTS, CONFIG, cache_path=recorded)
+
+
+def test_a_bundle_named_by_a_link_is_calibrated_where_it_lies(bundle, tmp_path):
+    (tmp_path / "current").symlink_to(bundle)
+    calibrate(tmp_path / "current", PROMPTS, CONFIG)
+    assert (tmp_path / "current").is_symlink()
+    assert "int8" in open_bundle(bundle).manifest.precisions
+    assert (bundle.parent / f"{bundle.name}.fp32.calibration.npz").is_file()
+
+
+def test_what_would_fail_at_the_end_is_refused_at_the_start(bundle, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red car\n", encoding="utf-8-sig")
+    assert read_prompts(prompts) == ["a red car"], "a byte order mark is no letter"
+    for options, words in (
+        (["--min-cosine", "1"], "below 1"),
+        (["--report", str(tmp_path)], "is a folder"),
+        (["--cache", str(tmp_path / "no" / "cache.npz")], "is not a folder"),
+        (["--export-inputs", str(tmp_path / "out"), "--images", str(tmp_path)], "--images"),
+    ):
+        result = CliRunner().invoke(cli.main, ["calibrate", str(bundle), "--prompts", str(prompts), *options])
+        assert (result.exit_code, words in result.stderr) == (2, True), result.output
+
+
 def damage(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -253,7 +285,7 @@ def cut_off(path: Path) -> None:
 @pytest.mark.parametrize("change", [damage, cut_off, lambda path: path.write_bytes(b"")])
 def test_a_damaged_cache_is_refused(calibrated, tmp_path, change):
     folder, recorded = shutil.copytree(calibrated, tmp_path / "bundle"), tmp_path / "cache.npz"
-    shutil.copy(calibrated.parent / "bundle.calibration.npz", recorded)
+    shutil.copy(calibrated.parent / "bundle.fp32.calibration.npz", recorded)
     change(recorded)
     with pytest.raises(RFError, match=r"calibration cache .*cache.npz is damaged .* Delete it and calibrate again"):
         calibrate(folder, PROMPTS, CONFIG, cache_path=recorded)
@@ -268,7 +300,7 @@ def test_a_cache_with_pickles_is_refused(calibrated, tmp_path):
 
 def test_the_cache_of_another_model_or_other_prompts_is_refused(calibrated, modern_bundle, tmp_path):
     folder, recorded = shutil.copytree(calibrated, tmp_path / "bundle"), tmp_path / "cache.npz"
-    shutil.copy(calibrated.parent / "bundle.calibration.npz", recorded)
+    shutil.copy(calibrated.parent / "bundle.fp32.calibration.npz", recorded)
     with pytest.raises(RFError, match="is of something else: other prompts or seeds"):
         calibrate(folder, [*PROMPTS[1:], "a green bell"], CONFIG, cache_path=recorded)
     key = json.loads(np.load(recorded)["meta"].tobytes())["key"]
@@ -278,7 +310,7 @@ def test_the_cache_of_another_model_or_other_prompts_is_refused(calibrated, mode
 
 def test_too_little_coverage_is_refused(calibrated, tmp_path):
     recorded = tmp_path / "cache.npz"
-    shutil.copy(calibrated.parent / "bundle.calibration.npz", recorded)
+    shutil.copy(calibrated.parent / "bundle.fp32.calibration.npz", recorded)
     key = json.loads(np.load(recorded)["meta"].tobytes())["key"]
     content, progress = cache.load(recorded, key)
     weight = next(iter(content["denoiser"]))
@@ -382,7 +414,7 @@ def test_a_calibration_that_is_killed_leaves_the_bundle_as_it_was(bundle, tmp_pa
     before = content(bundle)
     command = [sys.executable, str(Path(cli.__file__)), "calibrate", str(bundle), "--prompts", str(prompts)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    cached = bundle.parent / "bundle.calibration.npz"
+    cached = bundle.parent / "bundle.fp32.calibration.npz"
     while not cached.exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

@@ -393,3 +393,13 @@ def test_memory_is_read_as_linux_tells_it(tmp_path):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:       64349184 kB\nHugePages_Total:       0\nMemAvailable:\n")
     assert memory_info(tmp_path) == {"MemTotal": 64349184 << 10}
+
+
+def test_a_bundle_whose_replacement_was_killed_is_brought_back_and_built(built, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(built, tmp_path / "bundle.replaced-12345")
+    shutil.rmtree(engine_folder(tmp_path / "bundle.replaced-12345"))
+    result = CliRunner().invoke(cli.main, ["build-engine", str(bundle)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert engine_folder(bundle).is_dir()
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["bundle"]

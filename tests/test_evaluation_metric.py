@@ -6,8 +6,10 @@ from collections import Counter
 import pytest
 
 from rf_export.evaluation.checker import Detection
+from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
 from rf_export.evaluation.metric import Rate, evaluation_demands, judge
 from rf_export.training.scenes import KINDS, Demand, SceneConfig, held_out_pairs
+from runtime.errors import RFError
 
 CONFIG = SceneConfig(size=48, num_objects=16, styles=("fluent-flat", "fluent-3d"))
 CAR_LEFT_OF_TREE = Demand(kind="relation", items=(("red", "car"), ("green", "tree")), relation="left of")
@@ -84,3 +86,11 @@ def test_prompts_show_pairs_of_training_only_unless_held_out_ones_are_wanted() -
 def test_more_prompts_than_captions_is_refused() -> None:
     with pytest.raises(ValueError, match="only 86 different captions"):
         evaluation_demands(100, 0, SceneConfig(size=48, num_objects=16, kinds=("single",)))
+
+
+def test_options_of_the_other_kind_of_model_are_refused(tiny_bundle, tiny_checkpoint):
+    """A score under a wrong label would be believed."""
+    with pytest.raises(RFError, match="is a bundle: its graphs draw with representation tokens"):
+        evaluate_model(tiny_bundle, EvaluationOptions(num_prompts=1, without_rep=True))
+    with pytest.raises(RFError, match="is no bundle: a checkpoint is drawn in fp32, and int8 was asked for"):
+        evaluate_model(tiny_checkpoint, EvaluationOptions(num_prompts=1, precision="int8"))

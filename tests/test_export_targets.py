@@ -58,15 +58,16 @@ def test_a_target_picks_dialect_opset_and_cache(targets, dialects, opset, slots)
 
 
 def test_what_the_caller_says_wins_over_the_target():
-    chosen = plan(targets=("tensorrt-10.16",), dialects=("modern",), cache_slots=40, opset=17)
-    assert (chosen.dialects, chosen.cache_slots, chosen.opsets["classic"]) == (("modern",), 40, 17)
+    chosen = plan(targets=("tensorrt-10.16",), dialects=("modern",), cache_slots=40)
+    assert (chosen.dialects, chosen.cache_slots) == (("modern",), 40)
     assert chosen.demands == {Target("tensorrt", (10, 16)): ("modern",)}
+    assert plan(targets=("tensorrt-10.16",), dialects=("classic",), opset=17).opsets["classic"] == 17
     assert plan(dialects=("modern",)).cache_slots is None
 
 
 def test_a_cache_too_short_for_the_default_picture_is_refused():
     with pytest.raises(RFError, match=r"a cache of 16 slots is too short: .* takes 17 .*--cache-slots"):
-        plan(cache_slots=16)
+        plan(cache_slots=16, dialects=("modern",))
     for options, message in (({"opset": 19}, "opset must be 17 or 18"), ({"cache_slots": 1}, "must be >= 2")):
         with pytest.raises(ValueError, match=message):
             ExportOptions(**options)
@@ -232,3 +233,11 @@ def test_an_export_for_a_new_tensorrt_has_both_dialects_and_shares_their_weights
     assert {name for entry in manifest.graphs for name in entry.weights} == {"graphs/weights/fp16.bin"}
     cache_slots = {entry.signature.cache_slots for entry in manifest.graphs_of("fp16", "modern")}
     assert cache_slots == {load_config(tiny_checkpoint).max_positions}  # never longer than the model's positions
+
+
+def test_an_option_of_a_dialect_that_is_not_written_is_refused():
+    with pytest.raises(RFError, match="--cache-slots is of modern graphs"):
+        plan(cache_slots=64)
+    with pytest.raises(RFError, match="--opset is of classic graphs"):
+        plan(opset=17, dialects=("modern",))
+    assert plan(opset=17, cache_slots=64, dialects=("classic", "modern")).cache_slots == 64

@@ -71,7 +71,7 @@ def test_a_disk_that_cannot_take_it_ends_a_command_in_one_sentence_and_loses_not
     assert "Traceback" not in first["stderr"]
     assert any(word in first["stderr"] for word in words), first["stderr"]
     before = ["bundle", "car.png", *(["filler"] if how != "ro" else []), "prompts.txt"]
-    kept = {"bundle.calibration.npz", "bundle.calibration.html", "run", "log.jsonl"}  # whole files, and a folder
+    kept = {"bundle.fp32.calibration.npz", "bundle.calibration.html", "run", "log.jsonl"}  # whole files, and a folder
     assert set(first["names"]) - kept == set(before), "nothing half-written is left"
     assert first["bundle"] is not None
     assert second["code"] == 0, second

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from rf_export.eager import EagerQuestion, sample_text
 from rf_export.eager_reference import EagerReference
 from runtime import Pipeline
 from runtime.bundle import open_bundle, write_manifest
-from runtime.engine import open_engine
+from runtime.engine import Engine, open_engine
 from runtime.errors import RFError
 from runtime.verdict import engine_verdict, graphs_verdict, record_engine, record_graphs
 from verification import NotRun, Outcome, VerifyOptions, verify
@@ -134,6 +135,45 @@ def test_an_engine_of_another_machine_is_not_run_and_says_so(bundle: Path) -> No
     (outcome,) = verify(bundle, dataclasses.replace(QUICK, engines_only=True))
     assert isinstance(outcome, NotRun)
     assert "not run: " in outcome.line() and "another device" in outcome.line()
+
+
+def flip_a_byte(engine: Engine) -> None:
+    path = max(engine.path.iterdir(), key=lambda file: file.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def pass_off(engine: Engine) -> None:
+    graphs = {name: dataclasses.replace(graph, source_sha256="0" * 64) for name, graph in engine.record.graphs.items()}
+    (engine.path / "engine.json").write_text(dataclasses.replace(engine.record, graphs=graphs).text())
+
+
+@pytest.mark.parametrize(("fault", "message"), [(flip_a_byte, "is damaged"), (pass_off, "built from another")])
+def test_an_engine_that_no_command_would_take_is_no_success(bundle: Path, fault: Any, message: str) -> None:
+    fault(open_engine(build(bundle, EngineConfig(num_threads=1))))
+    result = CliRunner().invoke(cli.main, ["verify", str(bundle), "--quick", "--no-record", "--precision", "fp32",
+                                           "--json", "--backend", "ort"])  # fmt: skip
+    told = json.loads(result.stdout)
+    assert told[-1]["verdict"] == "refused"
+    assert message in told[-1]["reason"]
+    assert result.exit_code == 1
+
+
+def test_a_verdict_keeps_the_checksum_and_is_not_given_to_a_new_engine(bundle: Path) -> None:
+    config = EngineConfig(num_threads=1)
+    engine = open_engine(build(bundle, config))
+    record_engine(engine, {"verdict": "failed"})
+    text = (engine.path / "engine.json").read_text()
+    assert "checksum" in json.loads(text)
+    (engine.path / "engine.json").write_text(text.replace('"verdict": "failed"', '"verdict": "passed"'))
+    with pytest.raises(RFError, match="checksum"):
+        open_engine(engine.path)
+    (engine.path / "engine.json").write_text(text)
+    other = dataclasses.replace(engine, record=dataclasses.replace(engine.record, files={}))
+    with pytest.raises(RFError, match="was built anew while it was verified"):
+        record_engine(other, {"verdict": "passed"})
+    assert open_engine(build(bundle, config)).record.verified.get("verdict") != "failed", "what failed is built again"
 
 
 def test_a_faulty_engine_fails_against_its_graphs(bundle: Path) -> None:

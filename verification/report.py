@@ -38,7 +38,7 @@ def _verdicts(outcomes: Sequence[Outcome | NotRun]) -> str:
     rows: list[Sequence[object]] = []
     for outcome in outcomes:
         if isinstance(outcome, NotRun):
-            rows.append([outcome.target.label, "not run", "", "", "", outcome.reason])
+            rows.append([outcome.target.label, outcome.verdict, "", "", "", outcome.reason])
             continue
         found = outcome.comparison
         why = outcome.record["first_failure"] or outcome.reason or ", ".join(outcome.skipped)

@@ -7,7 +7,7 @@ from typing import Any
 from runtime.atomic import is_temporary
 from runtime.backends import create_backend
 from runtime.bundle import Bundle
-from runtime.engine import ENGINE_NAME, Engine, open_engine, use_engine
+from runtime.engine import ENGINE_NAME, Engine, open_engine, runs_on, use_engine
 from runtime.errors import RFError
 from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, Precision
 from verification.cases import Profile
@@ -62,18 +62,24 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class NotRun:
-    """An engine that this machine cannot run."""
+    """An engine that this machine cannot run; or (`refused`) could and must not: damaged, or of other graphs."""
 
     target: Target
     reason: str
+    refused: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Nobody's fault, or a fault."""
+        return "refused" if self.refused else "not run"
 
     def line(self) -> str:
         """For people."""
-        return f"{self.target.label}: not run: {self.reason}"
+        return f"{self.target.label}: {self.verdict}: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"target": self.target.label, "verdict": "not run", "reason": self.reason}
+        return {"target": self.target.label, "verdict": self.verdict, "reason": self.reason}
 
 
 def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | NotRun]:
@@ -97,10 +103,13 @@ def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | No
         if kind not in wanted or backend not in (options.backends or (backend,)):
             continue
         target = Target(precision=kind[0], dialect=kind[1], backend=backend, engine=engine)
+        fits = False
         try:
-            use_engine(engine, bundle, kind[0], create_backend(backend).target(), "hash", kind[1])
+            here = create_backend(backend).target()
+            fits = runs_on(engine, here)
+            use_engine(engine, bundle, kind[0], here, "hash", kind[1])
         except RFError as error:
-            yield NotRun(target=target, reason=str(error))
+            yield NotRun(target=target, reason=str(error), refused=fits)
         else:
             yield target
 

@@ -87,6 +87,9 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = read_json(path)
         found = result["format"], result["runs"], result["machine"], result["model"], result["options"]
+        for runs in (result["runs"], *result.get("repeats", ())):
+            for run in runs:
+                _ = run["threads"], run["timings"], run["yardsticks"]
     except (RFError, KeyError, TypeError) as error:
         why = str(error).rstrip(".")
         raise RFError(f"{path} is no result of rf-export bench: {why}. Write one with bench --output.") from error

@@ -76,7 +76,8 @@ def evaluate_model(
         on_progress: told (what, done, total) after every picture.
 
     Raises:
-        RFError: neither a checkpoint nor a bundle, or one whose model does not know the words of the prompts.
+        RFError: neither a checkpoint nor a bundle, one whose model does not know the words of the prompts, or options
+            that are of the other kind.
     """
     try:
         scenes = SceneConfig(num_objects=options.num_objects)
@@ -84,6 +85,10 @@ def evaluate_model(
     except ValueError as error:
         raise RFError(f"{error}; lower --num-prompts") from error
     is_bundle = (model / MANIFEST_NAME).is_file()
+    if is_bundle and options.without_rep:
+        raise RFError(f"{model} is a bundle: its graphs draw with representation tokens. Name a checkpoint instead.")
+    if not is_bundle and options.precision != "fp32":
+        raise RFError(f"{model} is no bundle: a checkpoint is drawn in fp32, and {options.precision} was asked for.")
     draw = _draw_bundle(model, demands, options) if is_bundle else _draw_eager(model, demands, options)
     pictures: list[Picture] = []
     for picture in draw:
