@@ -11,6 +11,7 @@ together are laid out anew, so that all end at the same slot (`lay_out`).
 Legend: L layers, R requests, H key/value heads, D head size, S new tokens, P slots in use.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,13 +51,17 @@ class Prefix:
 
 
 class CacheMemory:
-    """Memory that caches are cut from, again and again: as much as `num_rows` rows of `num_slots` slots take."""
+    """Memory that caches are cut from, again and again.
+
+    It grows as it is needed, to as much as `num_rows` rows of `num_slots` slots take: of a large model that is more
+    than a machine has, and what is drawn needs a small part of it.
+    """
 
     def __init__(self, model: ModelSpec, precision: Precision, num_rows: int, num_slots: int) -> None:
         self.model = model
         self.precision: Precision = precision
-        # Never touched pages are not resident, so that this costs what is used of it.
-        self._values = np.empty(np.prod(_shape(model, num_rows, num_slots)), _dtype(precision))
+        self._limit = math.prod(_shape(model, num_rows, num_slots))
+        self._values = np.empty(0, _dtype(precision))
         self._used = 0
 
     def clear(self) -> None:
@@ -66,12 +71,19 @@ class CacheMemory:
     def cut(self, num_rows: int, num_slots: int) -> npt.NDArray[Any]:
         """Memory of a cache: [2 L, rows, H, slots, D], zero."""
         shape = _shape(self.model, num_rows, num_slots)
-        end = self._used + int(np.prod(shape))
-        assert end <= len(self._values)
+        end = self._used + math.prod(shape)
+        if end > len(self._values):
+            self._grow(end)
         piece = self._values[self._used : end].reshape(shape)
         piece.fill(0)
         self._used = end
         return piece
+
+    def _grow(self, size: int) -> None:
+        """Pieces that were cut before keep the old memory, and what they took counts on: the next time all fit."""
+        assert size <= self._limit
+        # Twice as much, so that it soon grows no more; pages that are never touched are not resident.
+        self._values = np.empty(min(max(size, 2 * len(self._values)), self._limit), self._values.dtype)
 
 
 class KVCache:

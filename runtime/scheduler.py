@@ -16,9 +16,8 @@ import threading
 import time
 import weakref
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import numpy.typing as npt
 
 from runtime.batches import Job, PixelBatch, TokenBatch
@@ -32,9 +31,9 @@ from runtime.pipeline import Pipeline
 class Scheduler:
     """Draws with a pipeline what any number of threads submit.
 
-    Memory: each stage has buffers for `max_batch` caches of the longest length, resident as far as they are
-    used, and used again and again; besides, a request in flight keeps its own keys and values. No more than
-    2 `max_batch` requests are in flight, whatever is submitted.
+    Memory: each stage has a buffer for the caches of its requests, which grows to what the most and longest of
+    them took together and is used again and again; besides, a request in flight keeps its own keys and values.
+    No more than 2 `max_batch` requests are in flight, whatever is submitted.
 
     Args:
         pipeline: What draws; it may be used otherwise at the same time.
@@ -127,7 +126,7 @@ class Scheduler:
         """
         if not isinstance(prompt, str):
             raise RFError(f"Give one prompt as a text, and submit several one by one; got {type(prompt).__name__}.")
-        given = None if rep_ids is None else np.array(rep_ids)[None]
+        given: Any = None if rep_ids is None else [rep_ids]
         (request,) = self._pipeline.check([prompt], seed=seed, options=options, rep_ids=given)
         handle = DrawingHandle(request, reports, self._dispatcher.forget_cancelled)
         self._dispatcher.submit(Job(handle), when_full)

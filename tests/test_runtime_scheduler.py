@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from runtime.batches import Job, PixelBatch, TokenBatch
 from runtime.cache import CacheMemory, KVCache, lay_out
 from runtime.dispatch import Dispatcher
 from runtime.handle import DrawingHandle
+from runtime.memory import cache_bytes
 
 # Together with others a request's rows start at another slot, so that the attention sums in another order.
 # Measured: 5e-6 of 2 at most, which is 128 dB.
@@ -66,9 +68,9 @@ def alone(pipeline):
 class Stepped:
     """The scheduler without its threads: whoever holds it steps it."""
 
-    def __init__(self, pipeline, max_batch=8, max_queue=64, num_pixel_batches=1):
+    def __init__(self, pipeline, max_batch=8, max_queue=64, num_pixel_batches=1, model=None):
         self.pipeline = pipeline
-        with_model = pipeline.sessions, pipeline.bundle.manifest.model, pipeline.precision
+        with_model = pipeline.sessions, model or pipeline.bundle.manifest.model, pipeline.precision
         self.tokens = TokenBatch(*with_model, max_batch)
         share = -(-max_batch // num_pixel_batches)
         self.pixels = [PixelBatch(*with_model, share) for _ in range(num_pixel_batches)]
@@ -441,15 +443,47 @@ def test_a_full_queue_can_be_waited_for(pipeline, prompts):
 
 def test_no_more_are_in_flight_than_the_buffers_are_for(pipeline, prompts):
     stepped = Stepped(pipeline, max_batch=2)
-    memory = [batch._memory._values for batch in (stepped.tokens, *stepped.pixels)]
-    for seed in range(12):
-        stepped.submit(prompts[seed % 4], seed, GenerationOptions(num_steps=9))
-    while not all(handle.ended for handle in stepped.handles):
-        stepped.step()
-        assert len(stepped.tokens.jobs) + len(stepped.dispatcher._waiting) <= 2
-        assert len(stepped.pixels[0].jobs) <= 2
-    for batch, values in zip((stepped.tokens, *stepped.pixels), memory, strict=True):
-        assert batch._memory._values is values
+    buffers = []
+    for _ in range(2):
+        for seed in range(12):
+            stepped.submit(prompts[seed % 4], seed, GenerationOptions(num_steps=9))
+        while not all(handle.ended for handle in stepped.handles):
+            stepped.step()
+            assert len(stepped.tokens.jobs) + len(stepped.dispatcher._waiting) <= 2
+            assert len(stepped.pixels[0].jobs) <= 2
+        buffers.append([batch._memory._values for batch in (stepped.tokens, *stepped.pixels)])
+    for first, again in zip(*buffers, strict=True):
+        assert first is again  # they grow no more
+
+
+def test_a_batch_takes_memory_for_what_it_draws_and_not_for_the_longest_text_of_the_model(pipeline, prompts, alone):
+    large = replace(pipeline.bundle.manifest.model, max_positions=2**40)
+    stepped = Stepped(pipeline, model=large)
+    for seed, prompt in enumerate(prompts):
+        stepped.submit(prompt, seed)
+    for event in stepped.finish():
+        check_same_picture(event, alone(event.prompt, event.seed, FEW)[-1])
+    slots = 5 + 6 + 1  # the longest text and all tokens
+    for batch in (stepped.tokens, *stepped.pixels):
+        assert batch._memory._values.nbytes <= 2 * cache_bytes(large, "fp32", len(prompts), slots)
+
+
+def test_cache_memory_grows_to_what_is_cut_and_no_further_than_its_limit(pipeline):
+    model = pipeline.bundle.manifest.model
+    memory = CacheMemory(model, "fp32", 4, 10)
+    assert memory._values.size == 0
+    first = memory.cut(2, 4)
+    first.fill(1)
+    assert memory._values.size == first.size
+    second = memory.cut(2, 6)
+    second.fill(2)
+    assert (first == 1).all()  # where it was
+    assert not memory.cut(4, 5).any()
+    assert memory._values.size == cache_bytes(model, "fp32", 2, 10) // 4
+    values = memory._values
+    memory.clear()
+    assert not memory.cut(4, 10).any()
+    assert memory._values is values
 
 
 # Nothing of a request shows in another one
@@ -458,18 +492,18 @@ def test_no_more_are_in_flight_than_the_buffers_are_for(pipeline, prompts):
 @pytest.fixture
 def poison(monkeypatch):
     """All cache memory that is freed is NaN from then on, and so is what a new array is made of."""
-    clear, init = CacheMemory.clear, CacheMemory.__init__
+    clear, grow = CacheMemory.clear, CacheMemory._grow
 
     def clear_and_poison(memory):
         clear(memory)
         memory._values.fill(np.nan)
 
-    def init_poisoned(memory, *arguments):
-        init(memory, *arguments)
+    def grow_poisoned(memory, size):
+        grow(memory, size)
         memory._values.fill(np.nan)
 
     monkeypatch.setattr(CacheMemory, "clear", clear_and_poison)
-    monkeypatch.setattr(CacheMemory, "__init__", init_poisoned)
+    monkeypatch.setattr(CacheMemory, "_grow", grow_poisoned)
 
 
 def test_freed_rows_and_slots_never_reach_another_request(pipeline, prompts, options, alone, poison):
@@ -798,5 +832,6 @@ def test_a_wrong_request_is_refused_by_the_call(pipeline, prompts):
             scheduler.submit("xqzzy")
         with pytest.raises(RFError, match="seed must be 0 to"):
             scheduler.submit(prompts[0], seed=-1)
-        with pytest.raises(RFError, match=r"rep_ids must be whole numbers of shape \(1, 6\)"):
-            scheduler.submit(prompts[0], rep_ids=[1, 2])
+        for rep_ids in ([1, 2], [[1, 2], [3]], np.zeros((1, 6), int), 7, "abc"):
+            with pytest.raises(RFError, match=r"rep_ids must be whole numbers of shape \(1, 6\)"):
+                scheduler.submit(prompts[0], rep_ids=rep_ids)
