@@ -1,4 +1,4 @@
-"""A bound graph reads and writes the memory that it was given, for as long as it can run."""
+"""A bound graph reads and writes the memory that it was given, for as long as it can run; errors are told apart."""
 
 import gc
 import weakref
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from engines.probe import probe_inputs
+from runtime.backends.ort import OrtSession
 from runtime.signature import GRAPHS
 
 
@@ -35,3 +36,50 @@ def test_a_bound_graph_reads_its_arrays_anew(pipeline):
         inputs["pixels"].fill(value)
         run()
         np.testing.assert_array_equal(outputs["image_features"], session.run(inputs)["image_features"])
+
+
+class Failing:
+    """A session of ONNX Runtime whose runs fail."""
+
+    def __init__(self, session, error):
+        self.session, self.error = session, error
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+    def run(self, names, inputs):
+        raise self.error
+
+    def run_with_iobinding(self, binding):
+        raise self.error
+
+
+def failing_runs(pipeline, error):
+    """Both ways to run a graph."""
+    real = pipeline.sessions["vision_encoder"]
+    session = OrtSession(Failing(real._session, error))
+    inputs = probe_inputs(session.signature, pipeline.bundle.manifest.model)
+    outputs = {name: np.zeros_like(array) for name, array in real.run(inputs).items()}
+    return lambda: session.run(inputs), session.bind(inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) "
+        "Failed to allocate memory for requested buffer of size 1073741824",
+        "std::bad_alloc",
+    ],
+)
+def test_a_run_without_memory_is_a_memory_error(pipeline, message):
+    for run in failing_runs(pipeline, RuntimeError(message)):
+        with pytest.raises(MemoryError, match="ONNX Runtime cannot allocate what a graph needs"):
+            run()
+
+
+def test_any_other_error_of_a_run_stays_as_it_is(pipeline):
+    error = RuntimeError("a shape does not fit")
+    for run in failing_runs(pipeline, error):
+        with pytest.raises(RuntimeError) as caught:
+            run()
+        assert caught.value is error

@@ -4,8 +4,9 @@ onnxruntime.
 Knows nothing of the model: names and arrays in, arrays out.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ _DTYPES: Final = {
     "tensor(int64)": "int64",
 }
 _ERRORS_ONLY: Final = 3
+_NO_MEMORY: Final = ("Failed to allocate memory", "bad_alloc", "bad allocation")  # of its arena, Linux and Windows
 
 
 class OrtBackend(HostRunner):
@@ -89,7 +91,8 @@ class OrtSession:
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run once; the outputs are new arrays."""
         names = [spec.name for spec in self._signature.outputs]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        with _memory_errors():
+            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
         """Prepare runs that copy nothing: ONNX Runtime reads and writes the memory of the arrays."""
@@ -103,7 +106,19 @@ class OrtSession:
 
 def _run_bound(session: ort.InferenceSession, binding: ort.IOBinding, _arrays: tuple[npt.NDArray[Any], ...]) -> None:
     """Run once. Before 1.24 a binding does not keep its arrays alive: the graph would read what is no longer there."""
-    session.run_with_iobinding(binding)
+    with _memory_errors():
+        session.run_with_iobinding(binding)
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Raises MemoryError where ONNX Runtime has no memory left, for which it has no error of its own."""
+    try:
+        yield
+    except Exception as error:  # the library has no common base class for its errors
+        if not any(sign in str(error) for sign in _NO_MEMORY):
+            raise
+        raise MemoryError("ONNX Runtime cannot allocate what a graph needs") from error
 
 
 def _shared(array: npt.NDArray[Any]) -> ort.OrtValue:
