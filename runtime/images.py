@@ -6,6 +6,7 @@ understanding that needs Pillow.
 """
 
 import io
+import threading
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -24,6 +25,7 @@ _WHITE: Final = (255, 255, 255)
 # What people have. Pillow knows more, and starts Ghostscript for some of them.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 _ROWS_AT_ONCE: Final = 64
+_FILTERING: Final = threading.Lock()  # warning filters belong to the whole process
 
 
 def load_pixels(picture: Picture, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -62,12 +64,13 @@ def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # of odd metadata, which is no reason to refuse a picture
+        with _FILTERING, warnings.catch_warnings():
+            # Of odd metadata, which is no reason to refuse a picture, and of its size, which is looked at below.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
             Image.init()  # registers the formats that this Pillow has
             with Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
+                _require_safe_size(image)
                 image.draft("RGB", (4 * side, 4 * side))  # a large JPEG is decoded at a fraction of its size
                 image.load()
                 return _flatten(ImageOps.exif_transpose(image))
@@ -79,12 +82,20 @@ def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
         raise RFError(f"{name} may not be read. Change its permissions, or copy it.") from None
     except UnidentifiedImageError:
         raise RFError(f"{name} is no picture of a known kind. Give a PNG, JPEG, WebP, GIF, TIFF or BMP file.") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         raise RFError(
             f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, which would fill the memory. Make it smaller."
         ) from None
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them
         raise RFError(f"{name} is damaged and cannot be read ({error}). Save it again.") from error
+
+
+def _require_safe_size(image: "Image") -> None:
+    """Refuse what Pillow only warns of: more pixels than its limit. It refuses twice as many by itself."""
+    from PIL import Image
+
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError
 
 
 def _flatten(image: "Image") -> "Image":

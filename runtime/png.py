@@ -1,7 +1,6 @@
 """Pictures to PNG files that remember how they were made. Knows nothing of models."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -30,20 +29,20 @@ def save_png(path: str | Path, picture: npt.NDArray[np.uint8], parameters: Mappi
 
     out = Path(path)
     info = PngImagePlugin.PngInfo()
-    info.add_text(KEYWORD, json.dumps(parameters))  # ASCII, which every reader of tEXt understands
+    text = json.dumps(parameters, default=_plain_number)  # ASCII, which every reader of tEXt understands
+    info.add_text(KEYWORD, text)
     with write_file(out) as partial:
         Image.fromarray(picture).save(partial, format="PNG", pnginfo=info)
 
 
 def read_parameters(path: str | Path) -> dict[str, Any]:
     """How a picture was made; empty for a picture of somebody else. Raises RFError for no or a damaged PNG file."""
-    from PIL import Image
+    from PIL import PngImagePlugin
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels: only the header is read
-            with Image.open(path, formats=["PNG"]) as image:
-                text = image.info.get(KEYWORD, "{}")
+        # Not Image.open, which warns of many pixels: only the header is read.
+        with PngImagePlugin.PngImageFile(path) as image:
+            text = image.info.get(KEYWORD, "{}")
     except Exception as error:  # Pillow raises whatever a damaged file makes of it
         raise RFError(f"{path} is not a readable PNG file: {error}.") from error
     try:
@@ -53,3 +52,10 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise RFError(f"{path} has damaged parameters: its text {KEYWORD!r} is no JSON object. Draw the picture again.")
     return parameters
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of numpy as one of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"parameters must be plain values, got {type(value).__name__}")

@@ -1,7 +1,10 @@
 """Every picture that a person has becomes the pixels that the model reads, or a sentence that says why not."""
 
 import io
+import itertools
 import os
+import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -151,6 +154,46 @@ def test_a_picture_that_would_fill_the_memory_is_refused():
         content = header + zlib.crc32(header[12:]).to_bytes(4, "big") + b"\x00\x00\x00\x00IDAT" + b"\x35\xaf\x06\x1e"
         with pytest.raises(RFError, match=r"the picture has more than \d+ pixels.*Make it smaller"):
             load(content)
+
+
+def test_threads_that_read_pictures_leave_the_warnings_of_the_process_as_they_were(monkeypatch):
+    content, before = encoded(noise(1, HEIGHT, WIDTH, "RGB"), "PNG"), list(warnings.filters)
+    turns, inside = itertools.count(), [threading.Event(), threading.Event()]
+
+    def meet(image):
+        """Who comes first leaves first, and while the second one is inside, if that is let in."""
+        turn = next(turns)
+        inside[turn].set()
+        if turn == 0:
+            inside[1].wait(timeout=0.1)
+        else:
+            time.sleep(0.1)
+        return image
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", meet)
+    threads = [threading.Thread(target=load, args=(content,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        assert inside[0].wait(timeout=10)
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
+
+
+def test_a_picture_is_too_large_whatever_is_done_with_warnings(monkeypatch):
+    content = encoded(noise(1, 30, 30, "RGB"), "PNG")
+    with monkeypatch.context() as patch, pytest.raises(RFError, match="the picture has more than 500 pixels"):
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+        patch.setattr(warnings, "warn", lambda *arguments: None)  # as if another thread had switched them off
+        load(content)
+
+
+def test_odd_metadata_is_no_reason_to_refuse_or_to_warn():
+    cut_off = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x09\x00\x12\x01"  # nine entries, and the first one ends here
+    content = encoded(noise(1, HEIGHT, WIDTH, "RGB"), "JPEG", exif=cut_off)
+    with pytest.warns(UserWarning), Image.open(io.BytesIO(content)) as image:
+        ImageOps.exif_transpose(image)
+    load(content)  # pytest makes an error of every warning
 
 
 @given(st.binary(max_size=200))

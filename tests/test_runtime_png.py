@@ -1,5 +1,7 @@
 """A PNG file holds the picture exactly, and how it was made."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,6 +22,25 @@ def test_picture_and_parameters_survive(tmp_path):
     with Image.open(tmp_path / "a.png") as image:
         assert (np.asarray(image) == picture).all()
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_numbers_of_numpy_are_kept_as_numbers(tmp_path):
+    picture = np.zeros((2, 2, 3), np.uint8)
+    save_png(tmp_path / "a.png", picture, {"seed": np.int64(4), "scale": np.float32(0.5), "sizes": [np.uint8(7)]})
+    assert read_parameters(tmp_path / "a.png") == {"seed": 4, "scale": 0.5, "sizes": [7]}
+    with pytest.raises(TypeError, match="must be plain values, got list_iterator"):
+        save_png(tmp_path / "b.png", picture, {"sizes": iter([7])})
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_reading_parameters_leaves_the_warnings_of_the_process_alone(tmp_path, monkeypatch):
+    from PIL import Image
+
+    save_png(tmp_path / "a.png", np.zeros((20, 20, 3), np.uint8), {"seed": 4})
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # only the header is read, so that many pixels do no harm
+        patch.setattr(warnings, "catch_warnings", None)
+        assert read_parameters(tmp_path / "a.png") == {"seed": 4}
 
 
 def test_a_picture_of_somebody_else_has_no_parameters(tmp_path):
