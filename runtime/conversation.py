@@ -76,7 +76,10 @@ class Conversation:
         """
         self._refuse_while_answering()
         model = self._loaded.manifest.model
-        size = (height or model.default_height, width or model.default_width)
+        size = (
+            model.default_height if height is None else height,
+            model.default_width if width is None else width,
+        )
         try:
             model.rep_grid(*size)
         except ValueError as error:

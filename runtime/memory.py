@@ -125,8 +125,10 @@ def _activations(model: ModelSpec, precision: Precision, num_requests: int, patc
 
 
 def _grid(model: ModelSpec, work: Workload) -> tuple[int, int]:
+    height = model.default_height if work.height is None else work.height
+    width = model.default_width if work.width is None else work.width
     try:
-        return model.rep_grid(work.height or model.default_height, work.width or model.default_width)
+        return model.rep_grid(height, width)
     except ValueError as error:
         raise RFError(f"This model does not draw such pictures: {error}.") from error
 

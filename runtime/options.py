@@ -13,6 +13,8 @@ MAX_STEPS: Final = 1000
 MAX_PENALTY: Final = 1000
 MAX_TEMPERATURE: Final = 1_000_000  # all tokens are as likely long before
 MAX_GUIDANCE: Final = 1000  # beyond any use, and far from the limits of float32
+# Of temperature and top_p: below, the most likely token is drawn for sure, and float32 overflows or rounds to 0.
+SMALLEST: Final = 1e-20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +126,12 @@ def plan_answer(options: AnswerOptions, manifest: Manifest) -> AnswerPlan:
     limit = manifest.model.max_text_top_k
     if options.top_k is not None and options.top_k > limit:
         raise RFError(f"top_k must be 1 to {limit} for this model, got {options.top_k}.")
-    greedy = options.temperature == 0
+    greedy = options.temperature < SMALLEST
     return AnswerPlan(
         max_tokens=options.max_tokens or manifest.understanding.max_tokens,
         temperature=1.0 if greedy else options.temperature,
         top_k=1 if greedy else options.top_k or limit,
-        top_p=options.top_p,
+        top_p=max(options.top_p, SMALLEST),  # the most likely token alone
         repetition_penalty=options.repetition_penalty,
         greedy=greedy,
     )
@@ -157,7 +159,7 @@ def plan_drawing(options: GenerationOptions, manifest: Manifest) -> DrawingPlan:
     if top_k > model.max_top_k:
         raise RFError(f"top_k must be 1 to {model.max_top_k} for this model, got {top_k}.")
     temperature = defaults.temperature if options.temperature is None else options.temperature
-    greedy = temperature == 0
+    greedy = temperature < SMALLEST
     return DrawingPlan(
         height=height,
         width=width,

@@ -65,7 +65,8 @@ def look_at(
     if not _is_path(source):
         *_, event = pipeline.generate([source], seed=seed, options=options, previews=False)
         assert isinstance(event, PictureEvent)
-        return Shown(picture=event.picture, grid=RepGrid.of(event, manifest), name=f"{source}, seed {seed}")
+        name = f"{source or 'no text'}, seed {seed}"
+        return Shown(picture=event.picture, grid=RepGrid.of(event, manifest), name=name)
     plan = plan_drawing(options, manifest)
     grid = stored_grid(Path(source))
     if grid is not None:
@@ -89,6 +90,6 @@ def stack_figures(figures: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.ui
 
 def _is_path(source: str) -> bool:
     with contextlib.suppress(OSError, ValueError):  # a prompt may be too long for a file name
-        if Path(source).exists():
+        if source and Path(source).exists():  # Path("") is the working folder
             return True
     return " " not in source and Path(source).suffix != ""

@@ -83,6 +83,12 @@ def test_tokens_shows_several_pictures_and_what_training_had_for_their_codes(
     assert [row["tokens"] for row in read_parameters(out)["pictures"]] == grids
 
 
+def test_tokens_of_no_text_are_drawn_as_generate_draws_them(tiny_bundle: Path, tmp_path: Path) -> None:
+    drawn("generate", tiny_bundle, "", "-o", tmp_path / "nothing.png")
+    drawn("tokens", tiny_bundle, "", "-o", tmp_path / "tokens.png")
+    assert read_parameters(tmp_path / "tokens.png")["tokens"] == read_parameters(tmp_path / "nothing.png")["tokens"]
+
+
 def test_tokens_refuses_in_a_sentence(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG and nothing")

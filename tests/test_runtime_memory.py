@@ -58,8 +58,10 @@ def test_a_model_that_fits_no_board_is_told_so():
 
 
 def test_a_size_that_the_model_does_not_draw_is_refused():
-    with pytest.raises(RFError, match="does not draw such pictures: height must be a multiple of 32"):
-        drawing_memory(MODEL, "fp32", 0, Workload(height=100))
+    for size in ({"height": 100}, {"height": 0}, {"width": 0}):
+        (side,) = size
+        with pytest.raises(RFError, match=f"does not draw such pictures: {side} must be a multiple of 32"):
+            drawing_memory(MODEL, "fp32", 0, Workload(**size))
 
 
 def test_a_bundle_that_does_not_tell_its_widths_has_to_be_exported_again():

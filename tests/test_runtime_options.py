@@ -2,11 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 from test_runtime_manifest import sample_manifest
 
 from runtime.errors import RFError
-from runtime.options import GenerationOptions, plan_drawing
+from runtime.options import AnswerOptions, GenerationOptions, plan_answer, plan_drawing
 
 
 def plan(**options):
@@ -34,9 +35,20 @@ def test_every_option_is_honoured_also_zero():
     assert (chosen.pix_guidance_scale, chosen.temperature, chosen.top_k) == (0.0, 0.5, 40)
 
 
-def test_temperature_zero_is_greedy():
-    greedy = plan(temperature=0, top_k=7)
+@pytest.mark.parametrize("temperature", [0, 5e-324, 1e-45, 1e-38, 1e-30])
+def test_a_temperature_that_only_takes_the_most_likely_token_is_greedy(temperature):
+    greedy = plan(temperature=temperature, top_k=7)
     assert (greedy.temperature, greedy.top_k, greedy.greedy) == (1.0, 1, True)
+    answer = plan_answer(AnswerOptions(temperature=temperature, top_k=7), sample_manifest())
+    assert (answer.temperature, answer.top_k, answer.greedy) == (1.0, 1, True)
+
+
+def test_a_small_temperature_and_top_p_stay_numbers_in_float32():
+    assert not plan(temperature=1e-3).greedy
+    answer = plan_answer(AnswerOptions(temperature=1e-3, top_p=5e-324), sample_manifest())
+    assert (answer.temperature, answer.greedy) == (1e-3, False)
+    assert np.float32(answer.top_p) > 0
+    assert plan_answer(AnswerOptions(top_p=0.5), sample_manifest()).top_p == 0.5
 
 
 @pytest.mark.parametrize(
