@@ -108,7 +108,8 @@ def calibrate(
         config: How.
         pictures: Files that the image encoder is calibrated with too, beside what the model draws; a part is kept for
             the gate.
-        cache_path: Where recorded activations are kept; the default is beside the bundle.
+        cache_path: Where recorded activations are kept; the default is beside the bundle, where one of something else
+            is replaced.
         report_path: Where the HTML report goes; the default is beside the bundle.
         scorer: Scores pictures of a pipeline, the same ones every time, for the gate.
         lint: Tells for the manifest who would take a graph.
@@ -122,6 +123,7 @@ def calibrate(
     restore(path)
     bundle = open_bundle(path)
     report = on_progress or (lambda what, done, total: None)
+    is_named = cache_path is not None
     cache_path = cache_path or path.with_name(f"{path.name}.{config.base}.calibration.npz")
     report_path = report_path or path.with_name(f"{path.name}.calibration.html")
     for written in (cache_path, report_path):
@@ -137,7 +139,8 @@ def calibrate(
         base = load_pipeline(bundle, config.base, backend, config)
         for prompt, seed in (*learn, *judge):
             base.check([prompt], seed=seed)  # before anything is drawn
-        recorded = record(base, folder / "graphs", backend, learn, pictures, config, cache_path, report)
+        recorded = record(base, folder / "graphs", backend, learn, pictures, config, cache_path, report,
+                          may_replace=not is_named)  # fmt: skip
         originals = draw_originals(base, judge, unseen)
         if not config.force:
             originals.require_enough(config.limits)
@@ -181,12 +184,13 @@ def calibrate(
 
 def record(
     base: Pipeline, folder: Path, backend: Backend, prompts: Sequence[tuple[str, int]], pictures: Sequence[Path],
-    config: CalibrationConfig, cache_path: Path, report: Progress,
+    config: CalibrationConfig, cache_path: Path, report: Progress, *, may_replace: bool,
 ) -> Recorded:  # fmt: skip
     """Draw the prompts with all layers tapped; goes on from the cache, and leaves it there.
 
     Raises:
-        RFError: the cache is damaged or belongs to something else; a graph was not fed at every step.
+        RFError: the cache is damaged or belongs to something else, and was named (not `may_replace`); a graph was not
+            fed at every step.
     """
     layers = {name: find_layers(ir.load(graph_file(base, name)).graph) for name in GRAPHS}
     num_steps = steps_of(base, prompts[0][0])
@@ -204,7 +208,12 @@ def record(
     }
     done = cache.Progress()
     if cache_path.exists():
-        recording.recorded, done = cache.load(cache_path, key)
+        try:
+            recording.recorded, done = cache.load(cache_path, key)
+        except RFError as error:
+            if not may_replace:
+                raise
+            _log.warning("Recording anew: %s", error)
     patches = 4 * num_tokens
     num_rows: dict[GraphName, int] = {
         "vision_encoder": patches, "text_decoder": 64, "rep_decoder": 2, "denoiser": 2 * patches

@@ -250,6 +250,15 @@ def test_a_recording_under_other_defaults_is_not_taken(calibrated, tmp_path):
         calibrate(folder, PROMPTS, CONFIG, cache_path=recorded)
 
 
+def test_a_cache_that_nobody_named_is_recorded_anew_where_it_is_of_something_else(bundle, caplog):
+    calibrate(bundle, PROMPTS, CONFIG)
+    cached = bundle.with_name(f"{bundle.name}.fp32.calibration.npz")
+    before = json.loads(np.load(cached)["meta"].tobytes())["key"]
+    calibrate(bundle, [*PROMPTS[1:], "a green bell"], CONFIG)
+    assert "Recording anew" in caplog.text and "other prompts or seeds" in caplog.text
+    assert json.loads(np.load(cached)["meta"].tobytes())["key"] != before
+
+
 def test_a_bundle_named_by_a_link_is_calibrated_where_it_lies(bundle, tmp_path):
     (tmp_path / "current").symlink_to(bundle)
     calibrate(tmp_path / "current", PROMPTS, CONFIG)
