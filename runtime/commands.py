@@ -91,7 +91,8 @@ def generate(bundle: Path, prompts: tuple[str, ...], seed: int | None, rep_token
     changes = [parse_edit(text) for text in edits]
     base = None if rep_tokens is None else read_grid(rep_tokens)
     if base is not None:
-        height, width = height or base.height, width or base.width
+        height = base.height if height is None else height
+        width = base.width if width is None else width
     seed = seed if seed is not None else base.seed if base is not None else 0
     chosen = GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
     require_writable(options["output"], "--output")

@@ -4,10 +4,11 @@ import gc
 import weakref
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from engines.probe import probe_inputs
-from runtime.backends.ort import OrtSession
+from runtime.backends.ort import OrtSession, open_session, session_options
 from runtime.signature import GRAPHS
 
 
@@ -75,6 +76,15 @@ def test_a_run_without_memory_is_a_memory_error(pipeline, message):
     for run in failing_runs(pipeline, RuntimeError(message)):
         with pytest.raises(MemoryError, match="ONNX Runtime cannot allocate what a graph needs"):
             run()
+
+
+def test_a_graph_that_memory_does_not_hold_is_a_memory_error_and_no_fault_of_the_file(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(MemoryError, match=r"cannot load .*graph\.onnx"):
+        open_session(tmp_path / "graph.onnx", session_options(1))
 
 
 def test_any_other_error_of_a_run_stays_as_it_is(pipeline):

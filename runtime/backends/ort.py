@@ -64,10 +64,13 @@ def open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSessio
 
     Raises:
         RFError: ONNX Runtime refuses it.
+        MemoryError: It has no memory for it.
     """
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library has no common base class for its errors
+        if _is_out_of_memory(error):
+            raise MemoryError(f"ONNX Runtime cannot load {path}") from error
         raise RFError(
             f"ONNX Runtime {ort.__version__} cannot load {path}: {error} "
             "Install a newer onnxruntime, or export the bundle again."
@@ -116,9 +119,13 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library has no common base class for its errors
-        if not any(sign in str(error) for sign in _NO_MEMORY):
+        if not _is_out_of_memory(error):
             raise
         raise MemoryError("ONNX Runtime cannot allocate what a graph needs") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return any(sign in str(error) for sign in _NO_MEMORY)
 
 
 def _shared(array: npt.NDArray[Any]) -> ort.OrtValue:
