@@ -23,11 +23,12 @@ import torch
 from document import document
 
 from engines import EngineConfig, build
-from rf_export.benchmark.bench import BenchOptions, run_bench
+from rf_export.benchmark.bench import run_bench
 from rf_export.benchmark.bench_report import bench_page
 from rf_export.benchmark.environment import describe_machine, file_label
 from rf_export.benchmark.models import prepare_checkpoint
 from rf_export.benchmark.tables import format_bench
+from rf_export.benchmark.task import BenchOptions
 from rf_export.config import preset
 from rf_export.export import ExportOptions, export
 

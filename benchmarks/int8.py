@@ -27,9 +27,10 @@ from calibration.examples import split_prompts
 from calibration.gate import draw_originals, measure_quality
 from calibration.trajectory import record_examples, with_sessions
 from engines import EngineConfig, build
-from rf_export.benchmark.bench import BenchOptions, run_bench
+from rf_export.benchmark.bench import run_bench
 from rf_export.benchmark.environment import file_label
 from rf_export.benchmark.tables import format_bench
+from rf_export.benchmark.task import BenchOptions
 from rf_export.evaluation.evaluate import scene_scorer
 from runtime.backends import create_backend
 from runtime.bundle import open_bundle

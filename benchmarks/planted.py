@@ -19,10 +19,10 @@ from typing import Any
 import click
 from cpu import HERE, prepare
 
-from rf_export.benchmark import bench
+from rf_export.benchmark import task
 from rf_export.benchmark.compare import compare, verdict_line
 from rf_export.benchmark.environment import describe_machine, file_label
-from rf_export.benchmark.repeats import samples_only
+from rf_export.benchmark.repeats import samples_only, time_again
 from runtime.backends import Session
 from runtime.pipeline import Pipeline
 
@@ -83,8 +83,8 @@ def main(name: str, repeats: int, clock: str, work: Path, results: Path, child: 
     checkpoint, bundle = prepare(name, work)
     if child:
         if slow:
-            bench.Pipeline = SlowPipeline
-        click.echo(json.dumps(bench.time_again(bundle, checkpoint, bench.BenchOptions())))
+            task.Pipeline = SlowPipeline
+        click.echo(json.dumps(time_again(bundle, checkpoint, task.BenchOptions())))
         return
     command = [sys.executable, __file__, name, "--work", str(work), "--child"]
     measured = []

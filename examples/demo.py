@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from engines import EngineConfig, build
-from rf_export.benchmark.bench import BenchOptions, run_bench
+from rf_export.benchmark.bench import run_bench
 from rf_export.benchmark.bench_report import latency_section
 from rf_export.benchmark.tables import format_bench
+from rf_export.benchmark.task import BenchOptions
 from rf_export.evaluation.metric import SceneScore, score_pictures
 from rf_export.evaluation.understanding import SCENE_SEED, Asked, everything_to_ask
 from rf_export.export import ExportOptions, export

@@ -190,9 +190,10 @@ def bench(bundle: Path | None, checkpoint: Path | None, as_json: bool, output: P
         raise click.UsageError("name a BUNDLE and its --checkpoint, or two results with --compare")
     require_writable(output, "--output")
     require_writable(page, "--report")
-    from rf_export.benchmark.bench import BenchOptions, run_bench
+    from rf_export.benchmark.bench import run_bench
     from rf_export.benchmark.bench_report import bench_page
     from rf_export.benchmark.tables import format_bench
+    from rf_export.benchmark.task import BenchOptions
     from runtime.atomic import write_text
 
     with progress("bench") as report:

@@ -14,7 +14,6 @@ import cli
 from benchmarks.document import document
 from rf_export.benchmark.baseline import Baseline, Variant, as_variant
 from rf_export.benchmark.baseline_reading import BaselineReader
-from rf_export.benchmark.bench import BenchOptions, left_out_for_memory
 from rf_export.benchmark.compiled import Compiled, CompiledReader
 from rf_export.benchmark.contenders import draw_reference, read_reference
 from rf_export.benchmark.energy import EnergyMeter
@@ -23,6 +22,7 @@ from rf_export.benchmark.floor import Rates, StepCost, denoise_step_cost, encode
 from rf_export.benchmark.repeats import in_fresh_process
 from rf_export.benchmark.selection import baseline_variants
 from rf_export.benchmark.tables import FORMAT
+from rf_export.benchmark.task import BenchOptions, left_out_for_memory
 from rf_export.benchmark.workload import QuestionWorkload, Workload
 from rf_export.benchmark.yardstick import bounding, yardsticks
 from rf_export.checkpoint import load_checkpoint, save_checkpoint

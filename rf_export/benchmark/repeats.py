@@ -9,19 +9,25 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from rf_export.benchmark.floor import measure_floors
+from rf_export.benchmark.selection import plain_baseline
+from rf_export.benchmark.stage_timing import as_dicts, time_stages
+from rf_export.benchmark.task import BenchOptions, open_task, our_contenders
 from runtime.errors import RFError
 
-if TYPE_CHECKING:
-    from rf_export.benchmark.bench import BenchOptions
+ROUNDS_AGAIN = 8  # more processes tell more than more rounds
 
 _CODE = """
 import json, sys
 from pathlib import Path
-from rf_export.benchmark.bench import BenchOptions, time_again
+from rf_export.benchmark.repeats import time_again
+from rf_export.benchmark.task import BenchOptions
 
 bundle, checkpoint, options = sys.argv[1:]
 options = {name: tuple(each) if isinstance(each, list) else each for name, each in json.loads(options).items()}
@@ -30,7 +36,7 @@ print(json.dumps(time_again(Path(bundle), Path(checkpoint), BenchOptions(**optio
 _KEPT = ("samples_ms", "cpu_samples_ms")
 
 
-def in_fresh_process(bundle: Path, checkpoint: Path, options: "BenchOptions") -> list[dict[str, Any]]:
+def in_fresh_process(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[dict[str, Any]]:
     """What `time_again` measures there, samples only; raises RFError where the process fails."""
     command = [sys.executable, "-c", _CODE, str(bundle), str(checkpoint), json.dumps(asdict(options))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -38,6 +44,31 @@ def in_fresh_process(bundle: Path, checkpoint: Path, options: "BenchOptions") ->
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RFError(f"A fresh process could not repeat the benchmark: {last}. Measure without --repeat.")
     return samples_only(json.loads(done.stdout))
+
+
+def time_again(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[dict[str, Any]]:
+    """Ours, eager PyTorch and yardsticks only, for a comparison with other processes; correctness was judged before.
+
+    PyTorch is always the same variant: a trial might choose another in every process.
+
+    Returns:
+        Per number of threads: `threads`, and `timings` and `yardsticks` by stage as in `run_bench`.
+    """
+    few = replace(options, num_rounds=min(options.num_rounds, ROUNDS_AGAIN), compile=False)
+    task = open_task(bundle, checkpoint, few)
+    threads_before, runs = torch.get_num_threads(), []
+    try:
+        for num_threads in options.threads:
+            torch.set_num_threads(num_threads)
+            contenders = [*our_contenders(task, num_threads), plain_baseline(task.model, task.work, task.questions)]
+            for each in contenders:
+                each.prepare()
+            costs = task.costs()
+            timings, yards = time_stages(task, contenders, costs, measure_floors(costs), lambda stage: None)
+            runs.append({"threads": num_threads, "timings": as_dicts(timings), "yardsticks": as_dicts(yards)})
+    finally:
+        torch.set_num_threads(threads_before)
+    return runs
 
 
 def samples_only(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

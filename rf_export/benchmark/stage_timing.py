@@ -1,0 +1,63 @@
+"""Times every stage: the contenders in turns with yardsticks. Knows nothing of who they are and what comes of it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rf_export.benchmark.contenders import READING_STAGES, STAGES, Contender, reading_runs
+from rf_export.benchmark.floor import StepCost
+from rf_export.benchmark.selection import drawing_runs
+from rf_export.benchmark.task import Task
+from rf_export.benchmark.yardstick import NAMES, bounding, yardsticks
+from runtime.timing import Timing, interleave
+
+Timings = dict[str, dict[str, Timing]]  # stage -> who
+
+
+def time_stages(
+    task: Task, contenders: list[Contender], costs: Mapping[str, StepCost], floors: Mapping[str, Any],
+    report: Callable[[str], None],
+) -> tuple[Timings, Timings]:  # fmt: skip
+    """Of the contenders and of the yardsticks, by stage; whole pictures only where they do not take too long."""
+    timings: Timings = {}
+    yards: Timings = {}
+    for stage in (*STAGES, *READING_STAGES):
+        report(f"timing {stage.replace('_', ' ')}")
+        if stage == "picture" and (seconds := _picture_seconds(task, timings)) > task.options.stage_seconds:
+            task.left_out["whole pictures"] = f"one of every contender takes {seconds:.0f} s"
+            continue
+        marks = yardsticks(NAMES)
+        if stage in costs:
+            floor, num_bytes = floors[stage], costs[stage].num_bytes
+            bounds = bounding(floor["flops"] / floor["matrix_gflop_s"], num_bytes / floor["bandwidth_gb_s"])
+            marks = yardsticks(bounds, num_bytes)
+        timings[stage], yards[stage] = _time_stage(stage, contenders, marks, task)
+    return timings, yards
+
+
+def as_dicts(timings: Timings) -> dict[str, dict[str, Any]]:
+    """For JSON."""
+    return {stage: {name: each.as_dict() for name, each in rows.items()} for stage, rows in timings.items()}
+
+
+def _picture_seconds(task: Task, timings: Timings) -> float:
+    """About how long one picture of every contender takes."""
+    runs = {"rep_step": task.work.num_decoder_runs, "denoise_step": task.work.plan.num_steps}
+    return sum(count * timing.median for stage, count in runs.items() for timing in timings[stage].values())
+
+
+def _time_stage(
+    stage: str, contenders: list[Contender], marks: dict[str, Callable[[], int]], task: Task
+) -> tuple[dict[str, Timing], dict[str, Timing]]:
+    """Of the contenders, and of the yardsticks that took turns with them."""
+    runs: dict[str, Callable[[], int]] = {}
+    for each in contenders:
+        if stage == "picture":
+            runs[each.name] = lambda each=each: each.picture(task.work.plan.num_steps)  # type: ignore[misc]
+        else:
+            runs[each.name] = {**drawing_runs(each, task.work), **reading_runs(each.readers)}[stage]  # type: ignore[index]
+    num_rounds = task.options.num_picture_rounds if stage == "picture" else task.options.num_rounds
+    timings = interleave(
+        {**runs, **{f"yardstick {name}": run for name, run in marks.items()}}, num_rounds, warm=stage != "picture",
+        most_seconds=task.options.stage_seconds,
+    )  # fmt: skip
+    return {name: timings[name] for name in runs}, {name: timings[f"yardstick {name}"] for name in marks}

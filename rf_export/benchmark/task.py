@@ -1,0 +1,148 @@
+"""What is measured and against what: the options, a model with its work, and our contenders. Measures nothing."""
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rf_export.benchmark.compiled import Compiled, CompiledReader
+from rf_export.benchmark.contenders import READING_STAGES, Contender, ReadReference, draw_reference, read_reference
+from rf_export.benchmark.environment import free_bytes
+from rf_export.benchmark.floor import StepCost, denoise_step_cost, encode_cost, read_cost, rep_step_cost
+from rf_export.benchmark.selection import TRIAL_STEPS
+from rf_export.benchmark.workload import QuestionWorkload, Workload
+from rf_export.eager import EagerResult
+from rf_export.export import open_exported
+from rf_export.model import RFModel
+from runtime.bundle import Bundle
+from runtime.options import GenerationOptions
+from runtime.pipeline import Pipeline
+from runtime.signature import Precision
+
+MEMORY_SHARE = 8  # all contenders together take about so many times the weights in fp32
+SLOWEST_SCALING = 500e6  # parameters; beyond, a single round takes minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What to measure. The prompt is made up; its length decides the size of the cache.
+
+    Attributes:
+        threads: Everything is measured with each.
+        precisions: Of our graphs; all that the bundle has, where none is named.
+        num_prompt_tokens: Length of the prompt.
+        num_rounds: Turns of every contender per kind of step.
+        num_picture_rounds: The same for whole pictures.
+        stage_seconds: Begin no further round of a stage after so long.
+        compile: Measure torch.compile too, which takes minutes.
+        scaling: Measure over lengths, batches and threads too.
+        allow_unverified: Also measure graphs and engines that failed a verification or that nobody verified.
+        repeats: Fresh processes in which our graphs and eager PyTorch are timed again.
+    """
+
+    threads: tuple[int, ...] = (1,)
+    precisions: tuple[Precision, ...] = ()
+    num_prompt_tokens: int = 32
+    num_rounds: int = 20
+    num_picture_rounds: int = 3
+    stage_seconds: float = 60.0
+    compile: bool = True
+    scaling: bool = True
+    allow_unverified: bool = False
+    repeats: int = 0
+
+    def __post_init__(self) -> None:
+        if min(*self.threads, self.num_rounds, self.num_picture_rounds, self.num_prompt_tokens) < 1:
+            raise ValueError("threads, num_rounds, num_picture_rounds and num_prompt_tokens must be >= 1")
+        if self.repeats < 0:
+            raise ValueError("repeats must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A model and what it has to do."""
+
+    opened: Bundle
+    model: RFModel
+    work: Workload
+    questions: QuestionWorkload
+    options: BenchOptions
+    left_out: dict[str, str]  # what, and why
+
+    @functools.cached_property
+    def drawn(self) -> EagerResult:
+        """What eager PyTorch draws in the steps of a trial."""
+        return draw_reference(self.model, self.work, TRIAL_STEPS)
+
+    @functools.cached_property
+    def read(self) -> ReadReference:
+        """What eager PyTorch answers."""
+        return read_reference(self.model, self.questions)
+
+    def costs(self) -> dict[str, StepCost]:
+        """Of each kind of step."""
+        config, work, questions = self.model.config, self.work, self.questions
+        asked, patches = len(questions.first), 4 * questions.num_image_tokens
+        read = questions.num_image_tokens + asked
+        return {
+            "rep_step": rep_step_cost(config, work.num_slots),
+            "denoise_step": denoise_step_cost(config, work.num_slots, 4 * work.plan.num_rep_tokens),
+            "encode_image": encode_cost(config, patches),
+            "first_word": encode_cost(config, patches) + read_cost(config, read, 0),
+            "next_word": read_cost(config, 1, read + questions.num_words // 2),
+            "second_question": read_cost(config, asked, questions.num_image_tokens),
+        }
+
+
+def open_task(bundle: Path, checkpoint: Path, options: BenchOptions) -> Task:
+    """A bundle and the checkpoint that it was exported from; raises RFError where they do not belong together."""
+    opened, model = open_exported(bundle, checkpoint)
+    options = _with_precisions(options, opened)
+    work = Workload.of(opened.manifest, options.num_prompt_tokens, GenerationOptions())
+    questions = QuestionWorkload.of(opened.manifest)
+    left_out = left_out_for_memory(opened.manifest.model.num_parameters, free_bytes())
+    if not options.compile:
+        left_out["torch.compile"] = "it was not asked for"
+    if not options.scaling or opened.manifest.model.num_parameters > SLOWEST_SCALING:
+        asked = "it takes minutes at this size" if options.scaling else "it was not asked for"
+        left_out["scaling"] = asked
+    return Task(opened=opened, model=model, work=work, questions=questions, options=options, left_out=left_out)
+
+
+def left_out_for_memory(num_parameters: int, free: int) -> dict[str, str]:
+    """Contenders that copy the weights once more, where that does not fit."""
+    needed = MEMORY_SHARE * 4 * num_parameters
+    if needed <= free:
+        return {}
+    why = f"all contenders take about {needed >> 30} GiB, and {free >> 30} GiB are free"
+    return dict.fromkeys(("torch.compile", "eager weights as [out, in]", "plain ONNX graphs beside an engine"), why)
+
+
+def _with_precisions(options: BenchOptions, opened: Bundle) -> BenchOptions:
+    """All that the bundle has, where none is named."""
+    if options.precisions:
+        return options
+    manifest = opened.manifest
+    present = tuple(each for each in manifest.precisions if manifest.graphs_of(each, "classic"))
+    return replace(options, precisions=present)
+
+
+def our_contenders(task: Task, num_threads: int) -> list[Contender]:
+    """Of all precisions."""
+    return [each for precision in task.options.precisions for each in _contenders_in(task, precision, num_threads)]
+
+
+def _contenders_in(task: Task, precision: Precision, num_threads: int) -> list[Contender]:
+    """The engine and the plain graphs; without an engine that fits, these alone."""
+    load = functools.partial(Pipeline.load, task.opened.path, precision, num_threads=num_threads,
+                             allow_unverified=task.options.allow_unverified)  # fmt: skip
+    loaded = {"engine": load()}
+    if loaded["engine"].engine is None:
+        loaded = {"onnx": loaded["engine"]}
+    elif "plain ONNX graphs beside an engine" not in task.left_out:
+        loaded["onnx"] = load(engine="none")
+    contenders = []
+    for name, pipeline in loaded.items():
+        drawer, reader = Compiled(pipeline, task.work), CompiledReader(pipeline, task.questions)
+        readers = dict.fromkeys(READING_STAGES, reader)
+        contenders.append(Contender(name=f"{name} {precision}", tokens=drawer, pixels=drawer, readers=readers))
+    return contenders
