@@ -1,6 +1,6 @@
 """Does verification stay green where nothing is wrong? Random models of any shape are exported and verified in full.
 
-    python tests/false_alarms.py --shapes 10 --seeds 5 > alarms.jsonl     a line per bundle; all must pass
+    python tests/false_alarms.py --shapes 50 --seeds 1 > alarms.jsonl     a line per bundle; all must pass
 
 Every bundle is traced for itself: an fp16 trace has constants that come from the weights, so one trace cannot serve
 several models.
