@@ -70,7 +70,7 @@ def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
             file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
             Image.init()  # registers the formats that this Pillow has
             with Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-                _require_safe_size(image)
+                require_safe_size(image)
                 image.draft("RGB", (4 * side, 4 * side))  # a large JPEG is decoded at a fraction of its size
                 image.load()
                 return _flatten(ImageOps.exif_transpose(image))
@@ -90,12 +90,12 @@ def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
         raise RFError(f"{name} is damaged and cannot be read ({error}). Save it again.") from error
 
 
-def _require_safe_size(image: "Image") -> None:
+def require_safe_size(image: "Image") -> None:
     """Refuse what Pillow only warns of: more pixels than its limit. It refuses twice as many by itself."""
     from PIL import Image
 
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError
+        raise Image.DecompressionBombError(f"it has more than {Image.MAX_IMAGE_PIXELS} pixels")
 
 
 def _flatten(image: "Image") -> "Image":

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from runtime.atomic import write_file
 from runtime.errors import RFError
+from runtime.images import require_safe_size
 
 KEYWORD: Final = "rf-export"  # of the tEXt chunk
 
@@ -40,8 +41,9 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     from PIL import PngImagePlugin
 
     try:
-        # Not Image.open, which warns of many pixels: only the header is read.
+        # Not Image.open, whose warnings of many pixels are the whole process's.
         with PngImagePlugin.PngImageFile(path) as image:
+            require_safe_size(image)
             text = image.info.get(KEYWORD, "{}")
     except Exception as error:  # Pillow raises whatever a damaged file makes of it
         raise RFError(f"{path} is not a readable PNG file: {error}.") from error

@@ -38,9 +38,12 @@ def test_reading_parameters_leaves_the_warnings_of_the_process_alone(tmp_path, m
 
     save_png(tmp_path / "a.png", np.zeros((20, 20, 3), np.uint8), {"seed": 4})
     with monkeypatch.context() as patch:
-        patch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # only the header is read, so that many pixels do no harm
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
         patch.setattr(warnings, "catch_warnings", None)
         assert read_parameters(tmp_path / "a.png") == {"seed": 4}
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 399)
+        with pytest.raises(RFError, match="is not a readable PNG file: it has more than 399 pixels"):
+            read_parameters(tmp_path / "a.png")
 
 
 def test_a_picture_of_somebody_else_has_no_parameters(tmp_path):
