@@ -247,6 +247,7 @@ def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: f
     """
     import calibration
     from rf_export.lint import takers
+    from runtime.atomic import restore
 
     prompts = calibration.read_prompts(prompts_file)
     pictures = calibration.find_pictures(images) if images is not None else []
@@ -256,6 +257,7 @@ def calibrate(bundle: Path, prompts_file: Path, images: Path | None, min_psnr: f
         limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr,
                                         answer_tokens=min_token_agreement / 100)  # fmt: skip
         config = calibration.CalibrationConfig(limits=limits, **options)
+    restore(bundle)
     if export_inputs is not None:
         if pictures:
             raise click.UsageError("--export-inputs writes what the model draws and reads; leave out --images")
@@ -310,6 +312,7 @@ def build_engine(bundle: Path, backend: str, precision: Any, dialect: Any, force
     rf-export build-engine bundle --backend tensorrt-rtx --precision fp16 --compute-capability 8.9
     """
     from engines import EngineConfig, TensorRTConfig, build, estimate, parse_dims
+    from runtime.atomic import restore
     from runtime.backends.cpu import memory_info
     from runtime.engine import open_engine
 
@@ -317,6 +320,7 @@ def build_engine(bundle: Path, backend: str, precision: Any, dialect: Any, force
         tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)
     config = EngineConfig(backend=backend, precision=precision, dialect=dialect, force=force, tensorrt=tensorrt,
                           allow_unverified=allow_unverified)  # fmt: skip
+    restore(bundle)
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
     warning = need.warning(memory_info(), shutil.disk_usage(bundle).free)

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rf_export.benchmark.compare import drifts, shown_interval
-from rf_export.benchmark.tables import READING_TITLES, STAGE_TITLES, describe
+from rf_export.benchmark.tables import TITLES, describe
 from runtime.plots import number
-
-TITLES = {**STAGE_TITLES, **READING_TITLES}
 
 
 def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | None) -> str:

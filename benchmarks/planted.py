@@ -22,7 +22,7 @@ from cpu import HERE, prepare
 from rf_export.benchmark import task
 from rf_export.benchmark.compare import compare, verdict_line
 from rf_export.benchmark.environment import describe_machine, file_label
-from rf_export.benchmark.repeats import samples_only, time_again
+from rf_export.benchmark.repeats import time_again
 from runtime.backends import Session
 from runtime.pipeline import Pipeline
 
@@ -91,7 +91,7 @@ def main(name: str, repeats: int, clock: str, work: Path, results: Path, child: 
     for i, words in enumerate(([], [], ["--slow"])):
         printed = [subprocess.run([*command, *words], check=True, stdout=subprocess.PIPE).stdout
                    for _ in range(repeats)]  # fmt: skip
-        measured.append({"repeats": [samples_only(json.loads(each)) for each in printed]})
+        measured.append({"repeats": [json.loads(each) for each in printed]})
         click.echo(f"result {i + 1} of 3 is there", err=True)
     result = judge(name, clock, measured)
     path = results / f"planted-{name}-{file_label(result['machine']['cpu'])}.json"

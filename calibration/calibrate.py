@@ -38,7 +38,7 @@ from calibration.trajectory import (
 )
 from calibration.weights import WeightFile
 from calibration.workbench import Workbench
-from runtime.atomic import is_temporary, restore
+from runtime.atomic import is_temporary
 from runtime.backends import Backend, Session, create_backend
 from runtime.bundle import Bundle, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.errors import RFError
@@ -120,10 +120,9 @@ def calibrate(
             not faster or not good enough; the bundle is as it was then.
     """
     path = Path(path).resolve()  # a link to a folder cannot be replaced as a folder
-    restore(path)
     bundle = open_bundle(path)
     report = on_progress or (lambda what, done, total: None)
-    is_named = cache_path is not None
+    may_replace = cache_path is None
     cache_path = cache_path or path.with_name(f"{path.name}.{config.base}.calibration.npz")
     report_path = report_path or path.with_name(f"{path.name}.calibration.html")
     for written in (cache_path, report_path):
@@ -140,7 +139,7 @@ def calibrate(
         for prompt, seed in (*learn, *judge):
             base.check([prompt], seed=seed)  # before anything is drawn
         recorded = record(base, folder / "graphs", backend, learn, pictures, config, cache_path, report,
-                          may_replace=not is_named)  # fmt: skip
+                          may_replace=may_replace)  # fmt: skip
         originals = draw_originals(base, judge, unseen)
         if not config.force:
             originals.require_enough(config.limits)

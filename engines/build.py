@@ -18,7 +18,7 @@ from typing import Any, Final
 from engines.config import Builder, BuildEstimate, EngineConfig, Progress, Report, counted
 from engines.probe import largest_error, probe_inputs
 from engines.tensorrt_config import require_defaults
-from runtime.atomic import locked, restore, write_folder
+from runtime.atomic import locked, write_folder
 from runtime.backends import BACKENDS, Backend, Target, create_backend, naming_extra
 from runtime.backends.cpu import cpu_name
 from runtime.backends.tensorrt_library import TensorRTName
@@ -57,7 +57,6 @@ _CREATORS: Final[Mapping[str, Callable[[EngineConfig], Builder]]] = {
 
 def estimate(bundle: str | Path, config: EngineConfig) -> BuildEstimate:
     """Predict what a build needs, to be told before it starts; raises RFError as `build` does."""
-    restore(Path(bundle))
     return create_builder(config).estimate(open_bundle(bundle), config.precision)
 
 
@@ -77,7 +76,6 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
         RFError: The bundle is damaged or has no such graphs, or they are not verified; a library is missing, the disk
             is full, or the engine does not agree with the graphs.
     """
-    restore(Path(bundle))
     # While a calibration replaces the bundle nobody may write into the old one; and two builds would share the memory.
     with locked(Path(bundle).resolve()):
         return _build(open_bundle(bundle), config, on_progress)

@@ -215,7 +215,7 @@ def remove_leftovers(out: Path) -> None:
 
 def restore(out: Path) -> None:
     """Bring back the folder `out` where a writer that replaced it was killed between its two renames."""
-    out = out.absolute()
+    out = out.resolve()
     if killed_replacement(out) is not None:
         with locked(out) as is_alone:
             if is_alone:

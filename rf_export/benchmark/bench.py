@@ -1,9 +1,9 @@
 """The comparison: our engine, its plain ONNX graphs, eager PyTorch and torch.compile, interleaved in one run.
 
-    check_inputs -> per number of threads: choose the best baselines -> agreement -> time in turns -> floor;
+    open_task -> per number of threads: choose the best baselines -> agreement -> time in turns -> floor;
     then a picture step by step, scaling, what a fresh process costs, and the same timings again in fresh processes
 
-Every contender first has to draw the right picture and give the right answers. Baselines compete with their best
+Every fp32 contender first has to draw the right picture and give the right answers. Baselines compete with their best
 variant per stage, found by a short trial, and the trial's figures are reported too. The result has every sample and
 two yardsticks that took turns with the contenders; with `repeats`, from several processes, so that `compare.py` can
 hold two results against each other.

@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rf_export.benchmark.tables import (
-    READING_TITLES,
     REPEATS_HEAD,
     REPEATS_NOTE,
     STAGE_TITLES,
+    TITLES,
     describe,
     footprint_lines,
     repeats_rows,
 )
 from runtime import report
 from runtime.plots import Axis, Series, number, plot, spans, strip
-
-TITLES = {**STAGE_TITLES, **READING_TITLES}
 
 
 def bench_page(result: Mapping[str, Any]) -> str:

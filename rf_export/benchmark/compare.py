@@ -32,7 +32,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rf_export.benchmark.tables import FORMAT, READING_TITLES, STAGE_TITLES, aligned
+from rf_export.benchmark.tables import FORMAT, TITLES, aligned
 from runtime.errors import RFError
 from runtime.sections import read_json
 
@@ -48,8 +48,6 @@ EXPECTED_EQUAL = ("cpu", "features", "cores", "caches", "governor", "max_mhz", "
 Clock = Literal["wall", "cpu"]
 SAMPLES: dict[Clock, str] = {"wall": "samples_ms", "cpu": "cpu_samples_ms"}
 Verdict = Literal["slower", "faster", "same", "unclear"]
-
-
 Key = tuple[int, str, str]  # threads, stage, contender
 
 
@@ -63,8 +61,8 @@ class Measured:
 
     def only(self, names: Collection[str]) -> "Measured":
         """With these yardsticks."""
-        kept = ({name: each[name] for name in names} for each in (self.yardsticks, self.units))
-        return Measured(time=self.time, yardsticks=next(kept), units=next(kept))
+        yardsticks, units = ({name: each[name] for name in names} for each in (self.yardsticks, self.units))
+        return Measured(time=self.time, yardsticks=yardsticks, units=units)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,11 +222,10 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 def format_changes(changes: list[Change], min_effect: float) -> str:
     """A table, worst first, and the verdict."""
-    titles = {**STAGE_TITLES, **READING_TITLES, OVERALL: OVERALL}
     rows = [["threads", "stage", "contender", "raw", "drift of yardsticks", "normalised", "interval", ""]]
     for each in sorted(changes, key=lambda change: -change.normalised):
         rows.append([
-            str(each.threads), titles[each.stage], each.contender, f"{each.raw:.3f}",
+            str(each.threads), TITLES.get(each.stage, each.stage), each.contender, f"{each.raw:.3f}",
             drifts(each.drift), f"{each.normalised:.3f}", shown_interval(each.low, each.high), each.verdict,
         ])  # fmt: skip
     head = "times, later over earlier: above 1 is slower"
@@ -248,18 +245,15 @@ def shown_interval(low: float | None, high: float | None) -> str:
 def verdict_line(changes: list[Change], min_effect: float) -> str:
     """One sentence."""
     slower = [change for change in changes if change.verdict == "slower"]
-    unclear = sum(change.verdict == "unclear" for change in changes)
     faster = sum(change.verdict == "faster" for change in changes)
     rest = f"; {faster} faster" * bool(faster)
-    rest += f"; {unclear} with fewer than {MIN_PROCESSES} fresh processes" * bool(unclear)
     if slower:
         worst = max(slower, key=lambda change: change.normalised)
         return (f"REGRESSION: {len(slower)} of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and "
                 f"drift; worst: {worst.contender}, {worst.stage}, {worst.normalised:.3f}{rest}")  # fmt: skip
-    judged = [change for change in changes if change.high is not None]
-    if not judged:
+    if all(change.verdict == "unclear" for change in changes):  # all rows have the same processes
         return f"no verdict: fewer than {MIN_PROCESSES} fresh processes"
-    together, single = (_could_hide(judged, overall=overall) for overall in (True, False))
+    together, single = (_could_hide(changes, overall=overall) for overall in (True, False))
     return (f"no regression: none of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and drift; "
             f"noise could hide one of {together:.1%} over all stages, of {single:.1%} in one{rest}")  # fmt: skip
 

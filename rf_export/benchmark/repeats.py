@@ -8,7 +8,6 @@ anything obviously wrong!").
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from rf_export.benchmark.floor import measure_floors
 from rf_export.benchmark.selection import plain_baseline
-from rf_export.benchmark.stage_timing import as_dicts, time_stages
+from rf_export.benchmark.stage_timing import Timings, as_dicts, time_stages
 from rf_export.benchmark.task import BenchOptions, open_task, our_contenders
 from runtime.errors import RFError
 
@@ -37,45 +36,40 @@ _KEPT = ("samples_ms", "cpu_samples_ms")
 
 
 def in_fresh_process(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[dict[str, Any]]:
-    """What `time_again` measures there, samples only; raises RFError where the process fails."""
+    """What `time_again` measures there; raises RFError where the process fails."""
     command = [sys.executable, "-c", _CODE, str(bundle), str(checkpoint), json.dumps(asdict(options))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise RFError(f"A fresh process could not repeat the benchmark: {last}. Measure without --repeat.")
-    return samples_only(json.loads(done.stdout))
+    result: list[dict[str, Any]] = json.loads(done.stdout)
+    return result
 
 
 def time_again(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[dict[str, Any]]:
     """Ours, eager PyTorch and yardsticks only, for a comparison with other processes; correctness was judged before.
 
-    PyTorch is always the same variant: a trial might choose another in every process.
+    For a process of its own, whose number of threads it sets. PyTorch is always the same variant: a trial might choose
+    another in every process.
 
     Returns:
-        Per number of threads: `threads`, and `timings` and `yardsticks` by stage as in `run_bench`.
+        Per number of threads: `threads`, and `timings` and `yardsticks` by stage as in `run_bench`, samples only.
     """
     few = replace(options, num_rounds=min(options.num_rounds, ROUNDS_AGAIN), compile=False)
     task = open_task(bundle, checkpoint, few)
-    threads_before, runs = torch.get_num_threads(), []
-    try:
-        for num_threads in options.threads:
-            torch.set_num_threads(num_threads)
-            contenders = [*our_contenders(task, num_threads), plain_baseline(task.model, task.work, task.questions)]
-            for each in contenders:
-                each.prepare()
-            costs = task.costs()
-            timings, yards = time_stages(task, contenders, costs, measure_floors(costs), lambda stage: None)
-            runs.append({"threads": num_threads, "timings": as_dicts(timings), "yardsticks": as_dicts(yards)})
-    finally:
-        torch.set_num_threads(threads_before)
+    runs = []
+    for num_threads in options.threads:
+        torch.set_num_threads(num_threads)
+        contenders = [*our_contenders(task, num_threads), plain_baseline(task.model, task.work, task.questions)]
+        for each in contenders:
+            each.prepare()
+        costs = task.costs()
+        timings, yards = time_stages(task, contenders, costs, measure_floors(costs), lambda stage: None)
+        runs.append({"threads": num_threads, "timings": _samples(timings), "yardsticks": _samples(yards)})
     return runs
 
 
-def samples_only(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same runs without what can be computed from the samples."""
-    return [{**run, **{part: _stripped(run[part]) for part in ("timings", "yardsticks")}} for run in runs]
-
-
-def _stripped(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+def _samples(timings: Timings) -> dict[str, Any]:
+    """For JSON, without what can be computed from the samples."""
     return {stage: {name: {key: row[key] for key in _KEPT} for name, row in rows.items()}
-            for stage, rows in stages.items()}  # fmt: skip
+            for stage, rows in as_dicts(timings).items()}  # fmt: skip

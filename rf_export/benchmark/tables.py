@@ -8,8 +8,7 @@ FORMAT = 2  # of the result
 STAGE_TITLES = {"rep_step": "AR step", "denoise_step": "denoise step", "picture": "whole picture"}
 READING_TITLES = {"encode_image": "encode a picture", "first_word": "picture + question: first word",
                   "next_word": "next word", "second_question": "2nd question: first word"}  # fmt: skip
-
-
+TITLES = {**STAGE_TITLES, **READING_TITLES}
 REPEATS_HEAD = ["threads", "stage", "contender", "median ms", "lowest", "highest", "apart"]
 REPEATS_NOTE = "fresh processes: {}; their medians: how fast one is depends on where its memory happens to lie"
 
@@ -111,13 +110,12 @@ def footprint_lines(result: Mapping[str, Any]) -> list[str]:
 
 def repeats_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """How far fresh processes lie apart: a row per number of threads, stage and contender."""
-    titles = {**STAGE_TITLES, **READING_TITLES}
     medians: dict[tuple[str, str, str], list[float]] = {}
     for runs in result["repeats"]:
         for run in runs:
             for stage, rows in run["timings"].items():
                 for name, row in rows.items():
-                    key = str(run["threads"]), titles[stage], name
+                    key = str(run["threads"]), TITLES[stage], name
                     medians.setdefault(key, []).append(statistics.median(row["samples_ms"]))
     return [
         [*key, f"{statistics.median(values):.3g}", f"{min(values):.3g}", f"{max(values):.3g}",
