@@ -76,10 +76,7 @@ class Conversation:
         """
         self._refuse_while_answering()
         model = self._loaded.manifest.model
-        size = (
-            model.default_height if height is None else height,
-            model.default_width if width is None else width,
-        )
+        size = model.size_or_default(height, width)
         try:
             model.rep_grid(*size)
         except ValueError as error:

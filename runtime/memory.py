@@ -125,10 +125,8 @@ def _activations(model: ModelSpec, precision: Precision, num_requests: int, patc
 
 
 def _grid(model: ModelSpec, work: Workload) -> tuple[int, int]:
-    height = model.default_height if work.height is None else work.height
-    width = model.default_width if work.width is None else work.width
     try:
-        return model.rep_grid(height, width)
+        return model.rep_grid(*model.size_or_default(work.height, work.width))
     except ValueError as error:
         raise RFError(f"This model does not draw such pictures: {error}.") from error
 

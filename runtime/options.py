@@ -144,8 +144,7 @@ def plan_drawing(options: GenerationOptions, manifest: Manifest) -> DrawingPlan:
         RFError: The model cannot draw this.
     """
     model, defaults = manifest.model, manifest.sampling
-    height = model.default_height if options.height is None else options.height
-    width = model.default_width if options.width is None else options.width
+    height, width = model.size_or_default(options.height, options.width)
     try:
         grid = model.rep_grid(height, width)
     except ValueError as error:

@@ -100,6 +100,10 @@ class ModelSpec:
         """Largest top_k that text_decoder takes."""
         return min(MAX_TOP_K, self.vocab_size)
 
+    def size_or_default(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, the model's where they are None; a size of 0 is none of its sizes."""
+        return self.default_height if height is None else height, self.default_width if width is None else width
+
     def rep_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of representation tokens of a picture; raises ValueError for other sizes."""
         for name, value in (("height", height), ("width", width)):
