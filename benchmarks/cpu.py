@@ -41,18 +41,24 @@ LARGE = 512  # width of the decoder, above which the export is not verified: tha
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True)
 @click.option("--rounds", "num_rounds", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--picture-rounds", "num_picture_rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--stage-seconds", type=click.FloatRange(0), default=20.0, show_default=True,
-              help="Begin no further round of a stage after so long.")
+@click.option(
+    "--stage-seconds",
+    type=click.FloatRange(0),
+    default=20.0,
+    show_default=True,
+    help="Begin no further round of a stage after so long.",
+)
 @click.option("--compile/--no-compile", default=True, show_default=True)
-@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True,
-              help="Of the planted slowdown.")
+@click.option(
+    "--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help="Of the planted slowdown."
+)
 @click.option("--work", type=click.Path(path_type=Path), default=HERE / "work", help="For bundles; kept between runs.")
 @click.option("--results", type=click.Path(path_type=Path), default=HERE / "results")
 @click.option("--resume", is_flag=True, help="Keep the results that are there, and measure what is missing.")
 @click.option("--write", type=click.Path(path_type=Path), help="Make a document of everything.")
 def main(
     names: tuple[str, ...], clock: str, work: Path, results: Path, resume: bool, write: Path | None, **options: Any
-) -> None:  # fmt: skip
+) -> None:
     """Run the comparison for every named shape."""
     results.mkdir(parents=True, exist_ok=True)
     work, results = (Path(os.path.relpath(folder)) for folder in (work, results))  # results tell commands

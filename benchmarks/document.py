@@ -5,7 +5,7 @@ from typing import Any
 
 from rf_export.benchmark.compare import drifts, shown_interval
 from rf_export.benchmark.tables import TITLES, describe
-from runtime.plots import number
+from verification.pages.plots import number
 
 
 def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | None) -> str:
@@ -21,15 +21,18 @@ def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | 
         f"{', '.join(machine['caches']) or 'caches unknown'}, {machine['memory_gib']} GiB; {machine['system']}; "
         f"Python {machine['python']}, {', '.join(f'{name} {each}' for name, each in machine['versions'].items())}. "
         f"Energy: {machine['energy']}. Load average before and after: "
-        + "; ".join(f"{result['preset']} {result['state']['begin']['load_average']}, "
-                    f"{result['state']['end']['load_average']}" for result in results) + ".\n",
+        + "; ".join(
+            f"{result['preset']} {result['state']['begin']['load_average']}, {result['state']['end']['load_average']}"
+            for result in results
+        )
+        + ".\n",
         HOW,
         "## Over model sizes\n",
         _sizes(results),
         "Milliseconds; in brackets how many times as long eager PyTorch and torch.compile take, each with its best "
         "layout, attention and mode in fp32, and how far our engine is from the floor. A dash was not measured; the "
         "reason is below.\n",
-    ]  # fmt: skip
+    ]
     for result in results:
         parts += _one(result)
     if planted is not None:
@@ -60,8 +63,11 @@ def _against(run: Mapping[str, Any], stage: str) -> str:
     timings, ours = run["timings"].get(stage), run["ours"]
     if timings is None:
         return "-"
-    others = [(name, run["speedups"][ours][stage][f"{name} fp32"]["median"])
-              for name in ("eager", "torch.compile") if f"{name} fp32" in timings]  # fmt: skip
+    others = [
+        (name, run["speedups"][ours][stage][f"{name} fp32"]["median"])
+        for name in ("eager", "torch.compile")
+        if f"{name} fp32" in timings
+    ]
     floor = run["floor"].get(stage)
     if floor is not None:
         others.append(("floor", timings[ours]["median_ms"] / floor["floor_ms"]))
@@ -76,35 +82,65 @@ def _one(result: Mapping[str, Any]) -> list[str]:
         for stage, contenders in run["timings"].items():
             for name, timing in contenders.items():
                 speedup = run["speedups"][run["ours"]][stage].get(name)
-                rows.append([
-                    TITLES[stage], name, number(timing["median_ms"]),
-                    _interval(timing), timing["rounds"], number(timing["p95_ms"]) if timing["rounds"] > 1 else "",
-                    number(timing["cpu_median_ms"]), "" if speedup is None else f"{speedup['median']:.2f}x",
-                ])  # fmt: skip
+                rows.append(
+                    [
+                        TITLES[stage],
+                        name,
+                        number(timing["median_ms"]),
+                        _interval(timing),
+                        timing["rounds"],
+                        number(timing["p95_ms"]) if timing["rounds"] > 1 else "",
+                        number(timing["cpu_median_ms"]),
+                        "" if speedup is None else f"{speedup['median']:.2f}x",
+                    ]
+                )
             if stage in run["floor"]:
                 floor = run["floor"][stage]
                 rates = f"{floor['bandwidth_gb_s']:.1f} GB/s, {floor['matrix_gflop_s']:.0f} GFLOP/s"
                 rows.append([TITLES[stage], "floor fp32", number(floor["floor_ms"]), rates, "", "", "", ""])
-        parts.append(_table(["stage", "contender", "median ms", "interval", "rounds", "p95", "CPU ms",
-                             f"times {run['ours']}"], rows))  # fmt: skip
-        parts.append(_table(
-            ["against eager fp32", "tokens", "picture PSNR", "words", "image features, cosine"],
-            [[name, f"{each['tokens_equal']}/{each['tokens']}", f"{each['psnr_db']:.0f} dB",
-              f"{each['words_equal']}/{each['words']}", f"{each['features_cosine']:.6f}"]
-             for name, each in run["agreement"].items()],
-        ))  # fmt: skip
+        parts.append(
+            _table(
+                ["stage", "contender", "median ms", "interval", "rounds", "p95", "CPU ms", f"times {run['ours']}"], rows
+            )
+        )
+        parts.append(
+            _table(
+                ["against eager fp32", "tokens", "picture PSNR", "words", "image features, cosine"],
+                [
+                    [
+                        name,
+                        f"{each['tokens_equal']}/{each['tokens']}",
+                        f"{each['psnr_db']:.0f} dB",
+                        f"{each['words_equal']}/{each['words']}",
+                        f"{each['features_cosine']:.6f}",
+                    ]
+                    for name, each in run["agreement"].items()
+                ],
+            )
+        )
         parts.append(_prefix_line(run))
     steps = "; ".join(
         f"{TITLES[kind]} {number(each['p50_ms'])}, {number(each['p95_ms'])}, {number(each['p99_ms'])}"
-        for kind, each in result["timeline"]["steps"].items() if kind in TITLES
-    )  # fmt: skip
+        for kind, each in result["timeline"]["steps"].items()
+        if kind in TITLES
+    )
     parts.append(f"Single steps of ours, ms at the 50th, 95th and 99th percentile: {steps}.\n")
-    parts.append(_table(
-        ["a fresh process", "imports s", "loading s", "first picture of one step s", "resident MiB", "peak MiB"],
-        [[name, f"{row['start_seconds']:.2f}", f"{row['load_seconds']:.2f}", f"{row['first_picture_seconds']:.2f}",
-          f"{row['drawn_bytes'] / 2**20:.0f}", f"{row['peak_bytes'] / 2**20:.0f}"]
-         for name, row in result["footprint"].items()],
-    ))  # fmt: skip
+    parts.append(
+        _table(
+            ["a fresh process", "imports s", "loading s", "first picture of one step s", "resident MiB", "peak MiB"],
+            [
+                [
+                    name,
+                    f"{row['start_seconds']:.2f}",
+                    f"{row['load_seconds']:.2f}",
+                    f"{row['first_picture_seconds']:.2f}",
+                    f"{row['drawn_bytes'] / 2**20:.0f}",
+                    f"{row['peak_bytes'] / 2**20:.0f}",
+                ]
+                for name, row in result["footprint"].items()
+            ],
+        )
+    )
     return [*parts, *_scaling(result), *(f"Left out: {what}: {why}.\n" for what, why in result["left_out"].items())]
 
 
@@ -120,8 +156,10 @@ def _prefix_line(run: Mapping[str, Any]) -> str:
     for name in (run["ours"], "eager fp32"):
         first, second = (run["timings"][stage][name]["median_ms"] for stage in ("first_word", "second_question"))
         word = run["timings"]["next_word"][name]["median_ms"]
-        parts.append(f"{name} {number(first)} ms, then {number(second)} ms ({first / second:.1f}x less); "
-                     f"{1e3 / word:.0f} words/s")  # fmt: skip
+        parts.append(
+            f"{name} {number(first)} ms, then {number(second)} ms ({first / second:.1f}x less); "
+            f"{1e3 / word:.0f} words/s"
+        )
     return f"First word of an answer about a new picture, then of a second question about it: {'; '.join(parts)}.\n"
 
 
@@ -131,11 +169,15 @@ def _scaling(result: Mapping[str, Any]) -> list[str]:
     for kind, rows in result["scaling"].items():
         if len(rows) > 1:
             xs = [str(row["cache_slots"] if kind == "prompt_tokens" else row["x"]) for row in rows]
-            parts.append(_table(
-                [titles[kind], *xs],
-                [[TITLES[stage], *(number(row[stage]["median_ms"]) for row in rows)]
-                 for stage in ("rep_step", "denoise_step")],
-            ))  # fmt: skip
+            parts.append(
+                _table(
+                    [titles[kind], *xs],
+                    [
+                        [TITLES[stage], *(number(row[stage]["median_ms"]) for row in rows)]
+                        for stage in ("rep_step", "denoise_step")
+                    ],
+                )
+            )
     return parts
 
 
@@ -151,16 +193,26 @@ def _planted(planted: Mapping[str, Any]) -> list[str]:
         f"- {share} planted: {planted['planted']['verdict']}",
         f"- {planted['found']} of the {planted['planted_rows']} planted rows were found"
         f"{'' if planted['right'] else '. **This is not what it should see.**'}\n",
-        _table(["stage", "contender", "raw", "drift of yardsticks", "normalised", "interval", ""], [
-            [TITLES.get(each["stage"], each["stage"]), each["contender"], f"{each['raw']:.3f}", drifts(each["drift"]),
-             f"{each['normalised']:.3f}", shown_interval(each["low"], each["high"]), each["verdict"]]
-            for each in planted["planted"]["changes"]
-        ]),
+        _table(
+            ["stage", "contender", "raw", "drift of yardsticks", "normalised", "interval", ""],
+            [
+                [
+                    TITLES.get(each["stage"], each["stage"]),
+                    each["contender"],
+                    f"{each['raw']:.3f}",
+                    drifts(each["drift"]),
+                    f"{each['normalised']:.3f}",
+                    shown_interval(each["low"], each["high"]),
+                    each["verdict"],
+                ]
+                for each in planted["planted"]["changes"]
+            ],
+        ),
         f"Raw is the ratio of the times, {share} planted against none. The yardsticks take turns with the contenders: "
         "a fixed matrix product and a memory copy, as the stage is bound (`kernels` where all stages are taken "
         "together), and eager PyTorch. What one of them explains is not charged. Intervals come from how far the "
         "processes lie apart.\n",
-    ]  # fmt: skip
+    ]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

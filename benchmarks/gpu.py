@@ -41,8 +41,12 @@ HERE = Path(__file__).parent
 MODELS = ("base-90m", "qwen3-0.6b", "qwen3-1.7b")
 CELLS = ("reference:48", *(f"{model}:{size}" for size in (256, 512, 1024) for model in MODELS))
 PROMPT_TOKENS = 32
-REHEARSAL: dict[str, Any] = {"dtype": torch.float32, "attentions": ("sdpa", "split"), "num_picture_rounds": 1,
-                             "floor_repeats": 1}  # fmt: skip
+REHEARSAL: dict[str, Any] = {
+    "dtype": torch.float32,
+    "attentions": ("sdpa", "split"),
+    "num_picture_rounds": 1,
+    "floor_repeats": 1,
+}
 MAX_CRASHES = 4  # of one cell
 POLL_SECONDS = 0.2
 
@@ -57,8 +61,15 @@ POLL_SECONDS = 0.2
 @click.option("--output", type=click.Path(path_type=Path), help="Instead of benchmarks/results/gpu-<name>.json.")
 @click.option("--cpu", is_flag=True, help="Run all of it on the CPU, in fp32: a rehearsal, not a measurement.")
 @click.option("--child", type=click.Path(path_type=Path), hidden=True, help="Measure one cell, and write it there.")
-def main(cells: tuple[str, ...], time_limit: int | None, work: Path, output: Path | None, cpu: bool,
-         child: Path | None, **options: Any) -> None:  # fmt: skip
+def main(
+    cells: tuple[str, ...],
+    time_limit: int | None,
+    work: Path,
+    output: Path | None,
+    cpu: bool,
+    child: Path | None,
+    **options: Any,
+) -> None:
     """Measure all cells."""
     parsed = [parse_cell(cell) for cell in cells]
     accelerator = Cpu() if cpu else find_accelerator()
@@ -106,8 +117,16 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 def child_command(cell: dict[str, Any], work: Path, cpu: bool, options: dict[str, Any]) -> list[str]:
     """How a process measures the cell."""
-    command = [sys.executable, str(HERE / "gpu.py"), "--cell", f"{cell['model']}:{cell['size']}", "--work", str(work),
-               "--rounds", str(options["num_rounds"])]  # fmt: skip
+    command = [
+        sys.executable,
+        str(HERE / "gpu.py"),
+        "--cell",
+        f"{cell['model']}:{cell['size']}",
+        "--work",
+        str(work),
+        "--rounds",
+        str(options["num_rounds"]),
+    ]
     command += ["--cpu"] if cpu else []
     command += [] if options["compile"] else ["--no-compile"]
     return [*command, *(word for name in options["skip"] for word in ("--skip", name))]
@@ -164,15 +183,19 @@ def _follow(
 
 
 def measure_cell(
-    name: str, size: int, accelerator: Accelerator, work: Path, out: Path, *, num_rounds: int, compile: bool,
+    name: str,
+    size: int,
+    accelerator: Accelerator,
+    work: Path,
+    out: Path,
+    *,
+    num_rounds: int,
+    compile: bool,
     skip: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """Measure a model at a picture size, and write what is known after every step."""
     on_cpu = accelerator.device.type == "cpu"
-    options = CellOptions(
-        num_rounds=num_rounds, compile=compile and not on_cpu,
-        **(REHEARSAL if on_cpu else {}),
-    )  # fmt: skip
+    options = CellOptions(num_rounds=num_rounds, compile=compile and not on_cpu, **(REHEARSAL if on_cpu else {}))
     model, weights = load_model(name, work, torch.float32 if on_cpu else torch.float16)
     workload = Workload.of(manifest_of(model), PROMPT_TOKENS, GenerationOptions(height=size, width=size))
     ours = Ours(name, workload, work, model, on_cpu=on_cpu)
@@ -209,7 +232,7 @@ class Ours:
         backend, _, dialect = label.partition(" ")
         try:
             if backend.startswith("tensorrt"):
-                from runtime.backends.tensorrt_library import import_library
+                from runtime.backends.cuda.tensorrt_library import import_library
 
                 trt = import_library(backend)  # type: ignore[arg-type]
                 if dialect and not hasattr(trt.ICudaEngine, "get_aliased_input_tensor"):
@@ -233,9 +256,15 @@ class Ours:
         engine: Any = "none"
         if backend.startswith("tensorrt"):
             engine = self._engine(bundle, backend, dialect or "classic")
-        pipeline = Pipeline.load(bundle, self._precision, backend, engine=engine, verify="size",
-                                 dialect=dialect or "classic",  # type: ignore[arg-type]
-                                 allow_unverified=True)  # fmt: skip
+        pipeline = Pipeline.load(
+            bundle,
+            self._precision,
+            backend,
+            engine=engine,
+            verify="size",
+            dialect=dialect or "classic",  # type: ignore[arg-type]
+            allow_unverified=True,
+        )
         return Compiled(pipeline, self._workload)
 
     def _is_old(self) -> bool:
@@ -251,10 +280,17 @@ class Ours:
         kind = f"modern-{self._cache_slots}" if modern else f"classic-{17 if old else 18}"
         bundle = self._work / self._name / f"{self._precision}-{kind}"
         if not bundle.exists():  # it appears when it is complete
-            export(checkpoint, bundle, ExportOptions(
-                precisions=(self._precision,), dialects=(dialect,), opset=17 if old and not modern else None,
-                cache_slots=self._cache_slots if modern else None, verify=self._on_cpu,
-            ))  # type: ignore[arg-type] # fmt: skip
+            export(
+                checkpoint,
+                bundle,
+                ExportOptions(
+                    precisions=(self._precision,),
+                    dialects=(dialect,),
+                    opset=17 if old and not modern else None,
+                    cache_slots=self._cache_slots if modern else None,
+                    verify=self._on_cpu,
+                ),
+            )  # type: ignore[arg-type]
         return bundle
 
     def _engine(self, bundle: Path, backend: str, dialect: str) -> Path:
@@ -263,8 +299,13 @@ class Ours:
         plan = self._workload.plan
         sizes = {"batch": 1, "prompt": PROMPT_TOKENS, "height": plan.height, "width": plan.width}
         dims = {name: DimRange(size, size, size) for name, size in sizes.items()}
-        config = EngineConfig(backend=backend, precision=self._precision, dialect=dialect,
-                              tensorrt=TensorRTConfig(dims=dims), allow_unverified=True)  # type: ignore[arg-type] # fmt: skip
+        config = EngineConfig(
+            backend=backend,
+            precision=self._precision,
+            dialect=dialect,
+            tensorrt=TensorRTConfig(dims=dims),
+            allow_unverified=True,
+        )  # type: ignore[arg-type]
         return build(bundle, config)
 
 

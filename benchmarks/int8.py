@@ -33,8 +33,8 @@ from rf_export.benchmark.tables import format_bench
 from rf_export.benchmark.task import BenchOptions
 from rf_export.evaluation.evaluate import scene_scorer
 from runtime.backends import create_backend
-from runtime.bundle import open_bundle
-from runtime.timing import interleave
+from runtime.bundle.folder import open_bundle
+from verification.measures.timing import interleave
 
 PROMPTS = HERE.parent / "examples" / "reference" / "prompts.txt"
 NUM_JUDGED = 4  # pictures that judge the defaults of onnxruntime.quantization
@@ -58,8 +58,9 @@ class Recorded(CalibrationDataReader):
 @click.option("--compile/--no-compile", default=True, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), default=HERE / "work", help="For bundles; kept between runs.")
 @click.option("--results", type=click.Path(path_type=Path), default=HERE / "results")
-def main(names: tuple[str, ...], threads: tuple[int, ...], scene_score: int, compile: bool, work: Path,
-         results: Path) -> None:  # fmt: skip
+def main(
+    names: tuple[str, ...], threads: tuple[int, ...], scene_score: int, compile: bool, work: Path, results: Path
+) -> None:
     """Run it for every named shape."""
     results.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -78,9 +79,12 @@ def main(names: tuple[str, ...], threads: tuple[int, ...], scene_score: int, com
         options = BenchOptions(threads=threads, precisions=("fp32", "int8"), compile=compile, num_picture_rounds=2)
         bench = run_bench(bundle, checkpoint, options, progress_line)
         result = {
-            "command": shlex.join(["python", "benchmarks/int8.py", *sys.argv[1:]]), "preset": name, **bench,
-            "calibration": open_bundle(bundle).manifest.verified["int8"], "onnxruntime_quantization": defaults,
-        }  # fmt: skip
+            "command": shlex.join(["python", "benchmarks/int8.py", *sys.argv[1:]]),
+            "preset": name,
+            **bench,
+            "calibration": open_bundle(bundle).manifest.verified["int8"],
+            "onnxruntime_quantization": defaults,
+        }
         cpu = file_label(result["machine"]["cpu"])
         path = results / f"int8-{name}-{cpu}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")
@@ -101,8 +105,11 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
             value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=name)
     ir.save(model, plain)
     quantize_static(str(plain), str(out), Recorded(runs))
-    sessions = {"fp32": before.sessions["denoiser"], "ours": after.sessions["denoiser"],
-                "onnxruntime defaults": backend.open(out, num_threads=1, compiled=False)}  # fmt: skip
+    sessions = {
+        "fp32": before.sessions["denoiser"],
+        "ours": after.sessions["denoiser"],
+        "onnxruntime defaults": backend.open(out, num_threads=1, compiled=False),
+    }
     steps = {}
     for name, session in sessions.items():
         outputs = {key: np.empty_like(array) for key, array in before.sessions["denoiser"].run(runs[0]).items()}
@@ -114,8 +121,11 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
     for name, session in sessions.items():
         quality = measure_quality(originals, with_sessions(before, {"denoiser": session}), lambda done: None)
         ms = timings[name].as_dict()["cpu_median_ms"]
-        rows[name] = {"denoise_step_ms": ms, "psnr_db": quality.psnr_db.value,
-                      "x_pred_cosine": min(quality.x_pred_cosine)}  # fmt: skip
+        rows[name] = {
+            "denoise_step_ms": ms,
+            "psnr_db": quality.psnr_db.value,
+            "x_pred_cosine": min(quality.x_pred_cosine),
+        }
     for path in (plain, out):
         path.unlink()
     return {"pictures": len(originals.drawings), "rows": rows}
@@ -125,8 +135,10 @@ def format_defaults(defaults: dict[str, Any]) -> str:
     """A small table."""
     lines = [f"the same denoiser, plain ONNX graphs, one thread, {defaults['pictures']} pictures from the same tokens"]
     for name, row in defaults["rows"].items():
-        lines.append(f"  {name:22s} {row['denoise_step_ms']:8.2f} ms  PSNR {row['psnr_db']:5.1f} dB  "
-                     f"cosine {row['x_pred_cosine']:.6f}")  # fmt: skip
+        lines.append(
+            f"  {name:22s} {row['denoise_step_ms']:8.2f} ms  PSNR {row['psnr_db']:5.1f} dB  "
+            f"cosine {row['x_pred_cosine']:.6f}"
+        )
     return "\n".join(lines)
 
 

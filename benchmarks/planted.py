@@ -23,7 +23,7 @@ from rf_export.benchmark import task
 from rf_export.benchmark.compare import compare, verdict_line
 from rf_export.benchmark.environment import describe_machine, file_label
 from rf_export.benchmark.repeats import time_again
-from runtime.backends import Session
+from runtime.backends.interface import Session
 from runtime.pipeline import Pipeline
 
 SHARE = 0.1
@@ -89,8 +89,9 @@ def main(name: str, repeats: int, clock: str, work: Path, results: Path, child: 
     command = [sys.executable, __file__, name, "--work", str(work), "--child"]
     measured = []
     for i, words in enumerate(([], [], ["--slow"])):
-        printed = [subprocess.run([*command, *words], check=True, stdout=subprocess.PIPE).stdout
-                   for _ in range(repeats)]  # fmt: skip
+        printed = [
+            subprocess.run([*command, *words], check=True, stdout=subprocess.PIPE).stdout for _ in range(repeats)
+        ]
         measured.append({"repeats": [json.loads(each) for each in printed]})
         click.echo(f"result {i + 1} of 3 is there", err=True)
     result = judge(name, clock, measured)
@@ -102,8 +103,14 @@ def main(name: str, repeats: int, clock: str, work: Path, results: Path, child: 
 
 def judge(name: str, clock: Any, measured: list[dict[str, Any]]) -> dict[str, Any]:
     """Both comparisons, and whether they are right."""
-    result: dict[str, Any] = {"preset": name, "clock": clock, "share": SHARE, "min_effect": MIN_EFFECT,
-                              "machine": describe_machine(), "processes": len(measured[0]["repeats"])}  # fmt: skip
+    result: dict[str, Any] = {
+        "preset": name,
+        "clock": clock,
+        "share": SHARE,
+        "min_effect": MIN_EFFECT,
+        "machine": describe_machine(),
+        "processes": len(measured[0]["repeats"]),
+    }
     for label, later in (("same_build", measured[1]), ("planted", measured[2])):
         changes = compare(measured[0], later, min_effect=MIN_EFFECT, clock=clock)
         result[label] = {"verdict": verdict_line(changes, MIN_EFFECT), "changes": [vars(each) for each in changes]}

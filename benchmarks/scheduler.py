@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime import GenerationOptions, PictureEvent, Pipeline, Scheduler
-from runtime.backends.cpu import cpu_name
+from runtime.backends.host.cpu import cpu_name
 
 # Of the reference checkpoint's vocabulary, of one to eight words.
 PROMPTS = (

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
-from calibration import cache
+from calibration import recordings as cache
 from calibration.config import CalibrationConfig
 from calibration.decide import Decision, correct, decide, settle
 from calibration.examples import hold_back, split_prompts
@@ -36,16 +36,17 @@ from calibration.trajectory import (
     steps_of,
     with_sessions,
 )
-from calibration.weights import WeightFile
 from calibration.workbench import Workbench
-from runtime.atomic import is_temporary
-from runtime.backends import Backend, Session, create_backend
-from runtime.bundle import Bundle, describe_file, open_bundle, write_atomically, write_manifest
+from runtime.backends import create_backend
+from runtime.backends.interface import Backend, Session
+from runtime.bundle.atomic import is_temporary
+from runtime.bundle.folder import Bundle, describe_file, open_bundle, write_atomically, write_manifest
+from runtime.bundle.manifest import MANIFEST_NAME, GraphEntry, Manifest
+from runtime.bundle.verdict import graphs_verdict
 from runtime.errors import RFError
-from runtime.manifest import MANIFEST_NAME, GraphEntry, Manifest
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
-from runtime.verdict import graphs_verdict
+from verification.graphs.weights import WeightFile
 
 _log = logging.getLogger(__name__)
 
@@ -69,21 +70,30 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"bundle": str(self.bundle), "report": str(self.report), "decisions": self.decisions,
-                "quality": self.quality.to_dict(), "weights_share": self.weights_share,
-                "problems": list(self.problems)}  # fmt: skip
+        return {
+            "bundle": str(self.bundle),
+            "report": str(self.report),
+            "decisions": self.decisions,
+            "quality": self.quality.to_dict(),
+            "weights_share": self.weights_share,
+            "problems": list(self.problems),
+        }
 
     def table(self) -> str:
         """For people."""
         quality = self.quality
         lines = [f"{self.bundle}  weights at {100 * self.weights_share:.1f}% of fp32", *decision_lines(self.decisions)]
-        lines.append(f"  pictures from the same tokens: PSNR {quality.psnr_db} dB; "
-                     f"tokens equal after the same history: {100 * quality.tokens_equal.value:.1f}%")  # fmt: skip
+        lines.append(
+            f"  pictures from the same tokens: PSNR {quality.psnr_db} dB; "
+            f"tokens equal after the same history: {100 * quality.tokens_equal.value:.1f}%"
+        )
         if quality.captions is not None:
             lines.append(f"  captions of the same pictures: {quality.captions}")
         if quality.score_change is not None:
-            lines.append(f"  task score {quality.score_before}% before, {quality.score_after}% after, "
-                         f"change {quality.score_change} points, {quality.scored_pictures} pictures")  # fmt: skip
+            lines.append(
+                f"  task score {quality.score_before}% before, {quality.score_after}% after, "
+                f"change {quality.score_change} points, {quality.scored_pictures} pictures"
+            )
         lines += [f"  forced through: {problem}" for problem in self.problems]
         return "\n".join([*lines, f"  report: {self.report}"])
 
@@ -138,16 +148,18 @@ def calibrate(
         base = load_pipeline(bundle, config.base, backend, config)
         for prompt, seed in (*learn, *judge):
             base.check([prompt], seed=seed)  # before anything is drawn
-        recorded = record(base, folder / "graphs", backend, learn, pictures, config, cache_path, report,
-                          may_replace=may_replace)  # fmt: skip
+        recorded = record(
+            base, folder / "graphs", backend, learn, pictures, config, cache_path, report, may_replace=may_replace
+        )
         originals = draw_originals(base, judge, unseen)
         if not config.force:
             originals.require_enough(config.limits)
         examples = record_examples(base, learn[:NUM_EXAMPLES])
         benches = {
             name: Workbench(name, base, folder / "graphs", backend, recorded[name], examples[name], config)
-            for name in GRAPHS if name in recorded
-        }  # fmt: skip
+            for name in GRAPHS
+            if name in recorded
+        }
         timed = config.target == "ort"
         total = sum(len(bench.kinds) * len(config.formats_of(name)) + 3 for name, bench in benches.items())
         counted = _Counter(report, total)
@@ -182,9 +194,17 @@ def calibrate(
 
 
 def record(
-    base: Pipeline, folder: Path, backend: Backend, prompts: Sequence[tuple[str, int]], pictures: Sequence[Path],
-    config: CalibrationConfig, cache_path: Path, report: Progress, *, may_replace: bool,
-) -> Recorded:  # fmt: skip
+    base: Pipeline,
+    folder: Path,
+    backend: Backend,
+    prompts: Sequence[tuple[str, int]],
+    pictures: Sequence[Path],
+    config: CalibrationConfig,
+    cache_path: Path,
+    report: Progress,
+    *,
+    may_replace: bool,
+) -> Recorded:
     """Draw the prompts with all layers tapped; goes on from the cache, and leaves it there.
 
     Raises:
@@ -199,8 +219,11 @@ def record(
     key = {
         "graphs": [base.bundle.graph_sha256(name, config.base) for name in GRAPHS],
         "tokenizer": manifest.files[manifest.tokenizer].sha256,
-        "defaults of sampling": {**asdict(manifest.sampling), "height": manifest.model.default_height,
-                                 "width": manifest.model.default_width},
+        "defaults of sampling": {
+            **asdict(manifest.sampling),
+            "height": manifest.model.default_height,
+            "width": manifest.model.default_width,
+        },
         "prompts or seeds": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "pictures": [hashlib.sha256(path.read_bytes()).hexdigest() for path in pictures],
         "memory limits": config.memory_mib,
@@ -215,8 +238,11 @@ def record(
             _log.warning("Recording anew: %s", error)
     patches = 4 * num_tokens
     num_rows: dict[GraphName, int] = {
-        "vision_encoder": patches, "text_decoder": 64, "rep_decoder": 2, "denoiser": 2 * patches
-    }  # fmt: skip
+        "vision_encoder": patches,
+        "text_decoder": 64,
+        "rep_decoder": 2,
+        "denoiser": 2 * patches,
+    }
     passes = plan_passes(layers, num_rows, config.memory_mib)
     for number in range(done.passes, len(passes)):
         first = done.prompts if number == done.passes else 0
@@ -266,9 +292,13 @@ class _Counter:
 
 
 def _write_graphs(
-    bundle: Bundle, folder: Path, benches: dict[GraphName, Workbench], decisions: dict[GraphName, Decision],
-    config: CalibrationConfig, lint: Lint | None,
-) -> Bundle:  # fmt: skip
+    bundle: Bundle,
+    folder: Path,
+    benches: dict[GraphName, Workbench],
+    decisions: dict[GraphName, Decision],
+    config: CalibrationConfig,
+    lint: Lint | None,
+) -> Bundle:
     """Write all graphs; the manifest of the result names them instead of those that were there before."""
     precision, entries = config.precision, []
     location = f"weights/{precision}.bin"
@@ -281,9 +311,16 @@ def _write_graphs(
             entry = bundle.graph(name, config.base)
             signature = GraphSignature.of(name, bundle.manifest.model, precision)
             entries.append(
-                replace(entry, precision=precision, opset=model.opset_imports[""], file=f"graphs/{file_name}",
-                        weights=(f"graphs/{location}",), signature=signature, lint=targets)
-            )  # fmt: skip
+                replace(
+                    entry,
+                    precision=precision,
+                    opset=model.opset_imports[""],
+                    file=f"graphs/{file_name}",
+                    weights=(f"graphs/{location}",),
+                    signature=signature,
+                    lint=targets,
+                )
+            )
     return Bundle(folder, _with_graphs(bundle.manifest, folder, entries))
 
 
@@ -298,10 +335,16 @@ def _with_graphs(manifest: Manifest, folder: Path, entries: Sequence[GraphEntry]
 
 
 def _pass_gate(
-    base: Pipeline, folder: Path, backend: Backend, benches: dict[GraphName, Workbench],
-    decisions: dict[GraphName, Decision], originals: Originals, config: CalibrationConfig,
-    lint: Lint | None, report: Progress,
-) -> tuple[Pipeline, Quality]:  # fmt: skip
+    base: Pipeline,
+    folder: Path,
+    backend: Backend,
+    benches: dict[GraphName, Workbench],
+    decisions: dict[GraphName, Decision],
+    originals: Originals,
+    config: CalibrationConfig,
+    lint: Lint | None,
+    report: Progress,
+) -> tuple[Pipeline, Quality]:
     """Write the graphs and judge whole drawings; while they fail, layers of the graph to blame change."""
     counted, num_drawings = _Counter(report, 1), len(originals.drawings)
 
@@ -321,8 +364,11 @@ def _pass_gate(
         blamed = max(changeable, key=lambda name: shortfalls[name])
         allowed = min(_SHARE_OF_LIMIT, shortfalls[blamed] / 2)  # the errors of the graphs add up
         _log.info("the gate fails because of %s: %.2f of what is allowed alone", blamed, shortfalls[blamed])
-        correct(benches[blamed], decisions[blamed],
-                lambda session, name=blamed, allowed=allowed: alone(name, session) <= allowed, counted)  # type: ignore[misc]  # fmt: skip
+
+        def passes(session: Session, name: GraphName = blamed, allowed: float = allowed) -> bool:
+            return alone(name, session) <= allowed
+
+        correct(benches[blamed], decisions[blamed], passes, counted)
         if config.target == "ort":
             settle(benches[blamed], decisions[blamed], config, counted)
     return after, quality
@@ -340,8 +386,9 @@ def load_pipeline(bundle: Bundle, precision: Precision, backend: Backend, config
 def _score(before: Pipeline, after: Pipeline, quality: Quality, scorer: Scorer, report: Progress) -> Quality:
     right = scorer(before, report)
     scores = paired_change(right, scorer(after, report))
-    return replace(quality, score_before=scores[0], score_after=scores[1], score_change=scores[2],
-                   scored_pictures=len(right))  # fmt: skip
+    return replace(
+        quality, score_before=scores[0], score_after=scores[1], score_change=scores[2], scored_pictures=len(right)
+    )
 
 
 def _slow(decisions: dict[GraphName, Decision]) -> list[str]:
@@ -371,14 +418,21 @@ def _summary(outcome: Outcome, config: CalibrationConfig, recorded: Recorded, nu
     """For the manifest and the report."""
     return {
         "calibration": {
-            "target": config.target, "base": config.base, "method": config.method, "smooth": config.smooth,
-            "formats": {name: list(config.formats_of(name)) for name in GRAPHS}, "block": config.weight_block,
-            "seed": config.seed, "prompts": num_prompts,
-            "threads": config.num_threads, "limits": vars(config.limits), "forced": config.force,
+            "target": config.target,
+            "base": config.base,
+            "method": config.method,
+            "smooth": config.smooth,
+            "formats": {name: list(config.formats_of(name)) for name in GRAPHS},
+            "block": config.weight_block,
+            "seed": config.seed,
+            "prompts": num_prompts,
+            "threads": config.num_threads,
+            "limits": vars(config.limits),
+            "forced": config.force,
         },
         "coverage": coverage_table(recorded),
         "decisions": outcome.decisions,
         "quality": outcome.quality.to_dict(),
         "weights_share": outcome.weights_share,
         "problems": list(outcome.problems),
-    }  # fmt: skip
+    }

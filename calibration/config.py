@@ -44,8 +44,8 @@ class GateLimits:
         cosine: of logits and of the estimate of the picture, mean over the prompts, worst step.
         psnr_db: of the pictures from the same tokens, mean over the prompts.
         max_score_loss: of the task score in points, where one is measured.
-        answer_tokens: share of the tokens of captions that are alike for sure (see `runtime.token_agreement`), where
-            the model answers at all: the lower end of the interval, so that it takes 73 tokens to pass 0.95.
+        answer_tokens: share of the tokens of captions that are alike for sure (see token_agreement.py),
+            where the model answers at all: the lower end of the interval, so that it takes 73 tokens to pass 0.95.
     """
 
     cosine: float = 0.999

@@ -17,7 +17,7 @@ from typing import Any
 from calibration.config import CalibrationConfig, Format
 from calibration.layers import Layer
 from calibration.workbench import Agreement, StepTime, Workbench
-from runtime.backends import Session
+from runtime.backends.interface import Session
 from runtime.signature import GraphName
 
 Report = Callable[[str], None]
@@ -80,10 +80,16 @@ class Decision:
 
     def to_dict(self, layers: Mapping[str, Layer]) -> dict[str, Any]:
         """For JSON."""
-        return {"graph": self.graph, "rows": [asdict(row) for row in self.rows(layers)],
-                "agreement": asdict(self.agreement), "before": self.before and asdict(self.before),
-                "after": self.after and asdict(self.after), "speedup": self.speedup, "int8_layers": len(self.formats),
-                "sensitivity": self.sensitivity}  # fmt: skip
+        return {
+            "graph": self.graph,
+            "rows": [asdict(row) for row in self.rows(layers)],
+            "agreement": asdict(self.agreement),
+            "before": self.before and asdict(self.before),
+            "after": self.after and asdict(self.after),
+            "speedup": self.speedup,
+            "int8_layers": len(self.formats),
+            "sensitivity": self.sensitivity,
+        }
 
 
 def decide(bench: Workbench, config: CalibrationConfig, *, timed: bool, report: Report) -> Decision:
@@ -166,9 +172,13 @@ def _more_exact(good: Sequence[Option]) -> list[Format]:
 
 
 def _row(
-    bench: Workbench, kind: str, option: Option, best: Format | None,
-    times: dict[str, StepTime], config: CalibrationConfig,
-) -> Row:  # fmt: skip
+    bench: Workbench,
+    kind: str,
+    option: Option,
+    best: Format | None,
+    times: dict[str, StepTime],
+    config: CalibrationConfig,
+) -> Row:
     format, agreement, saved = option
     weights = bench.weights_of(kind)
     sizes = {weight: layer.in_size * layer.out_size for weight, layer in bench.layers.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from calibration.config import CalibrationConfig
+from runtime.bundle.strict_json import read_limited
 from runtime.errors import RFError
-from runtime.sections import read_limited
 
 _T = TypeVar("_T")
 MAX_PROMPTS_BYTES: Final = 64 << 20

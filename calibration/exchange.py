@@ -11,16 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from calibration.trajectory import record_examples
-from runtime.atomic import write_folder
+from runtime.bundle.atomic import write_folder
 from runtime.errors import RFError
 from runtime.pipeline import Pipeline
 from runtime.signature import Precision
 
 
 def export_inputs(
-    path: str | Path, prompts: Sequence[str], out: Path, precision: Precision = "fp32", num_threads: int = 1,
+    path: str | Path,
+    prompts: Sequence[str],
+    out: Path,
+    precision: Precision = "fp32",
+    num_threads: int = 1,
     first_seed: int = 0,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Draw prompts and write a folder of what the graphs were fed, one run per prompt, spread over all steps.
 
     Prompt i is drawn with `first_seed + i`.

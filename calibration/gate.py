@@ -18,10 +18,10 @@ from calibration.config import GateLimits
 from calibration.trajectory import see
 from runtime.errors import RFError
 from runtime.events import PictureEvent, StepEvent, TokenEvent
-from runtime.figures import cosine, psnr_db, wilson_interval
-from runtime.images import Picture
+from runtime.pictures.load import Picture
 from runtime.pipeline import Pipeline
-from runtime.token_agreement import Reading, TokenAgreement, compare_answers, read_answer
+from verification.measures.metrics import cosine, psnr_db, wilson_interval
+from verification.measures.token_agreement import Reading, TokenAgreement, compare_answers, read_answer
 
 Scorer = Callable[[Pipeline, Callable[[str, int, int], None]], Sequence[bool]]  # was each picture right?
 
@@ -207,8 +207,11 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def paired_change(before: Sequence[bool], after: Sequence[bool]) -> tuple[Interval, Interval, Interval]:
     """Scores in percent before and after on the same prompts, and their change in points, by pairs."""
     changes = [100.0 * (int(b) - int(a)) for a, b in zip(before, after, strict=True)]
-    return (_percent(proportion(sum(before), len(before))), _percent(proportion(sum(after), len(after))),
-            mean_interval(changes))  # fmt: skip
+    return (
+        _percent(proportion(sum(before), len(before))),
+        _percent(proportion(sum(after), len(after))),
+        mean_interval(changes),
+    )
 
 
 def _percent(part: Interval) -> Interval:

@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from verification.taps import products
+from verification.graphs.taps import products
 
 _PARAMETER: Final = re.compile(r"model\.(?P<path>.+)\.weight")
 _LAYER: Final = re.compile(r"(?P<stem>(?:\w+\.)?layers)\.(?P<index>\d+)\.(?:experts\.\w+\.)?(?P<kind>.+)")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from calibration.statistics import GUIDANCE, Recorded
-from runtime import report
-from runtime.atomic import write_text
-from runtime.report import Section
+from runtime.bundle.atomic import write_text
+from verification.pages import html as report
+from verification.pages.html import Section
 
 
 def write_report(path: Path, name: str, summary: Mapping[str, Any], recorded: Recorded) -> None:
@@ -28,10 +28,16 @@ def _verdict(summary: Mapping[str, Any]) -> Section:
     problems = summary["problems"]
     text = "Passed." if not problems else f"Failed: {'; '.join(problems)}."
     rows = [
-        (decision["graph"], decision["int8_layers"], _ms(decision["before"]), _ms(decision["after"]),
-         _times(decision["speedup"]), f"{decision['agreement']['cosine']:.6f}")
+        (
+            decision["graph"],
+            decision["int8_layers"],
+            _ms(decision["before"]),
+            _ms(decision["after"]),
+            _times(decision["speedup"]),
+            f"{decision['agreement']['cosine']:.6f}",
+        )
         for decision in summary["decisions"]
-    ]  # fmt: skip
+    ]
     header = ("graph", "INT8 layers", "before, ms", "after, ms", "speed-up", "worst cosine, single steps")
     share = f"Weights take {100 * summary['weights_share']:.1f}% of their size in fp32."
     return Section("Verdict", report.note(text) + report.table(header, rows) + report.note(share))
@@ -39,16 +45,27 @@ def _verdict(summary: Mapping[str, Any]) -> Section:
 
 def _decisions(summary: Mapping[str, Any]) -> Section:
     rows = [
-        (row["graph"], row["kind"], row["format"], f"{row['kept']}/{row['layers']}",
-         f"{100 * row['weights_share']:.1f}%", f"{row['cosine']:.6f}", f"{row['error']:.2%}",
-         "" if row["saved_ms"] is None else f"{row['saved_ms']:.3f}", row["why"])
-        for decision in summary["decisions"] for row in decision["rows"]
-    ]  # fmt: skip
+        (
+            row["graph"],
+            row["kind"],
+            row["format"],
+            f"{row['kept']}/{row['layers']}",
+            f"{100 * row['weights_share']:.1f}%",
+            f"{row['cosine']:.6f}",
+            f"{row['error']:.2%}",
+            "" if row["saved_ms"] is None else f"{row['saved_ms']:.3f}",
+            row["why"],
+        )
+        for decision in summary["decisions"]
+        for row in decision["rows"]
+    ]
     header = ("graph", "layers", "format", "kept", "of weights", "cosine", "error", "saves, ms", "why")
     saved = [
         (f"{row['graph']} {row['kind']}", max(row["saved_ms"], 0.0), f"{row['saved_ms']:.3f} ms")
-        for decision in summary["decisions"] for row in decision["rows"] if row["kept"] and row["saved_ms"] is not None
-    ]  # fmt: skip
+        for decision in summary["decisions"]
+        for row in decision["rows"]
+        if row["kept"] and row["saved_ms"] is not None
+    ]
     text = "Each kind of layer alone, against the graph without INT8, on recorded inputs."
     return Section("Each group earns its place", report.note(text) + report.table(header, rows) + report.bars(saved))
 
@@ -56,26 +73,39 @@ def _decisions(summary: Mapping[str, Any]) -> Section:
 def _quality(summary: Mapping[str, Any]) -> Section:
     quality = summary["quality"]
     rows = [
-        ("tokens equal, same history", f"{100 * quality['tokens_equal']['value']:.1f}%",
-         _interval(quality["tokens_equal"], 100), quality["tokens"]),
-        ("picture PSNR, same tokens, dB", f"{quality['psnr_db']['value']:.1f}", _interval(quality["psnr_db"]),
-         quality["prompts"]),
-    ]  # fmt: skip
+        (
+            "tokens equal, same history",
+            f"{100 * quality['tokens_equal']['value']:.1f}%",
+            _interval(quality["tokens_equal"], 100),
+            quality["tokens"],
+        ),
+        (
+            "picture PSNR, same tokens, dB",
+            f"{quality['psnr_db']['value']:.1f}",
+            _interval(quality["psnr_db"]),
+            quality["prompts"],
+        ),
+    ]
     captions = quality["captions"]
     if captions is not None:
         rows += [
             (what, f"{100 * captions[key] / captions[of]:.1f}%", _percent(captions[f"{key}_interval"]), captions[of])
-            for what, key, of in (("captions equal", "answers_equal", "answers"),
-                                  ("their tokens equal, same history", "tokens_equal", "tokens"),
-                                  ("equal or near ties (judged)", "tokens_alike", "tokens"))
-        ]  # fmt: skip
+            for what, key, of in (
+                ("captions equal", "answers_equal", "answers"),
+                ("their tokens equal, same history", "tokens_equal", "tokens"),
+                ("equal or near ties (judged)", "tokens_alike", "tokens"),
+            )
+        ]
     if quality["score_change"] is not None:
         count = quality["scored_pictures"]
         rows += [
             (what, f"{quality[key]['value']:.1f}", _interval(quality[key]), count)
-            for what, key in (("task score before, %", "score_before"), ("task score after, %", "score_after"),
-                              ("change, points", "score_change"))
-        ]  # fmt: skip
+            for what, key in (
+                ("task score before, %", "score_before"),
+                ("task score after, %", "score_after"),
+                ("change, points", "score_change"),
+            )
+        ]
     steps = [
         (f"step {step}", -np.log10(max(1 - value, 1e-9)), f"{value:.6f}")
         for step, value in enumerate(quality["x_pred_cosine"])
@@ -99,9 +129,9 @@ def _ranges(recorded: Recorded) -> Section:
     """By timestep and position: the largest input of any layer, which a static range has to cover."""
     body = ""
     for graph, layers in recorded.items():
-        peaks = np.stack([
-            activations.step_max / max(activations.histogram.largest, 1e-30) for activations in layers.values()
-        ]).mean(0)  # [T, G]  # fmt: skip
+        peaks = np.stack(
+            [activations.step_max / max(activations.histogram.largest, 1e-30) for activations in layers.values()]
+        ).mean(0)  # [T, G]
         for guidance in range(peaks.shape[1]):
             if len(peaks) < 2 or not peaks[:, guidance].any():
                 continue

@@ -70,8 +70,14 @@ class Activations:
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """Everything as arrays, for a file."""
         totals = np.array([self.histogram.num_zeros, self.histogram.largest], np.float64)
-        return {"counts": self.counts, "histogram": self.histogram.counts, "totals": totals, "samples": self.samples,
-                "channel_max": self.channel_max, "step_max": self.step_max}  # fmt: skip
+        return {
+            "counts": self.counts,
+            "histogram": self.histogram.counts,
+            "totals": totals,
+            "samples": self.samples,
+            "channel_max": self.channel_max,
+            "step_max": self.step_max,
+        }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, npt.NDArray[np.generic]], seed: int = 0) -> "Activations":
@@ -114,9 +120,16 @@ def coverage_table(recorded: Recorded) -> list[dict[str, object]]:
     for graph, layers in recorded.items():
         counts = np.stack([activations.counts for activations in layers.values()])  # [layers, T, G]
         used = counts[..., counts.any((0, 1))]
-        table.append({
-            "graph": graph, "layers": counts.shape[0], "steps": counts.shape[1], "guidance_rows": used.shape[2],
-            "cells": int(used.size), "fewest_rows": int(used.min()), "most_rows": int(used.max()),
-            "values": int(sum(a.counts.sum() * len(a.channel_max) for a in layers.values())),
-        })  # fmt: skip
+        table.append(
+            {
+                "graph": graph,
+                "layers": counts.shape[0],
+                "steps": counts.shape[1],
+                "guidance_rows": used.shape[2],
+                "cells": int(used.size),
+                "fewest_rows": int(used.min()),
+                "most_rows": int(used.max()),
+                "values": int(sum(a.counts.sum() * len(a.channel_max) for a in layers.values())),
+            }
+        )
     return table

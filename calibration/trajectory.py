@@ -17,13 +17,13 @@ import onnx_ir as ir
 
 from calibration.layers import Layer, product_of
 from calibration.statistics import Activations, Recorded
-from calibration.weights import WeightFile
-from runtime.backends import Arrays, Backend, Session
+from runtime.backends.interface import Arrays, Backend, Session
 from runtime.events import PictureEvent
-from runtime.images import Picture, load_pixels
+from runtime.pictures.load import Picture, load_pixels
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName
-from verification.taps import TappedSession
+from verification.graphs.taps import TappedSession
+from verification.graphs.weights import WeightFile
 
 GUIDED: Final[tuple[GraphName, ...]] = ("rep_decoder", "denoiser")
 NUM_EXAMPLES: Final = 4  # to time and compare candidates with

@@ -20,12 +20,12 @@ from calibration.quantise import Choice, quantise, smoothing_owner
 from calibration.smoothing import Range, choose_range
 from calibration.statistics import Activations
 from calibration.trajectory import Inputs, graph_file
-from calibration.weights import WeightFile
-from runtime.backends import Backend, Session
-from runtime.figures import cosine
+from runtime.backends.interface import Backend, Session
 from runtime.pipeline import Pipeline
 from runtime.signature import GraphName
-from runtime.timing import Timing, interleave
+from verification.graphs.weights import WeightFile
+from verification.measures.metrics import cosine
+from verification.measures.timing import Timing, interleave
 
 MAIN_OUTPUT: dict[GraphName, str] = {
     "text_decoder": "logits",

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from rf_export.training.samples import SHEET_PROMPTS
+from runtime.commands.sheet import contact_sheet
+from runtime.pictures.png import save_png
 from runtime.pipeline import Pipeline
-from runtime.png import save_png
-from runtime.sheet import contact_sheet
 
 OUT = Path(__file__).parent / "images" / "int8.png"
 PROMPTS = SHEET_PROMPTS[:8]

@@ -42,12 +42,25 @@ def main() -> None:
         box(390, 176, 190, 64, "g", "rep_decoder", "N + 1 runs: guidance,", "top-k and draw inside"),
         box(630, 176, 160, 64, "g", "denoiser", "25 runs: guidance,", "Euler step inside"),
         box(830, 176, 70, 64, "r", "PNG"),
-        arrow("M140 208 H188"), arrow("M340 208 H388"), arrow("M580 208 H628"), arrow("M790 208 H828"),
+        arrow("M140 208 H188"),
+        arrow("M340 208 H388"),
+        arrow("M580 208 H628"),
+        arrow("M790 208 H828"),
         arrow("M545 176 C 545 146, 425 146, 425 174"),
         TEXT.format(x=485, y=146, style="s", text="token by token"),
-        box(190, 280, 600, 52, "r", "key/value cache", "static buffers of the runtime: text and representation tokens stay in context"),
-        arrow("M265 240 V278"), arrow("M485 240 V278"), arrow("M710 280 V242"),
-    ]  # fmt: skip
+        box(
+            190,
+            280,
+            600,
+            52,
+            "r",
+            "key/value cache",
+            "static buffers of the runtime: text and representation tokens stay in context",
+        ),
+        arrow("M265 240 V278"),
+        arrow("M485 240 V278"),
+        arrow("M710 280 V242"),
+    ]
     marker = (
         '<defs><marker id="m" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z" fill="#55606e"/></marker></defs>'

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runtime.bundle import open_bundle
-from runtime.memory import BOARDS_GIB, MIB, Workload, drawing_memory, fits
+from runtime.bundle.folder import open_bundle
+from runtime.commands.memory_plan import BOARDS_GIB, MIB, Workload, drawing_memory, fits
 
 SHAPES = ("base-90m", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 SIDES = (256, 1024)  # pixels

@@ -22,8 +22,19 @@ SNAPSHOT_EVERY = 1000  # joint steps; TrainConfig's
 
 def train_command(run: Path, num_objects: int, seed: int, steps: int, *, with_rep: bool) -> list[str]:
     """Start the run, or take it up again."""
-    command = ["rf-export", "train", str(run), "--steps", str(steps), "--objects", str(num_objects),
-               "--seed", str(seed), "--threads", "1"]  # fmt: skip
+    command = [
+        "rf-export",
+        "train",
+        str(run),
+        "--steps",
+        str(steps),
+        "--objects",
+        str(num_objects),
+        "--seed",
+        str(seed),
+        "--threads",
+        "1",
+    ]
     return command + ([] if with_rep else ["--without-rep"]) + (["--resume"] if (run / "run.json").exists() else [])
 
 

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rf_export.evaluation.checker import Detection, load_checker
-from rf_export.evaluation.codebook import make_codebook
 from rf_export.evaluation.metric import Rate, evaluation_demands
+from rf_export.tokens.codebook import make_codebook
+from rf_export.tokens.figure import token_figure
+from rf_export.tokens.view import stack_figures
 from rf_export.training.scenes import Demand, SceneConfig
+from runtime.commands.token_edits import choose_tokens, draw_rep_ids, parse_edit
 from runtime.events import PictureEvent
 from runtime.options import GenerationOptions
+from runtime.pictures.png import save_png
+from runtime.pictures.token_file import PNG_KEY, RepGrid
 from runtime.pipeline import Pipeline
-from runtime.png import save_png
-from runtime.rep_grid import PNG_KEY, RepGrid
-from runtime.token_edits import choose_tokens, draw_rep_ids, parse_edit
-from runtime.token_figure import token_figure
-from runtime.token_view import stack_figures
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs/images/tokens.png"
@@ -61,8 +61,9 @@ def draw_sheet(pipeline: Pipeline, checkpoint: Path) -> None:
     first = token_figure(event.picture, before, f"{PROMPT}, seed {SEED}", codebook.explain(before, 6))
     edited = []
     for edit, caption in EDITS:
-        rep_ids = choose_tokens(pipeline, [PROMPT], seed=SEED, options=GenerationOptions(), base=None,
-                                edits=[parse_edit(edit)])  # fmt: skip
+        rep_ids = choose_tokens(
+            pipeline, [PROMPT], seed=SEED, options=GenerationOptions(), base=None, edits=[parse_edit(edit)]
+        )
         (event,) = draw(pipeline, [PROMPT], SEED, rep_ids)
         after = RepGrid.of(event, manifest).rep_ids
         seen = pipeline.understand(event.picture)
@@ -105,8 +106,10 @@ def measure_places(pipeline: Pipeline) -> None:
         inside = np.kron(mask, np.ones((12, 12))) > 0
         within, beyond = change[:, inside], change[:, ~inside]
         share = within.sum() / change.sum()
-        print(f"  {name}: inside {within.mean():.1f}, outside {beyond.mean():.1f}; {share:.0%} of the change is in the "
-              f"{inside.mean():.0%} of pixels inside")  # fmt: skip
+        print(
+            f"  {name}: inside {within.mean():.1f}, outside {beyond.mean():.1f}; {share:.0%} of the change is in the "
+            f"{inside.mean():.0%} of pixels inside"
+        )
 
 
 def measure_texts(pipeline: Pipeline) -> None:
@@ -114,8 +117,9 @@ def measure_texts(pipeline: Pipeline) -> None:
     singles = evaluation_demands(NUM_PICTURES, 0, SceneConfig(kinds=("single",)))
     others = [next(d for d in singles[i:] + singles[:i] if differs(d, singles[i])) for i in range(len(singles))]
     prompts, texts = [d.caption for d in singles], [d.caption for d in others]
-    rep_ids = np.concatenate([draw_rep_ids(pipeline, prompts[i : i + BATCH], seed=i)
-                              for i in range(0, len(prompts), BATCH)])  # fmt: skip
+    rep_ids = np.concatenate(
+        [draw_rep_ids(pipeline, prompts[i : i + BATCH], seed=i) for i in range(0, len(prompts), BATCH)]
+    )
     places = [things[0].centre if things else None for things in seen_in(draw(pipeline, prompts, 0, rep_ids))]
     print(f"\ntokens of A drawn with seed + 1000 and another text; what the checker sees, {len(prompts)} pictures")
     for name, given in (("text A", prompts), ("no text", [""] * len(prompts)), ("text B", texts)):

@@ -1,7 +1,7 @@
 """Compiled engines of a bundle, built on the machine that will run them.
 
 Knows nothing of any library: a builder is imported, with its library, when its backend is asked for. What an engine is,
-and whether it may run, is the consumer's to say: runtime/engine.py.
+and whether it may run, is the consumer's to say: runtime/bundle/engine.py.
 
     from engines import EngineConfig, build
     build("bundle", EngineConfig(backend="ort", precision="fp32"))
@@ -13,6 +13,6 @@ graph), tensorrt_refit (other weights), cancellable (Ctrl-C); probe (the check).
 
 from engines.build import build, estimate
 from engines.config import BuildEstimate, EngineConfig
-from engines.tensorrt_config import DimRange, TensorRTConfig, parse_dims
+from engines.tensorrt.config import DimRange, TensorRTConfig, parse_dims
 
 __all__ = ["BuildEstimate", "DimRange", "EngineConfig", "TensorRTConfig", "build", "estimate", "parse_dims"]

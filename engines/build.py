@@ -17,16 +17,17 @@ from typing import Any, Final
 
 from engines.config import Builder, BuildEstimate, EngineConfig, Progress, Report, counted
 from engines.probe import largest_error, probe_inputs
-from engines.tensorrt_config import require_defaults
-from runtime.atomic import locked, write_folder
-from runtime.backends import BACKENDS, Backend, Target, create_backend, naming_extra
-from runtime.backends.cpu import cpu_name
-from runtime.backends.tensorrt_library import TensorRTName
-from runtime.bundle import Bundle, describe_file, open_bundle
-from runtime.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine
+from engines.tensorrt.config import require_defaults
+from runtime.backends import BACKENDS, create_backend, naming_extra
+from runtime.backends.cuda.tensorrt_library import TensorRTName
+from runtime.backends.host.cpu import cpu_name
+from runtime.backends.interface import Backend, Target
+from runtime.bundle.atomic import locked, write_folder
+from runtime.bundle.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine
+from runtime.bundle.folder import Bundle, describe_file, open_bundle
+from runtime.bundle.verdict import engine_verdict, require_verified
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, Dialect, GraphName, Precision
-from runtime.verdict import engine_verdict, require_verified
 
 _log = logging.getLogger(__name__)
 
@@ -36,13 +37,15 @@ def _create_ort(config: EngineConfig) -> Builder:
 
     require_defaults(config.tensorrt, config.backend)
     if config.dialect != "classic":
-        raise RFError(f"Engines of ONNX Runtime are built from classic graphs, and {config.dialect} was asked for. "
-                      "Use classic, or draw with the ONNX graphs: rf-export generate --dialect modern.")  # fmt: skip
+        raise RFError(
+            f"Engines of ONNX Runtime are built from classic graphs, and {config.dialect} was asked for. "
+            "Use classic, or draw with the ONNX graphs: rf-export generate --dialect modern."
+        )
     return OrtBuilder()
 
 
 def _create_tensorrt(config: EngineConfig) -> Builder:
-    from engines.tensorrt import TensorRTBuilder
+    from engines.tensorrt.builder import TensorRTBuilder
 
     name: TensorRTName = "tensorrt-rtx" if config.backend == "tensorrt-rtx" else "tensorrt"
     return TensorRTBuilder(name, config.tensorrt, config.dialect)
@@ -145,9 +148,7 @@ def create_builder(config: EngineConfig) -> Builder:
         return _CREATORS[config.backend](config)
 
 
-def _is_up_to_date(
-    out: Path, bundle: Bundle, config: EngineConfig, target: Target, options: Mapping[str, Any]
-) -> bool:
+def _is_up_to_date(out: Path, bundle: Bundle, config: EngineConfig, target: Target, options: Mapping[str, Any]) -> bool:
     try:
         engine = open_engine(out)
         use_engine(engine, bundle, config.precision, target, "hash", config.dialect)
@@ -211,10 +212,7 @@ def describe_engine(
         precision=precision,
         dialect=dialect,
         bundle_id=bundle.manifest.bundle_id,
-        graphs={
-            name: EngineGraph(file=files[name], source_sha256=bundle.graph_sha256(name, *kind))
-            for name in GRAPHS
-        },
+        graphs={name: EngineGraph(file=files[name], source_sha256=bundle.graph_sha256(name, *kind)) for name in GRAPHS},
         files={name: describe_file(folder / name) for name in names},
         build={},
         verified={},

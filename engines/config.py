@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from engines.tensorrt_config import TensorRTConfig
-from runtime.backends import Backend, Target
-from runtime.bundle import Bundle
+from engines.tensorrt.config import TensorRTConfig
+from runtime.backends.interface import Backend, Target
+from runtime.bundle.folder import Bundle
 from runtime.signature import Dialect, GraphName, Precision
 
 Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, stages done, stages in all
@@ -58,8 +58,10 @@ class BuildEstimate:
             short.append(f"{free_disk >> 20} MiB of disk are free")
         if not short:
             return None
-        return (f"only {' and '.join(short)}, so the build may be killed or stop. Close programs, add swap, make room, "
-                "or give it less: --workspace-mib, narrower --dim.")  # fmt: skip
+        return (
+            f"only {' and '.join(short)}, so the build may be killed or stop. Close programs, add swap, make room, "
+            "or give it less: --workspace-mib, narrower --dim."
+        )
 
 
 class Report(Protocol):

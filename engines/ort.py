@@ -16,9 +16,10 @@ from typing import Any, Final
 from engines.config import BuildEstimate, EngineConfig, Report
 from engines.external_data import external_sizes
 from engines.pool import WeightPool
-from runtime.backends import Backend, Target, create_backend
-from runtime.backends.ort import open_session, session_options
-from runtime.bundle import Bundle
+from runtime.backends import create_backend
+from runtime.backends.host.ort import open_session, session_options
+from runtime.backends.interface import Backend, Target
+from runtime.bundle.folder import Bundle
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, GraphName, Precision
 

@@ -12,8 +12,16 @@ import numpy.typing as npt
 
 from runtime.signature import GraphSignature, ModelSpec, TensorSpec
 
-_SIZES: Final = {"batch": 2, "request": 2, "2*request": 4, "sequence": 5, "cache": 9, "features": 3, "answer": 4,
-                 "images": 2}  # fmt: skip
+_SIZES: Final = {
+    "batch": 2,
+    "request": 2,
+    "2*request": 4,
+    "sequence": 5,
+    "cache": 9,
+    "features": 3,
+    "answer": 4,
+    "images": 2,
+}
 _PAST_LENGTH: Final = 6  # at most; a smaller cache is in use as a whole
 _SEED: Final = 20240
 

@@ -28,13 +28,13 @@ from rf_export.evaluation.metric import SceneScore, score_pictures
 from rf_export.evaluation.understanding import SCENE_SEED, Asked, everything_to_ask
 from rf_export.export import ExportOptions, export
 from rf_export.training.scenes import Demand, SceneConfig, make_scene
-from runtime import report
-from runtime.agreement import Agreement, agreement
+from runtime.bundle.manifest import Manifest
+from runtime.commands.caption_match import Agreement, agreement
+from runtime.commands.sheet import contact_sheet
 from runtime.events import AnswerEvent, PictureEvent, StepEvent, to_picture
-from runtime.manifest import Manifest
+from runtime.pictures.png import save_png
 from runtime.pipeline import Pipeline
-from runtime.png import save_png
-from runtime.sheet import contact_sheet
+from verification.pages import html as report
 
 CHECKPOINT = Path(__file__).parent / "reference" / "checkpoint"
 SEED = 7

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from rf_export.config import ModelConfig
 from rf_export.model import RFModel
-from runtime.atomic import write_file, write_text
+from runtime.bundle.atomic import write_file, write_text
+from runtime.bundle.strict_json import read_json
 from runtime.errors import RFError
-from runtime.sections import read_json
 
 SHARD_BYTES = 2_000_000_000
 MAX_HEADER_BYTES = 16 << 20  # more than 100,000 tensors
@@ -35,9 +35,11 @@ def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: to
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     shards = split_shards(tensors)
-    names = [SINGLE_NAME] if len(shards) == 1 else [
-        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
-    ]  # fmt: skip
+    names = (
+        [SINGLE_NAME]
+        if len(shards) == 1
+        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    )
     for name, shard in zip(names, shards, strict=True):
         with write_file(folder / name) as partial:
             try:

@@ -94,8 +94,18 @@ class ModelConfig:
     understanding: UnderstandingConfig | None = None  # None: trained to draw only
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
-                     "rep_vocab_size", "patch_size", "max_grid", "max_positions"):  # fmt: skip
+        for name in (
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "vocab_size",
+            "rep_vocab_size",
+            "patch_size",
+            "max_grid",
+            "max_positions",
+        ):
             if not 1 <= getattr(self, name) <= MAX_SIZE:
                 raise ValueError(f"{name} must be 1 to {MAX_SIZE}, got {getattr(self, name)}")
         _check_layers("num_layers", self.num_layers)
@@ -177,8 +187,12 @@ def _checked(cls: type[Any], values: dict[str, Any], prefix: str) -> Any:
         raise ValueError("; ".join(parts))
     for f in fields:
         if f.name in values and not _fits(values[f.name], f.type):
-            wanted = {int: "a whole number", float: "a finite number", dict[str, int]: "an object of whole numbers",
-                      list[int]: "a list of whole numbers"}  # fmt: skip
+            wanted = {
+                int: "a whole number",
+                float: "a finite number",
+                dict[str, int]: "an object of whole numbers",
+                list[int]: "a list of whole numbers",
+            }
             expected = wanted.get(f.type, "an object")  # type: ignore[call-overload]
             raise ValueError(f"{prefix}{f.name} must be {expected}, got {values[f.name]!r}")
     return cls(**values)
@@ -200,40 +214,80 @@ def _fits(value: object, wanted: object) -> bool:
 def _qwen3(hidden_size: int, num_layers: int, num_heads: int, ffn_size: int) -> ModelConfig:
     """A dense Qwen3 shape (arXiv 2505.09388, table 1) with equal experts, K = 16,384 and patches of 16 px."""
     return ModelConfig(
-        hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads, num_kv_heads=8, head_dim=128,
-        ffn_sizes=dict.fromkeys(EXPERTS, ffn_size), vocab_size=151_936, rep_vocab_size=16_384, patch_size=16,
-        max_grid=32, default_height=256, default_width=256,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=8,
+        head_dim=128,
+        ffn_sizes=dict.fromkeys(EXPERTS, ffn_size),
+        vocab_size=151_936,
+        rep_vocab_size=16_384,
+        patch_size=16,
+        max_grid=32,
+        default_height=256,
+        default_width=256,
         encoder=EncoderConfig(hidden_size=768, num_layers=12, num_heads=12, ffn_size=2048),
-    )  # fmt: skip
+    )
 
 
 def preset(name: str) -> ModelConfig:
     """A named shape: `tiny` (tests), `reference` (the committed checkpoint), `base-90m`, `qwen3-0.6b` to `-4b`."""
     if name == "tiny":
         return ModelConfig(
-            hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
-            ffn_sizes={"understanding": 48, "representation": 64, "pixel": 80}, vocab_size=67, rep_vocab_size=40,
-            patch_size=4, max_grid=4, default_height=16, default_width=24, max_positions=128, rope_theta=1e4,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=8,
+            ffn_sizes={"understanding": 48, "representation": 64, "pixel": 80},
+            vocab_size=67,
+            rep_vocab_size=40,
+            patch_size=4,
+            max_grid=4,
+            default_height=16,
+            default_width=24,
+            max_positions=128,
+            rope_theta=1e4,
             encoder=EncoderConfig(hidden_size=24, num_layers=1, num_heads=2, ffn_size=48),
             sampling=SamplingConfig(top_k=10, shift_base_patches=24),
             understanding=UnderstandingConfig(start_id=2, stop_ids=[3], max_tokens=16),
-        )  # fmt: skip
+        )
     if name == "reference":
         return ModelConfig(
-            hidden_size=192, num_layers=6, num_heads=6, num_kv_heads=2, head_dim=32,
-            ffn_sizes={"understanding": 256, "representation": 512, "pixel": 640}, vocab_size=64, rep_vocab_size=512,
-            patch_size=6, max_grid=8, default_height=48, default_width=48, max_positions=512, rope_theta=1e4,
+            hidden_size=192,
+            num_layers=6,
+            num_heads=6,
+            num_kv_heads=2,
+            head_dim=32,
+            ffn_sizes={"understanding": 256, "representation": 512, "pixel": 640},
+            vocab_size=64,
+            rep_vocab_size=512,
+            patch_size=6,
+            max_grid=8,
+            default_height=48,
+            default_width=48,
+            max_positions=512,
+            rope_theta=1e4,
             encoder=EncoderConfig(hidden_size=128, num_layers=4, num_heads=4, ffn_size=256),
             sampling=SamplingConfig(shift_base_patches=64),
             understanding=UnderstandingConfig(start_id=2, stop_ids=[3], max_tokens=32),  # [BOS] and [EOS]
-        )  # fmt: skip
+        )
     if name == "base-90m":
         return ModelConfig(
-            hidden_size=512, num_layers=8, num_heads=8, num_kv_heads=4, head_dim=64,
-            ffn_sizes=dict.fromkeys(EXPERTS, 1536), vocab_size=8192, rep_vocab_size=16_384, patch_size=16,
-            max_grid=32, default_height=256, default_width=256,
+            hidden_size=512,
+            num_layers=8,
+            num_heads=8,
+            num_kv_heads=4,
+            head_dim=64,
+            ffn_sizes=dict.fromkeys(EXPERTS, 1536),
+            vocab_size=8192,
+            rep_vocab_size=16_384,
+            patch_size=16,
+            max_grid=32,
+            default_height=256,
+            default_width=256,
             encoder=EncoderConfig(hidden_size=384, num_layers=6, num_heads=6, ffn_size=1024),
-        )  # fmt: skip
+        )
     shapes = {"qwen3-0.6b": (1024, 28, 16, 3072), "qwen3-1.7b": (2048, 28, 16, 6144), "qwen3-4b": (2560, 36, 32, 9728)}
     if name not in shapes:
         raise ValueError(f"unknown preset {name!r}; choose from tiny, reference, base-90m, {', '.join(shapes)}")

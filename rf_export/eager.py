@@ -46,10 +46,14 @@ class Prefix:
         positions = torch.arange(self.length, self.length + tokens)[None]
         mask = torch.ones(tokens, self.length + tokens, dtype=torch.bool).tril(self.length)[None, None]
         (out,), new = model.run([Segment(expert, hidden, positions)], mask, self.past)  # type: ignore[arg-type]
-        self.past = new if self.past is None else [
-            (torch.cat([k, new_k], 2), torch.cat([v, new_v], 2))
-            for (k, v), (new_k, new_v) in zip(self.past, new, strict=True)
-        ]  # fmt: skip
+        self.past = (
+            new
+            if self.past is None
+            else [
+                (torch.cat([k, new_k], 2), torch.cat([v, new_v], 2))
+                for (k, v), (new_k, new_v) in zip(self.past, new, strict=True)
+            ]
+        )
         self.length += tokens
         return out[:, -1]
 
@@ -84,8 +88,12 @@ def generate(model: RFModel, request: EagerRequest, on_step: Callable[[Tensor], 
     conditional, unconditional = Prefix(), Prefix()
     if len(request.prompt_ids):
         conditional.extend(model, "understanding", F.embedding(request.prompt_ids[None], model.text_embedding))
-    result = EagerResult(pixels=request.noise, rep_ids=torch.empty(0, dtype=torch.int64),
-                         timesteps=request.timesteps, prefixes=(conditional, unconditional))  # fmt: skip
+    result = EagerResult(
+        pixels=request.noise,
+        rep_ids=torch.empty(0, dtype=torch.int64),
+        timesteps=request.timesteps,
+        prefixes=(conditional, unconditional),
+    )
     if request.gumbel is not None:
         _sample_representation(model, request, (conditional, unconditional), result)
     _denoise(model, request, conditional, result, on_step)

@@ -18,16 +18,16 @@ import torch
 from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpoint, load_config
 from rf_export.eager_reference import EagerReference
 from rf_export.export_plan import ExportOptions, ExportPlan
-from rf_export.lint import lint
-from rf_export.lint_targets import KNOWN_TARGETS
+from rf_export.graphs.opset17 import OPSET as OLD_OPSET
+from rf_export.graphs.opset17 import to_opset_17
+from rf_export.lint.rules import lint
+from rf_export.lint.targets import KNOWN_TARGETS
 from rf_export.model import RFModel, model_spec
-from rf_export.opset17 import OPSET as OLD_OPSET
-from rf_export.opset17 import to_opset_17
 from rf_export.shared_weights import SharedWeights
 from rf_export.trace import trace
-from runtime.bundle import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
+from runtime.bundle.folder import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
+from runtime.bundle.manifest import GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults
 from runtime.errors import RFError
-from runtime.manifest import GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision
 from runtime.tokenizer import PromptTokenizer
 from verification import Outcome, VerifyOptions, verify
@@ -100,11 +100,15 @@ def _export_precision(
                 to_opset_17(graph)
             weights.save(graph, file_name)
             entry = GraphEntry(
-                name=name, precision=precision, dialect=dialect, opset=graph.opset_imports[""],
-                file=f"graphs/{file_name}", weights=(f"graphs/{location}",),
+                name=name,
+                precision=precision,
+                dialect=dialect,
+                opset=graph.opset_imports[""],
+                file=f"graphs/{file_name}",
+                weights=(f"graphs/{location}",),
                 signature=GraphSignature.of(name, spec, precision, dialect, cache_slots),
                 lint=_passed(graph, file_name, dialect, plan),
-            )  # fmt: skip
+            )
             entries.append(entry)
     return entries
 

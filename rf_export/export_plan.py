@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from rf_export.config import ModelConfig
-from rf_export.lint_targets import Target
+from rf_export.lint.targets import Target
 from rf_export.trace import OPSETS
 from runtime.errors import RFError
 from runtime.signature import DIALECTS, Dialect, Precision

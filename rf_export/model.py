@@ -148,9 +148,7 @@ class RFModel(nn.Module):
         hidden = [segment.hidden for segment in segments]
         new: list[KeyValue] = []
         for i, layer in enumerate(self.decoder_layers):
-            parts = [
-                layer.project(s.expert, h, *table) for s, h, table in zip(segments, hidden, tables, strict=True)
-            ]
+            parts = [layer.project(s.expert, h, *table) for s, h, table in zip(segments, hidden, tables, strict=True)]
             q, k, v = (torch.cat(tensors, dim=1).transpose(1, 2) for tensors in zip(*parts, strict=True))
             new.append((k, v))
             if past is not None:
@@ -164,9 +162,21 @@ class RFModel(nn.Module):
 def model_spec(model: RFModel) -> ModelSpec:
     """What a host has to know of a model."""
     config = model.config
-    names = ("patch_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
-             "rep_vocab_size", "rep_start_id", "max_grid", "max_positions", "default_height",
-             "default_width")  # fmt: skip
+    names = (
+        "patch_size",
+        "hidden_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "vocab_size",
+        "rep_vocab_size",
+        "rep_start_id",
+        "max_grid",
+        "max_positions",
+        "default_height",
+        "default_width",
+    )
     num_parameters = sum(p.numel() for p in model.parameters())
     shape = {name: getattr(config, name) for name in names}
     return ModelSpec(**shape, ffn_size=max(config.ffn_sizes.values()), num_parameters=num_parameters)

@@ -37,9 +37,14 @@ class SharedWeights:
                 continue
             offset, length = self._store(name, tensor)
             value.const_value = ir.ExternalTensor(
-                self._location, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=name,
+                self._location,
+                offset,
+                length,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape),
+                name=name,
                 base_dir=self._folder,
-            )  # fmt: skip
+            )
         ir.save(model, self._folder / file_name)
 
     def _store(self, name: str, tensor: ir.TensorProtocol) -> tuple[int, int]:

@@ -20,8 +20,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.value_ranges import bound_sympy
 
 from rf_export.config import ModelConfig
-from rf_export.graphs import GRAPHS
-from rf_export.graphs_modern import TRANSLATIONS
+from rf_export.graphs.modern import TRANSLATIONS
+from rf_export.graphs.modules import GRAPHS
 from rf_export.model import RFModel
 from runtime.errors import RFError
 from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, Precision, TensorSpec, check_signature
@@ -29,8 +29,16 @@ from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, Pre
 # 18 is what torch's exporter writes natively: TensorRT from 10 on and ONNX Runtime take it as it is.
 OPSETS: Final[dict[Dialect, int]] = {"classic": 18, "modern": 24}
 # 0 and 1 would specialise.
-_EXAMPLE_SIZES = {"batch": 2, "sequence": 3, "cache": 5, "request": 2, "2*request": 4, "features": 6, "answer": 7,
-                  "images": 2}  # fmt: skip
+_EXAMPLE_SIZES = {
+    "batch": 2,
+    "sequence": 3,
+    "cache": 5,
+    "request": 2,
+    "2*request": 4,
+    "features": 6,
+    "answer": 7,
+    "images": 2,
+}
 
 
 def trace(

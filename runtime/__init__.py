@@ -20,15 +20,15 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle, open_bundle
-    from runtime.conversation import Conversation
+    from runtime.bundle.folder import Bundle, open_bundle
     from runtime.errors import RFError
     from runtime.events import AnswerEvent, Event, PictureEvent, StepEvent, TokenEvent, WordEvent
-    from runtime.handle import DrawingHandle
     from runtime.options import AnswerOptions, GenerationOptions
+    from runtime.pictures.png import save_png
     from runtime.pipeline import Pipeline
-    from runtime.png import save_png
-    from runtime.scheduler import Scheduler
+    from runtime.scheduling.handle import DrawingHandle
+    from runtime.scheduling.scheduler import Scheduler
+    from runtime.understanding.conversation import Conversation
 
 __all__ = [
     "AnswerEvent",
@@ -52,20 +52,20 @@ __all__ = [
 _HOMES: Final = {
     "AnswerEvent": "events",
     "AnswerOptions": "options",
-    "Bundle": "bundle",
-    "Conversation": "conversation",
-    "DrawingHandle": "handle",
+    "Bundle": "bundle.folder",
+    "Conversation": "understanding.conversation",
+    "DrawingHandle": "scheduling.handle",
     "Event": "events",
     "GenerationOptions": "options",
     "PictureEvent": "events",
     "Pipeline": "pipeline",
     "RFError": "errors",
-    "Scheduler": "scheduler",
+    "Scheduler": "scheduling.scheduler",
     "StepEvent": "events",
     "TokenEvent": "events",
     "WordEvent": "events",
-    "open_bundle": "bundle",
-    "save_png": "png",
+    "open_bundle": "bundle.folder",
+    "save_png": "pictures.png",
 }
 
 

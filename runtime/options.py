@@ -6,8 +6,8 @@ Knows nothing of graphs and prompts. A value that is out of range is refused her
 from dataclasses import dataclass
 from typing import Final
 
+from runtime.bundle.manifest import Manifest
 from runtime.errors import RFError
-from runtime.manifest import Manifest
 
 MAX_STEPS: Final = 1000
 MAX_PENALTY: Final = 1000
@@ -96,8 +96,9 @@ class AnswerOptions:
         if not 0 < self.top_p <= 1:
             raise RFError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
         if not 0 < self.repetition_penalty <= MAX_PENALTY:
-            raise RFError(f"repetition_penalty must be above 0 and at most {MAX_PENALTY}, got "
-                          f"{self.repetition_penalty}.")  # fmt: skip
+            raise RFError(
+                f"repetition_penalty must be above 0 and at most {MAX_PENALTY}, got {self.repetition_penalty}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,21 +12,20 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Backend, Runner, Session, create_backend
-from runtime.bundle import Bundle, Verify, open_bundle
-from runtime.conversation import Conversation, Loaded
-from runtime.engine import Engine, find_engine, open_engine, require_weights, use_engine
+from runtime.backends import create_backend
+from runtime.backends.host.stages import HostRunner, keep_drawn
+from runtime.backends.interface import Backend, Drawing, Runner, Session, StageRunner, TextRow
+from runtime.bundle.engine import Engine, find_engine, open_engine, require_weights, use_engine
+from runtime.bundle.folder import Bundle, Verify, open_bundle
+from runtime.bundle.verdict import require_verified
 from runtime.errors import RFError
 from runtime.events import AnswerEvent, Event, PictureEvent
-from runtime.images import Picture
 from runtime.options import AnswerOptions, GenerationOptions
+from runtime.pictures.load import Picture
 from runtime.request import Request, check_requests
 from runtime.signature import GRAPHS, Dialect, GraphName, Precision, check_signature
-from runtime.stage_runner import Drawing, HostRunner, StageRunner
-from runtime.stages import keep_drawn
-from runtime.text_row import TextRow
 from runtime.tokenizer import PromptTokenizer
-from runtime.verdict import require_verified
+from runtime.understanding.conversation import Conversation, Loaded
 
 
 class Pipeline:
@@ -165,8 +164,15 @@ class Pipeline:
 
     def with_sessions(self, sessions: Mapping[GraphName, Session]) -> "Pipeline":
         """The same pipeline with some of its graphs exchanged."""
-        return type(self)(self.bundle, self.precision, self.engine, {**self._sessions, **sessions}, self.num_threads,
-                          self._runner, self.dialect)  # fmt: skip
+        return type(self)(
+            self.bundle,
+            self.precision,
+            self.engine,
+            {**self._sessions, **sessions},
+            self.num_threads,
+            self._runner,
+            self.dialect,
+        )
 
     def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""
@@ -218,11 +224,7 @@ class Pipeline:
         return self._runner.stages(self._sessions, drawing)
 
     def run(
-        self,
-        requests: Sequence[Request],
-        *,
-        previews: bool = True,
-        watch: Callable[[StageRunner], None] | None = None,
+        self, requests: Sequence[Request], *, previews: bool = True, watch: Callable[[StageRunner], None] | None = None
     ) -> Generator[Event, None, None]:
         """Draw requests that were checked; see `generate`. `watch` sees the stages when the last step is done."""
         plan, times = requests[0].plan, requests[0].times

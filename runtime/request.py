@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import noise
+from runtime.bundle.manifest import Manifest
 from runtime.errors import RFError
 from runtime.events import PictureEvent, to_picture
-from runtime.manifest import Manifest
 from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
 from runtime.schedule import timesteps
 from runtime.signature import Precision
@@ -139,9 +139,7 @@ def _check_rep_ids(rep_ids: npt.ArrayLike, shape: tuple[int, int], manifest: Man
     if values.shape != shape or values.dtype.kind not in "iu":
         raise RFError(f"rep_ids must be whole numbers of shape {shape}, got {values.dtype} {values.shape}.")
     if values.min() < -1 or values.max() >= limit:
-        raise RFError(
-            f"rep_ids must be 0 to {limit - 1}, or -1 to draw one, got {values.min()} to {values.max()}."
-        )
+        raise RFError(f"rep_ids must be 0 to {limit - 1}, or -1 to draw one, got {values.min()} to {values.max()}.")
     if ((values < 0) != (values[:1] < 0)).any():
         raise RFError("rep_ids must be -1 at the same places for all prompts. Draw these prompts one by one.")
     return values.astype(np.int64)

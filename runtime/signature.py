@@ -234,9 +234,7 @@ def _kv(prefix: Literal["past_key_values", "present"], model: ModelSpec, kv: str
 
 
 def _fix_cache(specs: tuple[TensorSpec, ...], slots: int) -> tuple[TensorSpec, ...]:
-    return tuple(
-        replace(spec, shape=tuple(slots if dim == "cache" else dim for dim in spec.shape)) for spec in specs
-    )
+    return tuple(replace(spec, shape=tuple(slots if dim == "cache" else dim for dim in spec.shape)) for spec in specs)
 
 
 def _text_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from runtime.bundle.strict_json import read_limited
 from runtime.errors import RFError
-from runtime.sections import read_limited
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -41,20 +41,34 @@ def random_config(rng: np.random.Generator) -> ModelConfig:
     rep_vocabulary = int(rng.integers(8, 300))
     return dataclasses.replace(
         preset("tiny"),
-        hidden_size=8 * int(rng.integers(2, 9)), num_layers=int(rng.integers(1, 5)),
-        num_heads=kv_heads * int(rng.integers(1, 4)), num_kv_heads=kv_heads, head_dim=head_dim,
+        hidden_size=8 * int(rng.integers(2, 9)),
+        num_layers=int(rng.integers(1, 5)),
+        num_heads=kv_heads * int(rng.integers(1, 4)),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         ffn_sizes={expert: 8 * int(rng.integers(2, 13)) for expert in EXPERTS},
-        vocab_size=int(rng.integers(67, 200)), rep_vocab_size=rep_vocabulary, patch_size=patch, max_grid=max_grid,
-        default_height=2 * patch * rows, default_width=2 * patch * columns,
-        encoder=EncoderConfig(hidden_size=heads * 8, num_layers=int(rng.integers(1, 4)), num_heads=heads,
-                              ffn_size=8 * int(rng.integers(2, 9))),
+        vocab_size=int(rng.integers(67, 200)),
+        rep_vocab_size=rep_vocabulary,
+        patch_size=patch,
+        max_grid=max_grid,
+        default_height=2 * patch * rows,
+        default_width=2 * patch * columns,
+        encoder=EncoderConfig(
+            hidden_size=heads * 8,
+            num_layers=int(rng.integers(1, 4)),
+            num_heads=heads,
+            ffn_size=8 * int(rng.integers(2, 9)),
+        ),
         sampling=SamplingConfig(
-            num_steps=int(rng.integers(1, 26)), rep_guidance_scale=float(rng.uniform(0, 4)),
-            pix_guidance_scale=float(rng.uniform(0, 4)), temperature=float(rng.uniform(0.5, 1.5)),
-            top_k=int(rng.integers(1, 50)), shift=float(rng.uniform(0.5, 3)),
+            num_steps=int(rng.integers(1, 26)),
+            rep_guidance_scale=float(rng.uniform(0, 4)),
+            pix_guidance_scale=float(rng.uniform(0, 4)),
+            temperature=float(rng.uniform(0.5, 1.5)),
+            top_k=int(rng.integers(1, 50)),
+            shift=float(rng.uniform(0.5, 3)),
             shift_base_patches=int(rng.integers(1, 99)),
         ),
-    )  # fmt: skip
+    )
 
 
 def random_model(config: ModelConfig, seed: int) -> RFModel:
@@ -81,12 +95,25 @@ def check(config: ModelConfig, seed: int, folder: Path) -> dict[str, Any]:
     found = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
     return {
         "seed": seed,
-        "shape": {name: getattr(config, name) for name in ("hidden_size", "num_layers", "num_heads", "num_kv_heads",
-                  "head_dim", "patch_size", "max_grid", "default_height", "default_width", "rep_vocab_size")},
+        "shape": {
+            name: getattr(config, name)
+            for name in (
+                "hidden_size",
+                "num_layers",
+                "num_heads",
+                "num_kv_heads",
+                "head_dim",
+                "patch_size",
+                "max_grid",
+                "default_height",
+                "default_width",
+                "rep_vocab_size",
+            )
+        },
         "seconds": [round(exported - started, 1), round(time.perf_counter() - exported, 1)],
         "passed": all(outcome.verdict == "passed" for outcome in found),
         "verdicts": {outcome.target.label: outcome.line() for outcome in found},
-    }  # fmt: skip
+    }
 
 
 def run(shapes: int, seeds: int, first: int = 0) -> tuple[int, int]:

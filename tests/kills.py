@@ -24,8 +24,9 @@ from random import Random
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-PROMPTS = [f"a {colour} {name}" for colour in ("red", "blue", "green", "pink")
-           for name in ("hat", "bell", "star", "tree")]  # fmt: skip
+PROMPTS = [
+    f"a {colour} {name}" for colour in ("red", "blue", "green", "pink") for name in ("hat", "bell", "star", "tree")
+]
 STEPS = 6  # of the training
 
 
@@ -62,7 +63,7 @@ def _command(*arguments: object) -> int:
 
 def _look_at_bundle(out: Path) -> str:
     """Which bundle is there, every byte checked; for a moment none is, but the old one beside."""
-    from runtime.bundle import open_bundle
+    from runtime.bundle.folder import open_bundle
 
     if not out.exists():
         (old,) = out.parent.glob(f"{out.name}.replaced-*")
@@ -90,7 +91,7 @@ def _calibrate(folder: Path, bundle: Path) -> Case:
     options = ("--force", "--min-cosine", 0.9, "--method", "minmax", "--no-smooth")
 
     def look() -> str:
-        from calibration.cache import load
+        from calibration.recordings import load
 
         recorded = out.with_name("bundle.fp32.calibration.npz")
         if recorded.exists():
@@ -111,9 +112,9 @@ def _build(folder: Path, bundle: Path) -> Case:
     out = _copy(bundle, folder, "build")
 
     def look() -> str:
-        from runtime.atomic import is_temporary
-        from runtime.bundle import check_files, open_bundle
-        from runtime.engine import ENGINE_NAME, open_engine
+        from runtime.bundle.atomic import is_temporary
+        from runtime.bundle.engine import ENGINE_NAME, open_engine
+        from runtime.bundle.folder import check_files, open_bundle
 
         open_bundle(out, verify="hash")
         files = [file for file in out.glob(f"engines/*/{ENGINE_NAME}") if not is_temporary(file.parent)]
@@ -132,7 +133,7 @@ def _generate(folder: Path, bundle: Path) -> Case:
     def look() -> str:
         from PIL import Image
 
-        from runtime.png import read_parameters
+        from runtime.pictures.png import read_parameters
 
         if not out.exists():
             return "no picture"
@@ -263,12 +264,15 @@ def make_tiny(folder: Path) -> tuple[Path, Path]:
 
 def table(tallies: list[Tally]) -> str:
     """For docs/robustness.md."""
-    lines = ["| command | seconds of a run | kills | found after them | whole runs afterwards | problems |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| command | seconds of a run | kills | found after them | whole runs afterwards | problems |",
+        "|---|---|---|---|---|---|",
+    ]
     for each in tallies:
         found = ", ".join(f"{count} x {what}" for what, count in sorted(each.found.items()))
-        lines.append(f"| {each.name} | {each.seconds:.1f} | {each.kills} | {found} | {each.completed} | "
-                     f"{len(each.problems)} |")  # fmt: skip
+        lines.append(
+            f"| {each.name} | {each.seconds:.1f} | {each.kills} | {found} | {each.completed} | {len(each.problems)} |"
+        )
     return "\n".join(lines)
 
 
@@ -276,9 +280,13 @@ def run(folder: Path, checkpoint: Path, bundle: Path, kills: int, names: list[st
     """Spread the kills over the commands, each in a folder with something that is not to be lost; the tallies."""
     import engines.ort  # noqa: F401 - what the children would import again
 
-    makers = {"export": lambda: _export(folder, checkpoint, bundle), "calibrate": lambda: _calibrate(folder, bundle),
-              "build-engine": lambda: _build(folder, bundle), "generate": lambda: _generate(folder, bundle),
-              "train": lambda: _train(folder)}  # fmt: skip
+    makers = {
+        "export": lambda: _export(folder, checkpoint, bundle),
+        "calibrate": lambda: _calibrate(folder, bundle),
+        "build-engine": lambda: _build(folder, bundle),
+        "generate": lambda: _generate(folder, bundle),
+        "train": lambda: _train(folder),
+    }
     chosen = [makers[name]() for name in names or makers]
     return [kill_case(case, -(-kills // len(chosen)), Random(seed), folder / "log") for case in chosen]
 

@@ -30,8 +30,16 @@ def graph(
     return onnx.shape_inference.infer_shapes(model)
 
 
-def one(op: str, inputs: dict[str, Spec], constants: dict[str, Any] | None = None, *, outputs: Sequence[str] = ("y",),
-        out: int = F32, opset: int = 24, **attributes: Any) -> onnx.ModelProto:  # fmt: skip
+def one(
+    op: str,
+    inputs: dict[str, Spec],
+    constants: dict[str, Any] | None = None,
+    *,
+    outputs: Sequence[str] = ("y",),
+    out: int = F32,
+    opset: int = 24,
+    **attributes: Any,
+) -> onnx.ModelProto:
     """A graph of one node, called `the_node`, whose inputs are first the inputs and then the constants."""
     names = [*inputs, *(constants or {})]
     node = helper.make_node(op, names, list(outputs), name="the_node", **attributes)
@@ -57,24 +65,42 @@ def loop(*, grows: bool) -> onnx.ModelProto:
 
 
 def attention(
-    names: Sequence[str] = ("q", "k", "v", "m"), outputs: Sequence[str] = ("y",), *, kind: int = F16, rank: int = 4,
-    mask: Sequence[int] = (1, 1, 4, 6), mask_kind: int | None = None, opset: int = 24, **attributes: Any,
-) -> onnx.ModelProto:  # fmt: skip
+    names: Sequence[str] = ("q", "k", "v", "m"),
+    outputs: Sequence[str] = ("y",),
+    *,
+    kind: int = F16,
+    rank: int = 4,
+    mask: Sequence[int] = (1, 1, 4, 6),
+    mask_kind: int | None = None,
+    opset: int = 24,
+    **attributes: Any,
+) -> onnx.ModelProto:
     """Four queries of four heads over six keys of two heads."""
     kv = (kind, [1, 2, 6, 16] if rank == 4 else [1, 6, 32])
     known = {
-        "q": (kind, [1, 4, 4, 16] if rank == 4 else [1, 4, 64]), "k": kv, "v": kv,
-        "m": (mask_kind or kind, list(mask)), "pk": (kind, [1, 2, 3, 16]), "pv": (kind, [1, 2, 3, 16]), "n": (I64, [1]),
-    }  # fmt: skip
+        "q": (kind, [1, 4, 4, 16] if rank == 4 else [1, 4, 64]),
+        "k": kv,
+        "v": kv,
+        "m": (mask_kind or kind, list(mask)),
+        "pk": (kind, [1, 2, 3, 16]),
+        "pv": (kind, [1, 2, 3, 16]),
+        "n": (I64, [1]),
+    }
     node = helper.make_node("Attention", list(names), list(outputs), name="the_node", **attributes)
     inputs: dict[str, Spec] = {name: known[name] for name in names if name}
     return graph([node], inputs, {name: (kind, None) for name in outputs if name}, opset=opset)
 
 
 def scatter(
-    *, kind: int = F16, slots: Any = 16, axis: int = -2, mode: str = "linear", is_input: bool = True,
-    is_output: bool = True, rank: int = 4,
-) -> onnx.ModelProto:  # fmt: skip
+    *,
+    kind: int = F16,
+    slots: Any = 16,
+    axis: int = -2,
+    mode: str = "linear",
+    is_input: bool = True,
+    is_output: bool = True,
+    rank: int = 4,
+) -> onnx.ModelProto:
     """Two new rows into a cache."""
     lead = [1, 2] if rank == 4 else [2]
     nodes = [] if is_input else [helper.make_node("Neg", ["past"], ["changed"])]
@@ -132,35 +158,76 @@ BROKEN: list[tuple[str, str, str, Build]] = [
     ("operator", "Attention needs tensorrt 10.14", "tensorrt-10.13", attention),
     ("operator", "RotaryEmbedding needs tensorrt 10.15", "tensorrt-10.14", rotary),
     ("operator", "TensorScatter needs tensorrt 10.15", "tensorrt-10.14", scatter),
-    ("operator", "RMSNormalization needs tensorrt 10.15", "tensorrt-10.14",
-     lambda: one("RMSNormalization", X, {"w": np.ones(8, np.float32)})),
+    (
+        "operator",
+        "RMSNormalization needs tensorrt 10.15",
+        "tensorrt-10.14",
+        lambda: one("RMSNormalization", X, {"w": np.ones(8, np.float32)}),
+    ),
     ("float64", "'x' is float64", "tensorrt-10.16", lambda: one("Relu", {"x": (F64, [2, 8])}, out=F64)),
     ("float64", "use float32", "tensorrt-10.3", lambda: one("Cast", X, to=F64, out=F64, opset=20)),
-    ("int64-range", "does not fit into int32", "tensorrt-8.6",
-     lambda: one("Add", {"x": (I64, [2])}, {"b": np.array(2**40)}, out=I64, opset=17)),
+    (
+        "int64-range",
+        "does not fit into int32",
+        "tensorrt-8.6",
+        lambda: one("Add", {"x": (I64, [2])}, {"b": np.array(2**40)}, out=I64, opset=17),
+    ),
     ("mixed-floats", "FLOAT and FLOAT16", "tensorrt-rtx", lambda: one("MatMul", X, {"w": np.ones((8, 4), np.float16)})),
     ("mixed-floats", "Cast", "tensorrt-rtx", lambda: one("Add", X, {"w": np.ones(8, np.float16)})),
     ("quantised", "zero point is not 0", "tensorrt-rtx", lambda: qdq(np.int8(3))),
     ("quantised", "uint8", "tensorrt-10.16", lambda: qdq(np.uint8(0))),
     ("quantised", "uint8", "tensorrt-10.16", qdq),
     ("top-k", "K is 3841", "tensorrt-rtx", lambda: one("TopK", LONG, {"k": np.array([3841])}, outputs=("y", "i"))),
-    ("top-k", "no constant", "tensorrt-8.6",
-     lambda: one("TopK", {**LONG, "k": (I64, [1])}, outputs=("y", "i"), opset=17)),
-    ("top-k", "unsorted", "tensorrt-10.3",
-     lambda: one("TopK", LONG, {"k": np.array([5])}, outputs=("y", "i"), sorted=0, opset=20)),
+    (
+        "top-k",
+        "no constant",
+        "tensorrt-8.6",
+        lambda: one("TopK", {**LONG, "k": (I64, [1])}, outputs=("y", "i"), opset=17),
+    ),
+    (
+        "top-k",
+        "unsorted",
+        "tensorrt-10.3",
+        lambda: one("TopK", LONG, {"k": np.array([5])}, outputs=("y", "i"), sorted=0, opset=20),
+    ),
     ("constant-axes", "as an initializer", "tensorrt-rtx", lambda: one("ReduceMean", {**X, "a": (I64, [1])})),
-    ("constant-axes", "as an initializer", "tensorrt-rtx",
-     lambda: one("Squeeze", {"x": (F32, [1, 8]), "a": (I64, [1])})),
-    ("constant-axes", "as an initializer", "tensorrt-8.6",
-     lambda: graph([helper.make_node("Slice", ["x", "s", "e", "a"], ["y"], name="the_node")],
-                   {**X, "a": (I64, [1])}, {"y": (F32, None)}, {"s": np.array([0]), "e": np.array([1])}, 17)),
+    (
+        "constant-axes",
+        "as an initializer",
+        "tensorrt-rtx",
+        lambda: one("Squeeze", {"x": (F32, [1, 8]), "a": (I64, [1])}),
+    ),
+    (
+        "constant-axes",
+        "as an initializer",
+        "tensorrt-8.6",
+        lambda: graph(
+            [helper.make_node("Slice", ["x", "s", "e", "a"], ["y"], name="the_node")],
+            {**X, "a": (I64, [1])},
+            {"y": (F32, None)},
+            {"s": np.array([0]), "e": np.array([1])},
+            17,
+        ),
+    ),
     ("loop", "may change its shape", "tensorrt-rtx", lambda: loop(grows=True)),
-    ("scatter", "reduces while it scatters", "tensorrt-rtx",
-     lambda: graph([helper.make_node("ScatterND", ["x", "i", "u"], ["y"], name="the_node", reduction="add")],
-                   {**X, "u": (F32, [1, 8])}, {"y": (F32, None)}, {"i": np.array([[0]])})),
+    (
+        "scatter",
+        "reduces while it scatters",
+        "tensorrt-rtx",
+        lambda: graph(
+            [helper.make_node("ScatterND", ["x", "i", "u"], ["y"], name="the_node", reduction="add")],
+            {**X, "u": (F32, [1, 8])},
+            {"y": (F32, None)},
+            {"i": np.array([[0]])},
+        ),
+    ),
     ("attention", "more than one output", "tensorrt-rtx", lambda: attention(outputs=("y", "", "", "z"))),
-    ("attention", "reads a past", "tensorrt-rtx",
-     lambda: attention(("q", "k", "v", "m", "pk", "pv"), ("y", "a", "b"), mask=(1, 1, 4, 9))),
+    (
+        "attention",
+        "reads a past",
+        "tensorrt-rtx",
+        lambda: attention(("q", "k", "v", "m", "pk", "pv"), ("y", "a", "b"), mask=(1, 1, 4, 9)),
+    ),
     ("attention", "nonpad_kv_seqlen", "tensorrt-10.15", lambda: attention(("q", "k", "v", "", "", "", "n"))),
     ("attention", "query is not 4-D", "tensorrt-10.15", lambda: attention(rank=3, q_num_heads=4, kv_num_heads=2)),
     ("attention", "mask is not 4-D", "tensorrt-10.15", lambda: attention(mask=(4, 6))),
@@ -168,8 +235,12 @@ BROKEN: list[tuple[str, str, str, Build]] = [
     ("attention", "softmax_precision", "tensorrt-rtx", lambda: attention(softmax_precision=1)),
     ("attention", "causal and has a mask", "tensorrt-rtx", lambda: attention(is_causal=1)),
     ("mixed-floats", "FLOAT and FLOAT16", "tensorrt-rtx", lambda: attention(mask_kind=F32)),
-    ("attention", "returns no present", "onnxruntime",
-     lambda: attention(("q", "k", "v", "m", "pk", "pv"), mask=(1, 1, 4, 9))),
+    (
+        "attention",
+        "returns no present",
+        "onnxruntime",
+        lambda: attention(("q", "k", "v", "m", "pk", "pv"), mask=(1, 1, 4, 9)),
+    ),
     ("attention", "does not broadcast", "onnxruntime", lambda: attention(mask=(1, 1, 1, 6))),
     ("rotary", "position_ids are INT32", "tensorrt-10.15", lambda: rotary(positions=I32)),
     ("rotary", "one position for all tokens", "tensorrt-rtx", lambda: rotary(tokens=1)),
@@ -180,7 +251,7 @@ BROKEN: list[tuple[str, str, str, Build]] = [
     ("tensor-scatter", "cache is not 4-D", "tensorrt-rtx", lambda: scatter(rank=3)),
     ("tensor-scatter", "no input of the graph", "tensorrt-rtx", lambda: scatter(is_input=False)),
     ("tensor-scatter", "no output of the graph", "tensorrt-rtx", lambda: scatter(is_output=False)),
-]  # fmt: skip
+]
 
 SOUND: list[tuple[str, Build]] = [
     ("tensorrt-8.6", lambda: one("Relu", X, opset=17)),

@@ -19,10 +19,11 @@ from unittest import mock
 import numpy as np
 import onnx_ir as ir
 
-from runtime import request, stage_runner
-from runtime.backends import Arrays, Session
-from runtime.bundle import describe_file, open_bundle, write_manifest
-from runtime.cache import KVCache
+from runtime import request
+from runtime.backends.host import stages
+from runtime.backends.host.cache import KVCache
+from runtime.backends.interface import Arrays, Session
+from runtime.bundle.folder import describe_file, open_bundle, write_manifest
 from runtime.signature import GraphName, Precision
 
 Edit = Callable[[ir.Graph, Path], None]  # the graph, and the bundle that it is of
@@ -196,33 +197,36 @@ class OtherPicture:
 
 
 _prefill, _draw_tokens, _denoise, _timesteps = (
-    stage_runner.prefill, stage_runner.draw_tokens, stage_runner.denoise, request.timesteps
-)  # fmt: skip
+    stages.prefill,
+    stages.HostStages.draw_tokens,
+    stages.HostStages.denoise,
+    request.timesteps,
+)
 
 
 def late_start(*arguments: Any) -> Any:
     return _prefill(*arguments) + np.array([0, 1][: len(arguments[1])])
 
 
-def without_last_run(session: Any, plan: Any, cache: KVCache, *more: Any) -> Iterator[Any]:
-    yield from _draw_tokens(session, plan, cache, *more)
-    cache.length -= 1
+def without_last_run(self: Any, *arguments: Any) -> Any:
+    drawn = yield from _draw_tokens(self, *arguments)
+    self.cache.length -= 1
+    return drawn
 
 
-def one_step_fewer(*arguments: Any) -> Iterator[Any]:
-    *before, times, x_t = arguments
-    return _denoise(*before, np.delete(times, len(times) - 2), x_t)
+def one_step_fewer(self: Any, plan: Any, times: Any, x_t: Any) -> Any:
+    return _denoise(self, plan, np.delete(times, len(times) - 2), x_t)
 
 
-def last_step_not_taken(*arguments: Any) -> Iterator[Any]:
+def last_step_not_taken(self: Any, plan: Any, times: Any, x_t: Any) -> Any:
     """Every prediction is right, and the picture alone is not."""
-    *before, x_t = arguments
     kept = None
-    for event in _denoise(*before, x_t):
+    for event in _denoise(self, plan, times, x_t):
         if event.step == event.num_steps - 1 and kept is not None:
             x_t[:] = kept
         kept = event.x_next
         yield event
+    return x_t
 
 
 def shifted_more(num_steps: int, num_patches: int, *, shift: float, shift_base_patches: int) -> Any:
@@ -230,64 +234,179 @@ def shifted_more(num_steps: int, num_patches: int, *, shift: float, shift_base_p
 
 
 MUTATIONS = [
-    Mutation(name="guidance of tokens forced to 1", graph="rep_decoder", tensor="logits|guidance",
-             inside="every layer of rep_decoder agrees", edit=replaced_input("guidance_scale", "Div")),
-    Mutation(name="guidance of pixels forced to 1", graph="denoiser", tensor="x_pred|guidance",
-             inside="every layer of denoiser agrees", edit=replaced_input("guidance_scale", "Div")),
-    Mutation(name="top-k ignored", graph="rep_decoder", tensor="next_rep_ids",
-             inside="every layer", edit=replaced_input("top_k", "Add", 30)),
-    Mutation(name="temperature ignored", graph="rep_decoder", tensor="next_rep_ids",
-             inside="every layer", edit=replaced_input("temperature", "Add", 1.0)),
-    Mutation(name="top-p of answers ignored", graph="text_decoder", tensor="next_ids",
-             inside="every layer", edit=replaced_input("top_p", "Add", 1.0)),
-    Mutation(name="another expert's weights", graph="rep_decoder", tensor=r"logits|present\.1\.key",
-             inside=r"layers\.0\.experts\.representation\.ffn\.gate_up output",
-             edit=pixel_expert),
-    Mutation(name="permuted heads", graph="text_decoder", tensor=r"logits",
-             inside=r"layers\.0\.out output", edit=weight("layers.0.out.weight", roll_heads)),
-    Mutation(name="a transposed square weight", graph="denoiser", tensor="x_pred",
-             inside=r"layers\.1\.out output", edit=weight("layers.1.out.weight", np.transpose)),
-    Mutation(name="a transposed weight of the time", graph="denoiser", tensor="x_pred",
-             inside=r"time\.fc2 output", edit=weight("time.fc2.weight", np.transpose)),
-    Mutation(name="a layer's weight zeroed", graph="denoiser", tensor="x_pred",
-             inside=r"layers\.1\.experts\.pixel\.ffn\.down output",
-             edit=weight("layers.1.experts.pixel.ffn.down.weight", np.zeros_like)),
-    Mutation(name="gate and up swapped", graph="rep_decoder", tensor=r"logits|present\.1\.key",
-             inside=r"layers\.0\.experts\.representation\.ffn\.gate_up output",
-             edit=weight("layers.0.experts.representation.ffn.gate_up.weight",
-                         lambda array: np.roll(array, array.shape[1] // 2, 1))),
-    Mutation(name="rows of the encoder's positions reversed", graph="vision_encoder", tensor="image_features",
-             inside="layers.0.qkv input", edit=weight("encoder.position.rows", lambda array: array[::-1])),
-    Mutation(name="patches merged in another order", graph="vision_encoder", tensor="image_features",
-             inside=r"connector\.fc1 output", edit=weight("connector.fc1.weight", lambda array: np.roll(array, 24, 0))),
-    Mutation(name="a scale of 1.05 on the pixels", graph="denoiser", tensor="x_pred",
-             inside=r"pixel_out output, norm 1.05", edit=weight("pixel_out.weight", lambda array: 1.05 * array)),
-    Mutation(name="padding seen by the mask", graph="rep_decoder",
-             tensor=r"present\.1\.key|logits", inside=r"layers\.0\.out input",
-             edit=replaced_input("row_starts", "Sub", None, "GreaterOrEqual")),
-    Mutation(name="fp16 overflow", graph="denoiser", tensor=r"layers\.1\.experts.*", precision="fp16",
-             inside=r"layers\.1\.experts\.pixel\.ffn.*keep layers\.1\.experts\.pixel\.ffn", edit=overflow),
-    Mutation(name="one step fewer", graph="denoiser", tensor="steps",
-             patch=patched(stage_runner, "denoise", one_step_fewer)),
-    Mutation(name="the last step is not taken", graph="denoiser", tensor="picture",
-             patch=patched(stage_runner, "denoise", last_step_not_taken)),
-    Mutation(name="a wrong timestep shift", graph="denoiser", tensor="t_next",
-             patch=patched(request, "timesteps", shifted_more)),
-    Mutation(name="a shifted cache row", graph="rep_decoder", tensor=r"present\.0\.key",
-             patch=patched(stage_runner, "KVCache", LateRow)),
-    Mutation(name="a stale cache", graph="rep_decoder", tensor=r"present\.0\.key",
-             patch=patched(stage_runner, "KVCache", StaleCache)),
-    Mutation(name="keys and values swapped", graph="text_decoder", tensor=r"present\.1\.key",
-             patch=patched(stage_runner, "KVCache", SwappedKeysAndValues)),
-    Mutation(name="a leak between requests", graph="rep_decoder", tensor=r"present\.0\.key",
-             patch=patched(stage_runner, "KVCache", LeakingCache)),
-    Mutation(name="a row that starts a slot off", graph="rep_decoder", tensor=r"cache|present|logits",
-             patch=patched(stage_runner, "prefill", late_start)),
-    Mutation(name="the last token never enters the cache", graph="rep_decoder", tensor="cache",
-             patch=patched(stage_runner, "draw_tokens", without_last_run)),
-    Mutation(name="image features of another picture", graph="vision_encoder", tensor="image_features",
-             session=OtherPicture),
-]  # fmt: skip
+    Mutation(
+        name="guidance of tokens forced to 1",
+        graph="rep_decoder",
+        tensor="logits|guidance",
+        inside="every layer of rep_decoder agrees",
+        edit=replaced_input("guidance_scale", "Div"),
+    ),
+    Mutation(
+        name="guidance of pixels forced to 1",
+        graph="denoiser",
+        tensor="x_pred|guidance",
+        inside="every layer of denoiser agrees",
+        edit=replaced_input("guidance_scale", "Div"),
+    ),
+    Mutation(
+        name="top-k ignored",
+        graph="rep_decoder",
+        tensor="next_rep_ids",
+        inside="every layer",
+        edit=replaced_input("top_k", "Add", 30),
+    ),
+    Mutation(
+        name="temperature ignored",
+        graph="rep_decoder",
+        tensor="next_rep_ids",
+        inside="every layer",
+        edit=replaced_input("temperature", "Add", 1.0),
+    ),
+    Mutation(
+        name="top-p of answers ignored",
+        graph="text_decoder",
+        tensor="next_ids",
+        inside="every layer",
+        edit=replaced_input("top_p", "Add", 1.0),
+    ),
+    Mutation(
+        name="another expert's weights",
+        graph="rep_decoder",
+        tensor=r"logits|present\.1\.key",
+        inside=r"layers\.0\.experts\.representation\.ffn\.gate_up output",
+        edit=pixel_expert,
+    ),
+    Mutation(
+        name="permuted heads",
+        graph="text_decoder",
+        tensor=r"logits",
+        inside=r"layers\.0\.out output",
+        edit=weight("layers.0.out.weight", roll_heads),
+    ),
+    Mutation(
+        name="a transposed square weight",
+        graph="denoiser",
+        tensor="x_pred",
+        inside=r"layers\.1\.out output",
+        edit=weight("layers.1.out.weight", np.transpose),
+    ),
+    Mutation(
+        name="a transposed weight of the time",
+        graph="denoiser",
+        tensor="x_pred",
+        inside=r"time\.fc2 output",
+        edit=weight("time.fc2.weight", np.transpose),
+    ),
+    Mutation(
+        name="a layer's weight zeroed",
+        graph="denoiser",
+        tensor="x_pred",
+        inside=r"layers\.1\.experts\.pixel\.ffn\.down output",
+        edit=weight("layers.1.experts.pixel.ffn.down.weight", np.zeros_like),
+    ),
+    Mutation(
+        name="gate and up swapped",
+        graph="rep_decoder",
+        tensor=r"logits|present\.1\.key",
+        inside=r"layers\.0\.experts\.representation\.ffn\.gate_up output",
+        edit=weight(
+            "layers.0.experts.representation.ffn.gate_up.weight", lambda array: np.roll(array, array.shape[1] // 2, 1)
+        ),
+    ),
+    Mutation(
+        name="rows of the encoder's positions reversed",
+        graph="vision_encoder",
+        tensor="image_features",
+        inside="layers.0.qkv input",
+        edit=weight("encoder.position.rows", lambda array: array[::-1]),
+    ),
+    Mutation(
+        name="patches merged in another order",
+        graph="vision_encoder",
+        tensor="image_features",
+        inside=r"connector\.fc1 output",
+        edit=weight("connector.fc1.weight", lambda array: np.roll(array, 24, 0)),
+    ),
+    Mutation(
+        name="a scale of 1.05 on the pixels",
+        graph="denoiser",
+        tensor="x_pred",
+        inside=r"pixel_out output, norm 1.05",
+        edit=weight("pixel_out.weight", lambda array: 1.05 * array),
+    ),
+    Mutation(
+        name="padding seen by the mask",
+        graph="rep_decoder",
+        tensor=r"present\.1\.key|logits",
+        inside=r"layers\.0\.out input",
+        edit=replaced_input("row_starts", "Sub", None, "GreaterOrEqual"),
+    ),
+    Mutation(
+        name="fp16 overflow",
+        graph="denoiser",
+        tensor=r"layers\.1\.experts.*",
+        precision="fp16",
+        inside=r"layers\.1\.experts\.pixel\.ffn.*keep layers\.1\.experts\.pixel\.ffn",
+        edit=overflow,
+    ),
+    Mutation(
+        name="one step fewer",
+        graph="denoiser",
+        tensor="steps",
+        patch=patched(stages.HostStages, "denoise", one_step_fewer),
+    ),
+    Mutation(
+        name="the last step is not taken",
+        graph="denoiser",
+        tensor="picture",
+        patch=patched(stages.HostStages, "denoise", last_step_not_taken),
+    ),
+    Mutation(
+        name="a wrong timestep shift",
+        graph="denoiser",
+        tensor="t_next",
+        patch=patched(request, "timesteps", shifted_more),
+    ),
+    Mutation(
+        name="a shifted cache row",
+        graph="rep_decoder",
+        tensor=r"present\.0\.key",
+        patch=patched(stages, "KVCache", LateRow),
+    ),
+    Mutation(
+        name="a stale cache",
+        graph="rep_decoder",
+        tensor=r"present\.0\.key",
+        patch=patched(stages, "KVCache", StaleCache),
+    ),
+    Mutation(
+        name="keys and values swapped",
+        graph="text_decoder",
+        tensor=r"present\.1\.key",
+        patch=patched(stages, "KVCache", SwappedKeysAndValues),
+    ),
+    Mutation(
+        name="a leak between requests",
+        graph="rep_decoder",
+        tensor=r"present\.0\.key",
+        patch=patched(stages, "KVCache", LeakingCache),
+    ),
+    Mutation(
+        name="a row that starts a slot off",
+        graph="rep_decoder",
+        tensor=r"cache|present|logits",
+        patch=patched(stages, "prefill", late_start),
+    ),
+    Mutation(
+        name="the last token never enters the cache",
+        graph="rep_decoder",
+        tensor="cache",
+        patch=patched(stages.HostStages, "draw_tokens", without_last_run),
+    ),
+    Mutation(
+        name="image features of another picture", graph="vision_encoder", tensor="image_features", session=OtherPicture
+    ),
+]
 
 
 def table(source: Path, checkpoint: Path) -> list[str]:

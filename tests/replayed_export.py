@@ -60,7 +60,7 @@ def changes_disk(event: str, arguments: tuple[Any, ...], folder: str) -> bool:
 
 def kill_before_change(number: int, out: Path) -> None:
     """Kill this process before its n-th change of `out` or of its own temporary folders beside it."""
-    from runtime.atomic import _PARTIAL, _REPLACED
+    from runtime.bundle.atomic import _PARTIAL, _REPLACED
 
     count = 0
     own = [str(out.with_name(f"{out.name}{kind}{os.getpid()}")) for kind in (_PARTIAL, _REPLACED)]
@@ -109,7 +109,7 @@ def run_mounted(options: str, out: Path, arguments: list[str]) -> None:
 
 def look(out: Path) -> dict[str, object]:
     """What a reader finds: a complete bundle, or the reason why it is none; and what else lies beside it."""
-    from runtime.bundle import open_bundle
+    from runtime.bundle.folder import open_bundle
     from runtime.errors import RFError
 
     beside = sorted(path.name for path in out.parent.iterdir() if path != out)

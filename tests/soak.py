@@ -121,8 +121,14 @@ def soak(bundle: Path, precision: Any, pictures: int, questions: int, steps: int
     seconds["questions"] = time.monotonic() - started
     is_same = bool((pipeline.draw(prompt, seed=1, options=options) == first).all())
     is_same &= pipeline.understand(first, options=few) == answer
-    return {"counts": counts, "seconds": seconds, "same_to_the_last_bit": is_same, "limit_bytes_per_round": limit,
-            "pictures": summary(*drawing), "questions": summary(*asking)}  # fmt: skip
+    return {
+        "counts": counts,
+        "seconds": seconds,
+        "same_to_the_last_bit": is_same,
+        "limit_bytes_per_round": limit,
+        "pictures": summary(*drawing),
+        "questions": summary(*asking),
+    }
 
 
 def summary(samples: list[dict[str, int]], rounds: list[int]) -> dict[str, Any]:
@@ -139,8 +145,11 @@ def problems(result: dict[str, Any]) -> list[str]:
         row = result[what]
         if row["bytes_per_round"] > result["limit_bytes_per_round"]:
             found.append(f"{what}: memory grows by {row['bytes_per_round']} bytes each")
-        found += [f"{what}: {row[name][0]} to {row[name][1]} {name}"
-                  for name in ("files", "threads", "system_threads") if row[name][0] != row[name][1]]  # fmt: skip
+        found += [
+            f"{what}: {row[name][0]} to {row[name][1]} {name}"
+            for name in ("files", "threads", "system_threads")
+            if row[name][0] != row[name][1]
+        ]
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from rf_export.eager_reference import EagerReference
 from rf_export.model import RFModel
 from runtime import Pipeline
-from runtime.backends import Session
-from runtime.manifest import Manifest
+from runtime.backends.interface import Session
+from runtime.bundle.manifest import Manifest
 from runtime.signature import Dialect, GraphName, Precision
 from verification import Outcome, Remembering, VerifyOptions
 from verification.cases import choose_cases

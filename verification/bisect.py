@@ -14,13 +14,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Arrays, create_backend
+from runtime.backends import create_backend
+from runtime.backends.interface import Arrays
 from runtime.pipeline import Pipeline
 from runtime.signature import GraphName
 from verification.cases import AnswerCase, DrawCase
 from verification.compare import Failure, Limits, agreement
+from verification.graphs.taps import TappedSession, add_taps
 from verification.subject import Subject
-from verification.taps import TappedSession, add_taps
 from verification.traces import Floats, Reference, Taps
 
 FLOAT16_MAX: Final = 65504.0
@@ -68,11 +69,15 @@ def bisect(
     """
     graph = failure.graph
     taps = compare_taps(pipeline, reference, case, (graph, failure.request, failure.step), forced)
-    bad = next((tap for tap in taps if not tap.cosine >= limits.cache_cosine
-                or not abs(tap.norm_ratio - 1) <= limits.norm), None)  # fmt: skip
+    bad = next(
+        (tap for tap in taps if not tap.cosine >= limits.cache_cosine or not abs(tap.norm_ratio - 1) <= limits.norm),
+        None,
+    )
     if bad is None:
-        text = (f"every layer of {graph} agrees at step {failure.step}: the fault is in what follows the last one, "
-                "or in the loop and the cache around the graph")  # fmt: skip
+        text = (
+            f"every layer of {graph} agrees at step {failure.step}: the fault is in what follows the last one, "
+            "or in the loop and the cache around the graph"
+        )
     else:
         what = f"cosine {bad.cosine:.6f}"
         if bad.cosine >= limits.cache_cosine:

@@ -67,9 +67,13 @@ class AnswerCase:
         """For the runtime."""
         greedy = self.temperature == 0
         return AnswerPlan(
-            max_tokens=self.max_tokens, temperature=1.0 if greedy else self.temperature, top_k=self.top_k,
-            top_p=self.top_p, repetition_penalty=self.repetition_penalty, greedy=greedy,
-        )  # fmt: skip
+            max_tokens=self.max_tokens,
+            temperature=1.0 if greedy else self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            greedy=greedy,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +101,12 @@ def choose_cases(
     prompts = limits.prompts(rng, (7, 3), limits.default)
     draws = [
         DrawCase(name=GUIDED, prompts=prompts, options=limits.default),
-        DrawCase(name=UNGUIDED, prompts=prompts[:1],
-                 options=replace(limits.default, num_steps=1, rep_guidance_scale=1.0, pix_guidance_scale=1.0)),
-    ]  # fmt: skip
+        DrawCase(
+            name=UNGUIDED,
+            prompts=prompts[:1],
+            options=replace(limits.default, num_steps=1, rep_guidance_scale=1.0, pix_guidance_scale=1.0),
+        ),
+    ]
     answers = _questions(limits, rng)
     if profile == "full":
         draws += _more_drawings(limits, rng)

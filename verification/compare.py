@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import noise
-from runtime.figures import psnr_db
 from runtime.options import DrawingPlan
 from runtime.signature import GraphName, Precision, kv_names
 from verification.cases import GUIDED, UNGUIDED, AnswerCase, DrawCase
+from verification.measures.metrics import psnr_db
 from verification.traces import Answer, Drawing, Floats
 
 ORDER: Final[tuple[GraphName, ...]] = ("vision_encoder", "text_decoder", "rep_decoder", "denoiser")
@@ -182,15 +182,14 @@ class Comparison:
             return
         for graph, part in (("rep_decoder", "logits"), ("denoiser", "x_preds")):
             name: GraphName = graph  # type: ignore[assignment]
-            right, ours = (_relative(*(getattr(side[case], part)[0] for case in (GUIDED, UNGUIDED)))
-                           for side in (expected, found))  # fmt: skip
+            right, ours = (
+                _relative(*(getattr(side[case], part)[0] for case in (GUIDED, UNGUIDED))) for side in (expected, found)
+            )
             self.guidance[name] = (right, ours)
             if right > _NO_EFFECT and not 0.5 <= ours / right <= 2:
                 self._fail((name, GUIDED, 0), "guidance effect", 0, f"{ours:.3g} of the norm, expected {right:.3g}")
 
-    def _cache(
-        self, case: str, request: int, text_length: int, found: Floats | None, expected: Floats | None
-    ) -> None:
+    def _cache(self, case: str, request: int, text_length: int, found: Floats | None, expected: Floats | None) -> None:
         """Keys and values `[2 L, 2, H, P, D]`: those of the text, then those of each token in both rows."""
         if found is None or expected is None:
             return
@@ -200,11 +199,13 @@ class Comparison:
             return
         names = kv_names("present", expected.shape[0] // 2)
         # [P, 2, 2 L, H * D]
-        ours, right = (np.moveaxis(side, (3, 1, 0), (0, 1, 2)).reshape(slots, 2, len(names), -1)
-                       for side in (found, expected))  # fmt: skip
+        ours, right = (
+            np.moveaxis(side, (3, 1, 0), (0, 1, 2)).reshape(slots, 2, len(names), -1) for side in (found, expected)
+        )
         parts: list[tuple[GraphName, slice, slice]] = [
-            ("text_decoder", slice(text_length), slice(1)), ("rep_decoder", slice(text_length, None), slice(2))
-        ]  # fmt: skip
+            ("text_decoder", slice(text_length), slice(1)),
+            ("rep_decoder", slice(text_length, None), slice(2)),
+        ]
         for graph, which, rows in parts:
             if not text_length and graph == "text_decoder":
                 continue
@@ -212,9 +213,7 @@ class Comparison:
                 side = (ours[which, rows, layer], right[which, rows, layer])
                 self._tensor((graph, case, request), name, *side, self._limits.cache_cosine)
 
-    def _tokens(
-        self, case: DrawCase, request: int, plan: DrawingPlan, found: Drawing, expected: Drawing
-    ) -> None:
+    def _tokens(self, case: DrawCase, request: int, plan: DrawingPlan, found: Drawing, expected: Drawing) -> None:
         where: Where = ("rep_decoder", case.name, request)
         if len(found.rep_ids) != len(expected.rep_ids):
             self._fail(where, "next_rep_ids", 0, f"{len(found.rep_ids)} tokens, expected {len(expected.rep_ids)}")
@@ -287,9 +286,7 @@ class Comparison:
     def _fail(self, where: Where, tensor: str, step: int, what: str) -> None:
         graph, case, request = where
         if len(self.failures) < MAX_FAILURES:
-            self.failures.append(
-                Failure(graph=graph, tensor=tensor, case=case, request=request, step=step, what=what)
-            )
+            self.failures.append(Failure(graph=graph, tensor=tensor, case=case, request=request, step=step, what=what))
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""

@@ -10,11 +10,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from runtime import report
-from runtime.atomic import write_text
+from runtime.bundle.atomic import write_text
 from runtime.events import to_picture
-from runtime.plots import Axis, Series, plot, spans
 from verification.compare import WorstPicture
+from verification.pages import html as report
+from verification.pages.plots import Axis, Series, plot, spans
 from verification.targets import NotRun
 from verification.verify import Outcome, worst_cosine
 
@@ -42,20 +42,38 @@ def _verdicts(outcomes: Sequence[Outcome | NotRun]) -> str:
             continue
         found = outcome.comparison
         why = outcome.record["first_failure"] or outcome.reason or ", ".join(outcome.skipped)
-        rows.append([outcome.target.label, outcome.verdict, found.num_cases, f"{worst_cosine(outcome.record):.8f}",
-                     f"{outcome.record['picture_psnr_db']:.1f} dB", why])  # fmt: skip
+        rows.append(
+            [
+                outcome.target.label,
+                outcome.verdict,
+                found.num_cases,
+                f"{worst_cosine(outcome.record):.8f}",
+                f"{outcome.record['picture_psnr_db']:.1f} dB",
+                why,
+            ]
+        )
     return report.table(["what", "verdict", "cases", "worst cosine", "worst picture", "why"], rows)
 
 
 def _figures(record: Mapping[str, Any]) -> str:
     rows = [
-        [graph, tensor, f"{each['cosine']:.9f}", each["step"], each["case"], f"{each['norm_ratio']:.6f}",
-         f"{each['max_abs_error']:.3g}"]
-        for graph, tensors in record["figures"].items() for tensor, each in tensors.items()
-    ]  # fmt: skip
+        [
+            graph,
+            tensor,
+            f"{each['cosine']:.9f}",
+            each["step"],
+            each["case"],
+            f"{each['norm_ratio']:.6f}",
+            f"{each['max_abs_error']:.3g}",
+        ]
+        for graph, tensors in record["figures"].items()
+        for tensor, each in tensors.items()
+    ]
     header = ["graph", "tensor", "worst cosine", "at step", "of case", "norm ratio", "largest error"]
-    effects = [f"{graph} {each['found']:.3g} (expected {each['expected']:.3g})"
-               for graph, each in record["guidance_effect"].items()]  # fmt: skip
+    effects = [
+        f"{graph} {each['found']:.3g} (expected {each['expected']:.3g})"
+        for graph, each in record["guidance_effect"].items()
+    ]
     return report.table(header, rows) + report.note(
         f"Tokens equal after the same history: {record['rep_tokens_equal']} of {record['rep_tokens']}; of answers "
         f"{record['answer_tokens_equal']} of {record['answer_tokens']}. Guidance changes, relative to the norm: "
@@ -73,8 +91,9 @@ def _failures(outcome: Outcome) -> str:
 def _taps(outcome: Outcome) -> str:
     rows = [
         [graph, tap.name, f"{tap.cosine:.9f}", f"{tap.norm_ratio:.6f}", f"{tap.largest:.4g}"]
-        for graph, taps in outcome.taps.items() for tap in taps
-    ]  # fmt: skip
+        for graph, taps in outcome.taps.items()
+        for tap in taps
+    ]
     header = ["graph", "inside, first step", "cosine", "norm ratio", "largest value"]
     return report.table(header, rows) if rows else ""
 
@@ -87,8 +106,10 @@ def error_plot(curves: Mapping[str, Sequence[float]]) -> str:
     low, high = spans([error for each in errors.values() for error in each])
     steps = Axis(label="step", low=0.0, high=max(1.0, *(len(each) - 1.0 for each in errors.values())))
     error = Axis(label="1 - cosine", low=low, high=high, log=True)
-    series = [Series(name=f"{name}, {len(each)} steps", points=list(enumerate(each)), marks=len(each) == 1)
-              for name, each in errors.items()]  # fmt: skip
+    series = [
+        Series(name=f"{name}, {len(each)} steps", points=list(enumerate(each)), marks=len(each) == 1)
+        for name, each in errors.items()
+    ]
     return plot(steps, error, series)
 
 

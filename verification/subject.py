@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from runtime.answers import answer
+from runtime.backends.host.stages import HostStages
+from runtime.backends.interface import StageRunner
 from runtime.errors import RFError
 from runtime.events import PictureEvent, StepEvent, TokenEvent
 from runtime.options import plan_drawing
 from runtime.pipeline import Pipeline
 from runtime.request import make_requests
-from runtime.stage_runner import HostStages, StageRunner
+from runtime.understanding.answers import answer
 from verification.cases import AnswerCase, DrawCase
 from verification.traces import Answer, Drawing, Floats
 
@@ -65,8 +66,10 @@ class Subject:
         """Answer a question; the answer goes on from `forced`."""
         pipeline, model = self.pipeline, self.pipeline.bundle.manifest.model
         sessions = pipeline.sessions
-        features = [sessions["vision_encoder"].run({"pixels": picture[None]})["image_features"][0]
-                    for picture in case.pictures()]  # fmt: skip
+        features = [
+            sessions["vision_encoder"].run({"pixels": picture[None]})["image_features"][0]
+            for picture in case.pictures()
+        ]
         row = pipeline.text_row()
         images = np.concatenate(features) if features else np.zeros((0, model.hidden_size), row.kv)
         prompt = [*range(model.vocab_size, model.vocab_size + len(images)), *case.question]

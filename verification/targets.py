@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.atomic import is_temporary
 from runtime.backends import create_backend
-from runtime.bundle import Bundle
-from runtime.engine import ENGINE_NAME, Engine, open_engine, runs_on, use_engine
+from runtime.bundle.atomic import is_temporary
+from runtime.bundle.engine import ENGINE_NAME, Engine, open_engine, runs_on, use_engine
+from runtime.bundle.folder import Bundle
 from runtime.errors import RFError
 from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, Precision
 from verification.cases import Profile

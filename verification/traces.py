@@ -52,7 +52,7 @@ class Reference(Protocol):
         """The answer, with its own tokens."""
 
     def tap_drawing(self, case: DrawCase, graph: GraphName, step: int, names: Collection[str]) -> Taps:
-        """What tensors held in the given step of a stage, of a case with one request; see verification/taps.py."""
+        """What tensors held in the given step of a stage, of a case with one request; see graphs/taps.py."""
 
     def tap_answer(self, case: AnswerCase, graph: GraphName, step: int, names: Collection[str]) -> Taps:
         """The same of an answer; for the image encoder, `step` counts the pictures."""

@@ -15,14 +15,14 @@ from typing import Any, Final
 import numpy as np
 
 from runtime.backends import create_backend
-from runtime.backends.cpu import cpu_name
-from runtime.bundle import Bundle, open_bundle
+from runtime.backends.host.cpu import cpu_name
+from runtime.bundle.folder import Bundle, open_bundle
+from runtime.bundle.manifest import verified_key
+from runtime.bundle.verdict import Verdict, graphs_verdict, record_engine, record_graphs
 from runtime.errors import RFError
-from runtime.manifest import verified_key
 from runtime.options import plan_drawing
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName, is_half
-from runtime.verdict import Verdict, graphs_verdict, record_engine, record_graphs
 from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase, choose_cases
 from verification.compare import Comparison, Failure, limits_of
 from verification.graph_reference import GraphReference
@@ -50,10 +50,12 @@ class Outcome:
     def line(self) -> str:
         """For people."""
         found, figures = self.comparison, self.record
-        text = (f"{self.target.label}: {self.verdict}, {found.num_cases} cases, "
-                f"worst cosine {worst_cosine(figures):.8f}, tokens {found.rep_tokens_equal}/{found.rep_tokens}, "
-                f"answers {found.answer_tokens_equal}/{found.answer_tokens}, "
-                f"picture PSNR {figures['picture_psnr_db']:.1f} dB")  # fmt: skip
+        text = (
+            f"{self.target.label}: {self.verdict}, {found.num_cases} cases, "
+            f"worst cosine {worst_cosine(figures):.8f}, tokens {found.rep_tokens_equal}/{found.rep_tokens}, "
+            f"answers {found.answer_tokens_equal}/{found.answer_tokens}, "
+            f"picture PSNR {figures['picture_psnr_db']:.1f} dB"
+        )
         for more in (self.record.get("first_failure"), self.inside, self.reason):
             text += f"\n    {more}" if more else ""
         return text
@@ -111,8 +113,13 @@ def verify(
         _require_recordable(bundle, targets)
     memory = reference if isinstance(reference, Remembering) else Remembering(reference)
     fixed = [entry.signature.cache_slots for entry in bundle.manifest.graphs if entry.signature.cache_slots]
-    cases = choose_cases(bundle.manifest.model, min(fixed, default=None), options.profile,
-                         seed=options.seed, num_random=options.num_random)  # fmt: skip
+    cases = choose_cases(
+        bundle.manifest.model,
+        min(fixed, default=None),
+        options.profile,
+        seed=options.seed,
+        num_random=options.num_random,
+    )
     runnable = [target for target in targets if isinstance(target, Target)]
     total = len(runnable) * (len(cases.draws) + len(cases.answers))
     outcomes: list[Outcome | NotRun] = []
@@ -199,9 +206,16 @@ class Remembering:
 
 
 def _load(bundle: Bundle, target: Target, options: VerifyOptions) -> Pipeline:
-    return Pipeline.load(bundle.path, target.precision, target.backend, options.num_threads,
-                         target.engine.path if target.engine else "none", "size", target.dialect,
-                         allow_unverified=True)  # fmt: skip
+    return Pipeline.load(
+        bundle.path,
+        target.precision,
+        target.backend,
+        options.num_threads,
+        target.engine.path if target.engine else "none",
+        "size",
+        target.dialect,
+        allow_unverified=True,
+    )
 
 
 def verify_pipeline(
@@ -289,18 +303,17 @@ def _compare_taps(pipeline: Pipeline, memory: Remembering, cases: Cases) -> dict
     question, drawn = cases.answers[0], next(case for case in cases.draws if case.name == UNGUIDED)
     forced = [each.rep_ids for each in memory.draw(drawn)]
     taps: dict[GraphName, list[Any]] = {
-        "vision_encoder": compare_taps(pipeline, memory.reference, question, ("vision_encoder", 0, 0),
-                                       memory.answer(question).ids)
-    }  # fmt: skip
+        "vision_encoder": compare_taps(
+            pipeline, memory.reference, question, ("vision_encoder", 0, 0), memory.answer(question).ids
+        )
+    }
     for name in GRAPHS:
         if name != "vision_encoder":
             taps[name] = compare_taps(pipeline, memory.reference, drawn, (name, 0, 0), forced)
     return taps
 
 
-def _look_inside(
-    pipeline: Pipeline, memory: Remembering, cases: Cases, failure: Failure, found: Comparison
-) -> str:
+def _look_inside(pipeline: Pipeline, memory: Remembering, cases: Cases, failure: Failure, found: Comparison) -> str:
     from verification.bisect import bisect
 
     forced: Any
@@ -337,4 +350,3 @@ def _record(bundle: Bundle, outcome: Outcome, reference: Reference, options: Ver
         **({"inside": outcome.inside} if outcome.inside else {}),
         **({"failures": [str(failure) for failure in found.failures]} if found.failures else {}),
     }
-

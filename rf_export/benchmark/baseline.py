@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rf_export.benchmark.accelerator import Accelerator
 from rf_export.benchmark.workload import Workload
 from rf_export.config import Expert
-from rf_export.graphs import sample
+from rf_export.graphs.modules import sample
 from rf_export.layers import Linear, rotation, unpatchify
 from rf_export.model import RFModel
 
@@ -192,9 +192,7 @@ class Baseline:
         self.decoder.decode("understanding", hidden, slots.expand(2, -1), slots, causal)
 
     @torch.no_grad()
-    def draw_tokens(
-        self, forced: NDArray[np.int64] | None = None, runs: range | None = None
-    ) -> NDArray[np.int64]:
+    def draw_tokens(self, forced: NDArray[np.int64] | None = None, runs: range | None = None) -> NDArray[np.int64]:
         """The representation stage after `prefill`, `[N]`: what was drawn.
 
         Args:

@@ -29,10 +29,10 @@ from rf_export.benchmark.stage_timing import as_dicts, time_stages
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.task import BenchOptions, Task, open_task, our_contenders
 from runtime.errors import RFError
-from runtime.figures import cosine, psnr_db
 from runtime.pipeline import Pipeline
-from runtime.timing import ratio
 from verification.compare import LIMITS
+from verification.measures.metrics import cosine, psnr_db
+from verification.measures.timing import ratio
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,12 +102,19 @@ def _describe(task: Task) -> dict[str, Any]:
     graphs = [graph for graph in manifest.graphs if graph.precision == task.options.precisions[0]]
     weights = sum(manifest.files[name].size for name in {file for graph in graphs for file in graph.weights})
     return {
-        "num_parameters": manifest.model.num_parameters, "bundle_id": manifest.bundle_id, "height": work.plan.height,
-        "width": work.plan.width, "rep_tokens": work.plan.num_rep_tokens, "patches": 4 * work.plan.num_rep_tokens,
-        "prompt_tokens": len(work.prompt_ids), "cache_slots": work.num_slots, "num_steps": work.plan.num_steps,
-        "question_tokens": len(task.questions.first), "answer_tokens": task.questions.num_words,
+        "num_parameters": manifest.model.num_parameters,
+        "bundle_id": manifest.bundle_id,
+        "height": work.plan.height,
+        "width": work.plan.width,
+        "rep_tokens": work.plan.num_rep_tokens,
+        "patches": 4 * work.plan.num_rep_tokens,
+        "prompt_tokens": len(work.prompt_ids),
+        "cache_slots": work.num_slots,
+        "num_steps": work.plan.num_steps,
+        "question_tokens": len(task.questions.first),
+        "answer_tokens": task.questions.num_words,
         "weight_bytes": weights,
-    }  # fmt: skip
+    }
 
 
 def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
@@ -129,23 +136,26 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
     costs = task.costs()
     floors = measure_floors(costs)
     timings, yards = time_stages(task, contenders, costs, floors, report)
-    bests = {precision: next(c.name for c in ours if c.name.endswith(f" {precision}"))
-             for precision in options.precisions}  # fmt: skip
+    bests = {
+        precision: next(c.name for c in ours if c.name.endswith(f" {precision}")) for precision in options.precisions
+    }
     return {
         "threads": num_threads,
         "ours": ours[0].name,
         "timings": as_dicts(timings),
         "yardsticks": as_dicts(yards),
         "speedups": {
-            best: {stage: {name: ratio(timing, rows[best]) for name, timing in rows.items() if name != best}
-                   for stage, rows in timings.items()}
+            best: {
+                stage: {name: ratio(timing, rows[best]) for name, timing in rows.items() if name != best}
+                for stage, rows in timings.items()
+            }
             for best in bests.values()
         },
         "floor": floors,
         "agreement": agreement,
         "trials": trials,
         "joules_per_picture": _energy(contenders, task),
-    }  # fmt: skip
+    }
 
 
 def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
@@ -160,12 +170,14 @@ def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
     words = np.array(contender.readers["next_word"].words(task.read.words))
     firsts = contender.readers["first_word"].first_word(), contender.readers["second_question"].second_question()
     result = {
-        "tokens_equal": int((ids == task.drawn.rep_ids.numpy()).sum()), "tokens": len(ids),
+        "tokens_equal": int((ids == task.drawn.rep_ids.numpy()).sum()),
+        "tokens": len(ids),
         "psnr_db": psnr_db(pixels, task.drawn.pixels.numpy()),
-        "words_equal": int((words == task.read.words).sum()), "words": len(words),
+        "words_equal": int((words == task.read.words).sum()),
+        "words": len(words),
         "first_words_equal": firsts == (task.read.words[0], task.read.second_word),
         "features_cosine": cosine(contender.readers["encode_image"].encode(), task.read.features),
-    }  # fmt: skip
+    }
     right = result["tokens_equal"] == len(ids) and result["words_equal"] == len(words)
     right = right and result["first_words_equal"] and result["psnr_db"] >= LIMITS["fp32"].psnr_db
     return {**result, "passed": bool(right) or not contender.name.endswith("fp32")}

@@ -12,8 +12,8 @@ from rf_export.benchmark.tables import (
     footprint_lines,
     repeats_rows,
 )
-from runtime import report
-from runtime.plots import Axis, Series, number, plot, spans, strip
+from verification.pages import html as report
+from verification.pages.plots import Axis, Series, number, plot, spans, strip
 
 
 def bench_page(result: Mapping[str, Any]) -> str:
@@ -47,34 +47,68 @@ def latency_section(result: Mapping[str, Any]) -> report.Section:
                 bars.append((name, timing["median_ms"], label))
             floor = run["floor"].get(stage)
             if floor is not None:
-                bars.append(("floor fp32", floor["floor_ms"], f"{floor['floor_ms']:.2f} ms, what memory and arithmetic "
-                                                              "allow"))  # fmt: skip
+                bars.append(
+                    ("floor fp32", floor["floor_ms"], f"{floor['floor_ms']:.2f} ms, what memory and arithmetic allow")
+                )
             parts.append(f"<h3>{TITLES[stage]}, {run['threads']} thread(s)</h3>" + report.bars(bars))
-    parts.append(report.note(" ".join([*describe(result), "Medians of rounds in which all contenders take turns.",
-                                       *footprint_lines(result)])))  # fmt: skip
+    parts.append(
+        report.note(
+            " ".join(
+                [*describe(result), "Medians of rounds in which all contenders take turns.", *footprint_lines(result)]
+            )
+        )
+    )
     return report.Section("Latency against eager PyTorch", "\n".join(parts))
 
 
 def _stage_table(run: Mapping[str, Any]) -> str:
-    header = ["stage", "contender", "median ms", "95% interval", "p95 ms", "p99 ms", "CPU ms", "rounds",
-              f"times {run['ours']}"]  # fmt: skip
+    header = [
+        "stage",
+        "contender",
+        "median ms",
+        "95% interval",
+        "p95 ms",
+        "p99 ms",
+        "CPU ms",
+        "rounds",
+        f"times {run['ours']}",
+    ]
     rows = []
     for stage, contenders in run["timings"].items():
         for name, timing in contenders.items():
             speedup = run["speedups"][run["ours"]][stage].get(name)
             ratio = "" if speedup is None else f"{speedup['median']:.2f} [{speedup['low']:.2f}, {speedup['high']:.2f}]"
-            rows.append([
-                TITLES[stage], name, number(timing["median_ms"]),
-                f"{number(timing['low_ms'])} to {number(timing['high_ms'])}", number(timing["p95_ms"]),
-                number(timing["p99_ms"]), number(timing["cpu_median_ms"]), timing["rounds"], ratio,
-            ])  # fmt: skip
-    agreement = [[name, f"{each['tokens_equal']} of {each['tokens']}", f"{each['psnr_db']:.0f} dB",
-                  f"{each['features_cosine']:.6f}", f"{each['words_equal']} of {each['words']}"]
-                 for name, each in run["agreement"].items()]  # fmt: skip
+            rows.append(
+                [
+                    TITLES[stage],
+                    name,
+                    number(timing["median_ms"]),
+                    f"{number(timing['low_ms'])} to {number(timing['high_ms'])}",
+                    number(timing["p95_ms"]),
+                    number(timing["p99_ms"]),
+                    number(timing["cpu_median_ms"]),
+                    timing["rounds"],
+                    ratio,
+                ]
+            )
+    agreement = [
+        [
+            name,
+            f"{each['tokens_equal']} of {each['tokens']}",
+            f"{each['psnr_db']:.0f} dB",
+            f"{each['features_cosine']:.6f}",
+            f"{each['words_equal']} of {each['words']}",
+        ]
+        for name, each in run["agreement"].items()
+    ]
     head = ["against eager fp32", "tokens equal", "picture PSNR", "image features, cosine", "words equal"]
-    return report.table(head, agreement) + report.table(header, rows) + report.note(
-        "Wall time per step; CPU time is that of all threads. With few rounds p95 and p99 are the slowest round; those "
-        "of single steps are below."
+    return (
+        report.table(head, agreement)
+        + report.table(header, rows)
+        + report.note(
+            "Wall time per step; CPU time is that of all threads. With few rounds p95 and p99 are the slowest round; "
+            "those of single steps are below."
+        )
     )
 
 
@@ -84,8 +118,10 @@ def _roofline(run: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
     intensity = {stage: each["flops"] / (each["weight_bytes"] + each["cache_bytes"]) for stage, each in floors.items()}
     series = []
     for name in run["timings"]["rep_step"]:
-        points = [(intensity[stage], floors[stage]["flops"] / run["timings"][stage][name]["median_ms"] / 1e6)
-                  for stage in floors]  # fmt: skip
+        points = [
+            (intensity[stage], floors[stage]["flops"] / run["timings"][stage][name]["median_ms"] / 1e6)
+            for stage in floors
+        ]
         series.append(Series(name=name, points=points, line=False))
     peak = max(each["matrix_gflop_s"] for each in floors.values())
     bandwidths = [pick(each["bandwidth_gb_s"] for each in floors.values()) for pick in (min, max)]
@@ -117,25 +153,38 @@ def _timeline(result: Mapping[str, Any]) -> str:
     titles = {"prefill": "prompt", **STAGE_TITLES}
     picture = timeline["pictures"][-1]
     drawn = strip([(titles[kind], values) for kind, values in picture.items()], "ms")
-    rows = [[titles[kind], steps["num"], *(number(steps[f"{share}_ms"]) for share in ("p50", "p95", "p99"))]
-            for kind, steps in timeline["steps"].items()]  # fmt: skip
-    steps = [Series(name=titles[kind], points=list(enumerate(picture[kind], 1)))
-             for kind in ("rep_step", "denoise_step") if len(picture[kind]) > 1]  # fmt: skip
+    rows = [
+        [titles[kind], steps["num"], *(number(steps[f"{share}_ms"]) for share in ("p50", "p95", "p99"))]
+        for kind, steps in timeline["steps"].items()
+    ]
+    steps = [
+        Series(name=titles[kind], points=list(enumerate(picture[kind], 1)))
+        for kind in ("rep_step", "denoise_step")
+        if len(picture[kind]) > 1
+    ]
     lines = ""
     if steps:
         x = Axis(label="step", low=0, high=max(len(each.points) for each in steps) + 1)
         values = [value for each in steps for _, value in each.points]
         lines = plot(x, Axis(label="ms per step", **_ends(values)), steps)
     table = report.table(["step", "number", "p50 ms", "p95 ms", "p99 ms"], rows)
-    return drawn + lines + table + report.note(
-        f"Our {timeline['precision']} graphs on {result['machine']['cpu']}, {timeline['threads']} thread(s); the strip "
-        f"and the lines are one picture; the table counts the steps of {len(timeline['pictures'])}."
+    return (
+        drawn
+        + lines
+        + table
+        + report.note(
+            f"Our {timeline['precision']} graphs on {result['machine']['cpu']}, {timeline['threads']} thread(s); the "
+            f"strip and the lines are one picture; the table counts the steps of {len(timeline['pictures'])}."
+        )
     )
 
 
 def _scaling(result: Mapping[str, Any]) -> str:
-    labels = {"prompt_tokens": "cache slots at the end of the tokens", "batch": "pictures drawn together",
-              "threads": "threads"}  # fmt: skip
+    labels = {
+        "prompt_tokens": "cache slots at the end of the tokens",
+        "batch": "pictures drawn together",
+        "threads": "threads",
+    }
     parts = []
     for kind, rows in result["scaling"].items():
         if len(rows) < 2:
@@ -156,13 +205,23 @@ def _scaling(result: Mapping[str, Any]) -> str:
 
 
 def _footprint(result: Mapping[str, Any]) -> str:
-    header = ["contender", "imports s", "loading s", "first picture s", "resident after loading MiB",
-              "after drawing MiB", "peak, all MiB"]  # fmt: skip
+    header = [
+        "contender",
+        "imports s",
+        "loading s",
+        "first picture s",
+        "resident after loading MiB",
+        "after drawing MiB",
+        "peak, all MiB",
+    ]
     rows = [
-        [name, *(f"{row[key]:.2f}" for key in ("start_seconds", "load_seconds", "first_picture_seconds")),
-         *(f"{row[key] / 2**20:.0f}" for key in ("loaded_bytes", "drawn_bytes", "peak_bytes"))]
+        [
+            name,
+            *(f"{row[key]:.2f}" for key in ("start_seconds", "load_seconds", "first_picture_seconds")),
+            *(f"{row[key] / 2**20:.0f}" for key in ("loaded_bytes", "drawn_bytes", "peak_bytes")),
+        ]
         for name, row in result["footprint"].items()
-    ]  # fmt: skip
+    ]
     return report.table(header, rows) + report.note(
         "Medians over fresh processes that take turns; from the start of the process to a picture of one denoising "
         "step. Resident memory is above that of the libraries, the peak is all of the process."

@@ -33,8 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rf_export.benchmark.tables import FORMAT, TITLES, aligned
+from runtime.bundle.strict_json import read_json
 from runtime.errors import RFError
-from runtime.sections import read_json
 
 FALSE_ALARMS = 0.05  # of a whole comparison
 MIN_PROCESSES = 3  # of each result
@@ -43,8 +43,18 @@ OVERALL = "overall"
 KERNELS = "kernels"  # all of `yardstick.py` that a stage has
 OURS = ("engine ", "onnx ")
 PYTORCH = "eager fp32"
-EXPECTED_EQUAL = ("cpu", "features", "cores", "caches", "governor", "max_mhz", "power_mode", "python", "versions",
-                  "thread_variables")  # fmt: skip
+EXPECTED_EQUAL = (
+    "cpu",
+    "features",
+    "cores",
+    "caches",
+    "governor",
+    "max_mhz",
+    "power_mode",
+    "python",
+    "versions",
+    "thread_variables",
+)
 Clock = Literal["wall", "cpu"]
 SAMPLES: dict[Clock, str] = {"wall": "samples_ms", "cpu": "cpu_samples_ms"}
 Verdict = Literal["slower", "faster", "same", "unclear"]
@@ -98,8 +108,9 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> list[str]:
     """What makes two results incomparable: another machine, other versions, other work; a sentence each."""
-    pairs = [(f"the machine's {name}", earlier["machine"].get(name), later["machine"].get(name))
-             for name in EXPECTED_EQUAL]  # fmt: skip
+    pairs = [
+        (f"the machine's {name}", earlier["machine"].get(name), later["machine"].get(name)) for name in EXPECTED_EQUAL
+    ]
     work = sorted({*earlier["model"], *later["model"]} - {"bundle_id", "weight_bytes"})
     pairs += [(f"the model's {name}", earlier["model"].get(name), later["model"].get(name)) for name in work]
     threads = [sorted(run["threads"] for run in result["runs"]) for result in (earlier, later)]
@@ -123,8 +134,10 @@ def compare(
     Raises:
         RFError: They have none in common.
     """
-    processes = [[dict(_measured(runs, SAMPLES[clock])) for runs in result.get("repeats") or [result["runs"]]]
-                 for result in (earlier, later)]  # fmt: skip
+    processes = [
+        [dict(_measured(runs, SAMPLES[clock])) for runs in result.get("repeats") or [result["runs"]]]
+        for result in (earlier, later)
+    ]
     everywhere = [rows for result in processes for rows in result]
     keys = [key for key in everywhere[0] if all(key in rows for rows in everywhere)]
     if not keys:
@@ -133,15 +146,22 @@ def compare(
         names = set.intersection(*(set(rows[key].units) for rows in everywhere))
         for rows in everywhere:
             rows[key] = rows[key].only(sorted(names))
-    together = {(threads, OVERALL, contender): [key for key in keys if (key[0], key[2]) == (threads, contender)]
-                for threads, _, contender in keys}  # fmt: skip
+    together = {
+        (threads, OVERALL, contender): [key for key in keys if (key[0], key[2]) == (threads, contender)]
+        for threads, _, contender in keys
+    }
     for rows in everywhere:
         rows |= {key: _together([rows[part] for part in parts]) for key, parts in together.items()}
     return [
-        _change(key, *([rows[key] for rows in result] for result in processes), min_effect=min_effect,
-                risk=FALSE_ALARMS / 2 / len(group))
-        for group in (list(together), keys) for key in group
-    ]  # fmt: skip
+        _change(
+            key,
+            *([rows[key] for rows in result] for result in processes),
+            min_effect=min_effect,
+            risk=FALSE_ALARMS / 2 / len(group),
+        )
+        for group in (list(together), keys)
+        for key in group
+    ]
 
 
 def _measured(runs: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[Key, Measured]]:
@@ -153,10 +173,13 @@ def _measured(runs: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[Ke
             for contender, timing in rows.items():
                 if contender.startswith(OURS):
                     times = np.log(timing[name])
-                    yield (run["threads"], stage, contender), Measured(
-                        time=float(np.median(times)),
-                        yardsticks={each: float(np.median(log)) for each, log in logs.items()},
-                        units={each: float(np.median(times - log)) for each, log in logs.items()},
+                    yield (
+                        (run["threads"], stage, contender),
+                        Measured(
+                            time=float(np.median(times)),
+                            yardsticks={each: float(np.median(log)) for each, log in logs.items()},
+                            units={each: float(np.median(times - log)) for each, log in logs.items()},
+                        ),
                     )
 
 
@@ -171,8 +194,11 @@ def _together(parts: Sequence[Measured]) -> Measured:
         with_pytorch = all(PYTORCH in each for each in stages)
         return {KERNELS: kernels, **({PYTORCH: mean(each[PYTORCH] for each in stages)} if with_pytorch else {})}
 
-    return Measured(time=mean(each.time for each in parts), yardsticks=merged([each.yardsticks for each in parts]),
-                    units=merged([each.units for each in parts]))  # fmt: skip
+    return Measured(
+        time=mean(each.time for each in parts),
+        yardsticks=merged([each.yardsticks for each in parts]),
+        units=merged([each.units for each in parts]),
+    )
 
 
 def _change(
@@ -193,16 +219,19 @@ def _change(
         return math.exp(float(np.mean(list(map(log, after))) - np.mean(list(map(log, before)))))
 
     return Change(
-        threads=threads, stage=stage, contender=contender, raw=ratio(lambda each: each.time),
+        threads=threads,
+        stage=stage,
+        contender=contender,
+        raw=ratio(lambda each: each.time),
         drift={name: ratio(lambda each, name=name: each.yardsticks[name]) for name in names},  # type: ignore[misc]
         normalised=min(ratio(lambda each, name=name: each.units[name]) for name in names),  # type: ignore[misc]
-        low=low, high=high, verdict=verdict,
-    )  # fmt: skip
+        low=low,
+        high=high,
+        verdict=verdict,
+    )
 
 
-def interval(
-    before: NDArray[np.float64], after: NDArray[np.float64], *, probability: float
-) -> tuple[float, float]:
+def interval(before: NDArray[np.float64], after: NDArray[np.float64], *, probability: float) -> tuple[float, float]:
     """Ends that the ratio of geometric means lies above, and below, with this probability each; of logarithms `[P]`."""
     freedom = len(before) + len(after) - 2
     squares = sum(float(((side - side.mean()) ** 2).sum()) for side in (before, after))
@@ -224,10 +253,18 @@ def format_changes(changes: list[Change], min_effect: float) -> str:
     """A table, worst first, and the verdict."""
     rows = [["threads", "stage", "contender", "raw", "drift of yardsticks", "normalised", "interval", ""]]
     for each in sorted(changes, key=lambda change: -change.normalised):
-        rows.append([
-            str(each.threads), TITLES.get(each.stage, each.stage), each.contender, f"{each.raw:.3f}",
-            drifts(each.drift), f"{each.normalised:.3f}", shown_interval(each.low, each.high), each.verdict,
-        ])  # fmt: skip
+        rows.append(
+            [
+                str(each.threads),
+                TITLES.get(each.stage, each.stage),
+                each.contender,
+                f"{each.raw:.3f}",
+                drifts(each.drift),
+                f"{each.normalised:.3f}",
+                shown_interval(each.low, each.high),
+                each.verdict,
+            ]
+        )
     head = "times, later over earlier: above 1 is slower"
     return "\n".join([head, *aligned(rows), "", verdict_line(changes, min_effect)])
 
@@ -249,13 +286,17 @@ def verdict_line(changes: list[Change], min_effect: float) -> str:
     rest = f"; {faster} faster" * bool(faster)
     if slower:
         worst = max(slower, key=lambda change: change.normalised)
-        return (f"REGRESSION: {len(slower)} of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and "
-                f"drift; worst: {worst.contender}, {worst.stage}, {worst.normalised:.3f}{rest}")  # fmt: skip
+        return (
+            f"REGRESSION: {len(slower)} of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and "
+            f"drift; worst: {worst.contender}, {worst.stage}, {worst.normalised:.3f}{rest}"
+        )
     if all(change.verdict == "unclear" for change in changes):  # all rows have the same processes
         return f"no verdict: fewer than {MIN_PROCESSES} fresh processes"
     together, single = (_could_hide(changes, overall=overall) for overall in (True, False))
-    return (f"no regression: none of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and drift; "
-            f"noise could hide one of {together:.1%} over all stages, of {single:.1%} in one{rest}")  # fmt: skip
+    return (
+        f"no regression: none of {len(changes)} slower by more than {min_effect:.0%}, beyond noise and drift; "
+        f"noise could hide one of {together:.1%} over all stages, of {single:.1%} in one{rest}"
+    )
 
 
 def _could_hide(changes: list[Change], *, overall: bool) -> float:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rf_export.benchmark.workload import QuestionWorkload, Workload
-from runtime.answers import answer
+from runtime.backends.interface import TextRow
 from runtime.options import AnswerPlan
 from runtime.pipeline import Pipeline
-from runtime.text_row import TextRow
+from runtime.understanding.answers import answer
 
 Value = TypeVar("Value")
 
@@ -120,9 +120,7 @@ def _no_noise(step: int, out: NDArray[np.float32]) -> None:
 
 
 def _greedy(num_words: int) -> AnswerPlan:
-    return AnswerPlan(
-        max_tokens=num_words, temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, greedy=True
-    )  # fmt: skip
+    return AnswerPlan(max_tokens=num_words, temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, greedy=True)
 
 
 def _result(events: Generator[Any, None, Value]) -> Value:

@@ -88,12 +88,15 @@ def draw_reference(model: RFModel, work: Workload, num_steps: int) -> EagerResul
     """The picture after `num_steps` Euler steps, by the independent eager loop, on the model's device."""
     plan, device = work.plan, model.text_embedding.device
     request = EagerRequest(
-        prompt_ids=torch.from_numpy(work.prompt_ids).to(device), gumbel=torch.from_numpy(work.gumbel).to(device),
+        prompt_ids=torch.from_numpy(work.prompt_ids).to(device),
+        gumbel=torch.from_numpy(work.gumbel).to(device),
         noise=torch.from_numpy(work.noise).to(device),
         timesteps=torch.from_numpy(work.times[: num_steps + 1]).to(device),
-        rep_guidance_scale=plan.rep_guidance_scale, pix_guidance_scale=plan.pix_guidance_scale,
-        temperature=plan.temperature, top_k=plan.top_k,
-    )  # fmt: skip
+        rep_guidance_scale=plan.rep_guidance_scale,
+        pix_guidance_scale=plan.pix_guidance_scale,
+        temperature=plan.temperature,
+        top_k=plan.top_k,
+    )
     with device:
         return generate(model, request)
 
@@ -110,11 +113,12 @@ class ReadReference:
 def read_reference(model: RFModel, work: QuestionWorkload) -> ReadReference:
     """The answers of `rf_export.eager`, greedy and in the model's dtype."""
     first, second = (
-        answer(model, EagerQuestion(
-            images=[torch.from_numpy(work.pixels)], ids=torch.from_numpy(ids), max_tokens=num_words
-        ))
+        answer(
+            model,
+            EagerQuestion(images=[torch.from_numpy(work.pixels)], ids=torch.from_numpy(ids), max_tokens=num_words),
+        )
         for ids, num_words in ((work.first, work.num_words), (work.second, 1))
-    )  # fmt: skip
+    )
     return ReadReference(features=first.features.numpy(), words=first.ids, second_word=second.ids[0])
 
 

@@ -26,9 +26,9 @@ from rf_export.benchmark.workload import Workload
 from rf_export.eager import EagerResult
 from rf_export.layers import RMSNorm
 from rf_export.model import RFModel
-from runtime.figures import psnr_db
-from runtime.timing import Timing, interleave, ratio
 from verification.compare import LIMITS
+from verification.measures.metrics import psnr_db
+from verification.measures.timing import Timing, interleave, ratio
 
 CHECK_STEPS = 3  # Euler steps whose result is compared
 TURN_STEPS = 10  # Euler steps of a timed turn
@@ -74,12 +74,20 @@ class Cell:
         self._turns: dict[Stage, dict[str, Timing]] = {}
         plan = work.plan
         self.result: dict[str, Any] = {
-            "precision": self._precision, "height": plan.height, "width": plan.width, "finished": False,
-            "rep_tokens": plan.num_rep_tokens, "patches": 4 * plan.num_rep_tokens, "num_steps": plan.num_steps,
-            "prompt_tokens": len(work.prompt_ids), "cache_slots": work.num_slots,
+            "precision": self._precision,
+            "height": plan.height,
+            "width": plan.width,
+            "finished": False,
+            "rep_tokens": plan.num_rep_tokens,
+            "patches": 4 * plan.num_rep_tokens,
+            "num_steps": plan.num_steps,
+            "prompt_tokens": len(work.prompt_ids),
+            "cache_slots": work.num_slots,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "contenders": {}, "trials": {}, "floor": {},
-        }  # fmt: skip
+            "contenders": {},
+            "trials": {},
+            "floor": {},
+        }
 
     def run(self, ours: Mapping[str, Callable[[], Drawer]]) -> None:
         """Everything.
@@ -193,8 +201,13 @@ class Cell:
         psnr = psnr_db(contender.pixels.denoise(CHECK_STEPS), reference.pixels.cpu().numpy())
         unexplained = int((leads > MAX_LEAD[self._precision]).sum())
         passed = unexplained == 0 and psnr >= LIMITS[self._precision].psnr_db  # type: ignore[index]
-        return {"tokens": len(expected), "tokens_equal": len(expected) - len(different), "unexplained": unexplained,
-                "psnr_db": psnr, "passed": passed}  # fmt: skip
+        return {
+            "tokens": len(expected),
+            "tokens_equal": len(expected) - len(different),
+            "unexplained": unexplained,
+            "psnr_db": psnr,
+            "passed": passed,
+        }
 
     def _time(self, stage: Stage) -> None:
         """In turns; a contender that fails alone is left out."""

@@ -9,8 +9,10 @@ from rf_export.benchmark.tables import STAGE_TITLES, aligned
 def format_cells(result: Mapping[str, Any]) -> str:
     """A table per cell, for people."""
     gpu, machine = result["gpu"], result["machine"]
-    lines = [f"{gpu.get('name') or 'no GPU'}; {machine['cpu']}, {machine['cores']} cores",
-             ", ".join(f"{name} {version}" for name, version in machine["versions"].items())]  # fmt: skip
+    lines = [
+        f"{gpu.get('name') or 'no GPU'}; {machine['cpu']}, {machine['cores']} cores",
+        ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
+    ]
     for cell in result["cells"]:
         lines += ["", *format_cell(cell)]
     return "\n".join(lines)
@@ -24,7 +26,7 @@ def format_cell(cell: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{title}: {cell['num_parameters'] / 1e6:.0f} M parameters ({cell.get('weights', 'random')} weights), "
         f"{cell['rep_tokens']} tokens, {cell['patches']} patches, {cell['num_steps']} steps, {cell['precision']}"
-        + ("" if cell["finished"] else "; not finished"),
+        + ("" if cell["finished"] else "; not finished")
     ]
     rows = [["ms (times eager; kernels, idle)", *STAGE_TITLES.values(), "tokens", "PSNR", "MiB"]]
     notes = []
@@ -41,8 +43,13 @@ def _row(name: str, entry: Mapping[str, Any]) -> list[str]:
     agreement = entry["agreement"]
     cells = [_timing(entry.get("stages", {}).get(stage, {})) for stage in STAGE_TITLES]
     memory = entry.get("peak_mib")
-    return [name, *cells, f"{agreement['tokens_equal']}/{agreement['tokens']}", f"{agreement['psnr_db']:.0f} dB",
-            "" if memory is None else str(memory)]  # fmt: skip
+    return [
+        name,
+        *cells,
+        f"{agreement['tokens_equal']}/{agreement['tokens']}",
+        f"{agreement['psnr_db']:.0f} dB",
+        "" if memory is None else str(memory),
+    ]
 
 
 def _timing(row: Mapping[str, Any]) -> str:

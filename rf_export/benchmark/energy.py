@@ -18,8 +18,11 @@ class EnergyMeter:
     """Measures joules of the whole board or package, whoever takes them; `source` is None where nothing tells."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        self._counters = [zone for zone in sorted(root.glob("sys/class/powercap/*:*"))
-                          if zone.name.count(":") == 1 and _number(zone / "energy_uj") is not None]  # fmt: skip
+        self._counters = [
+            zone
+            for zone in sorted(root.glob("sys/class/powercap/*:*"))
+            if zone.name.count(":") == 1 and _number(zone / "energy_uj") is not None
+        ]
         self._rail = None if self._counters else _input_rail(root)
         self.source: str | None = None
         if self._counters:

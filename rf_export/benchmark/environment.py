@@ -14,15 +14,34 @@ from pathlib import Path
 from typing import Any
 
 from rf_export.benchmark.energy import EnergyMeter
-from runtime.backends.cpu import cpu_features, cpu_name, memory_info
+from runtime.backends.host.cpu import cpu_features, cpu_name, memory_info
 
 ROOT = Path("/")
-PACKAGES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "pycuda", "cuda-bindings",
-            "onnx", "numpy")  # fmt: skip
+PACKAGES = (
+    "torch",
+    "triton",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt_rtx",
+    "pycuda",
+    "cuda-bindings",
+    "onnx",
+    "numpy",
+)
 MATRIX_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimddp", "i8mm", "bf16")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
-GPU_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit",
-              "temperature.gpu", "pstate")  # fmt: skip
+GPU_FIELDS = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+    "pstate",
+)
 _CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
 
 

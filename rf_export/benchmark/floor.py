@@ -34,9 +34,10 @@ class StepCost:
     def __add__(self, other: "StepCost") -> "StepCost":
         """Both, one after the other."""
         return StepCost(
-            weight_bytes=self.weight_bytes + other.weight_bytes, cache_bytes=self.cache_bytes + other.cache_bytes,
+            weight_bytes=self.weight_bytes + other.weight_bytes,
+            cache_bytes=self.cache_bytes + other.cache_bytes,
             flops=self.flops + other.flops,
-        )  # fmt: skip
+        )
 
 
 def layer_parameters(config: ModelConfig, expert: Expert) -> int:
@@ -64,9 +65,7 @@ def rep_step_cost(config: ModelConfig, num_slots: int, value_bytes: int = FP32_B
     )
 
 
-def denoise_step_cost(
-    config: ModelConfig, num_slots: int, num_patches: int, value_bytes: int = FP32_BYTES
-) -> StepCost:
+def denoise_step_cost(config: ModelConfig, num_slots: int, num_patches: int, value_bytes: int = FP32_BYTES) -> StepCost:
     """M patches through the pixel expert; each sees the prefix and every patch."""
     per_patch = config.num_layers * layer_parameters(config, "pixel") + 2 * config.hidden_size * config.patch_dim
     slots = config.num_layers * config.head_dim * num_slots
@@ -85,9 +84,10 @@ def encode_cost(config: ModelConfig, num_patches: int, value_bytes: int = FP32_B
     per_token = 4 * size * config.hidden_size + config.hidden_size**2
     attention = encoder.num_layers * 4 * num_patches**2 * size
     return StepCost(
-        weight_bytes=value_bytes * (per_patch + per_token), cache_bytes=0,
+        weight_bytes=value_bytes * (per_patch + per_token),
+        cache_bytes=0,
         flops=2 * num_patches * per_patch + 2 * (num_patches // 4) * per_token + attention,
-    )  # fmt: skip
+    )
 
 
 def read_cost(config: ModelConfig, num_tokens: int, num_past: int, value_bytes: int = FP32_BYTES) -> StepCost:
@@ -132,9 +132,11 @@ def measure_floors(
         for stage, cost in costs.items():
             rates = Rates(bandwidth=_bandwidth(cost.num_bytes, repeats, dtype), matrix=matrix)
             floors[stage] = {
-                **asdict(cost), "bandwidth_gb_s": rates.bandwidth / 1e9, "matrix_gflop_s": rates.matrix / 1e9,
+                **asdict(cost),
+                "bandwidth_gb_s": rates.bandwidth / 1e9,
+                "matrix_gflop_s": rates.matrix / 1e9,
                 "floor_ms": 1e3 * rates.floor_seconds(cost),
-            }  # fmt: skip
+            }
     return floors
 
 

@@ -31,7 +31,9 @@ def tell(before, begun, loaded, loaded_bytes, engine):
         "peak_bytes": status("VmHWM"), "engine": engine,
     }))
 """
-_OURS = _COMMON + """
+_OURS = (
+    _COMMON
+    + """
 import numpy, onnxruntime
 from runtime import GenerationOptions, Pipeline
 
@@ -43,7 +45,10 @@ loaded, loaded_bytes = time.monotonic(), status("VmRSS")
 pipeline.draw("", options=GenerationOptions(num_steps=1))
 tell(before, begun, loaded, loaded_bytes, pipeline.engine is not None)
 """
-_PYTORCH = _COMMON + """
+)
+_PYTORCH = (
+    _COMMON
+    + """
 from pathlib import Path
 import torch
 from rf_export.benchmark.baseline import Baseline, Variant
@@ -63,12 +68,18 @@ drawer.draw_tokens()
 drawer.denoise(1)
 tell(before, begun, loaded, loaded_bytes, False)
 """
+)
 
 
 def measure_footprint(
-    bundle: Path, checkpoint: Path, precisions: tuple[Precision, ...], num_threads: int, *, repeats: int = 5,
+    bundle: Path,
+    checkpoint: Path,
+    precisions: tuple[Precision, ...],
+    num_threads: int,
+    *,
+    repeats: int = 5,
     most_seconds: float = 60.0,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Medians over fresh processes that take turns, and what each measured (`runs`).
 
     Args:
@@ -100,9 +111,7 @@ def measure_footprint(
             else:
                 rows[name].append(row)
     return {
-        name: {
-            **{key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "engine"}, "runs": runs
-        }
+        name: {**{key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "engine"}, "runs": runs}
         for name, runs in rows.items()
     }
 

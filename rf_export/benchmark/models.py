@@ -9,7 +9,7 @@ import torch
 
 from rf_export.config import preset
 from rf_export.model import RFModel, model_spec
-from runtime.manifest import FileEntry, Manifest, SamplingDefaults
+from runtime.bundle.manifest import FileEntry, Manifest, SamplingDefaults
 from runtime.signature import ModelSpec
 
 REFERENCE = Path(__file__).parents[2] / "examples" / "reference" / "checkpoint"
@@ -56,7 +56,11 @@ def manifest_of(model: RFModel) -> Manifest:
     """A manifest without graphs: what a workload is made from where nothing was exported."""
     spec, sampling = model_spec(model), vars(model.config.sampling)
     return Manifest(
-        created_by={}, checkpoint={}, model=spec,
+        created_by={},
+        checkpoint={},
+        model=spec,
         sampling=SamplingDefaults(**{**sampling, "top_k": min(sampling["top_k"], spec.max_top_k)}),
-        tokenizer="tokenizer.json", graphs=(), files={"tokenizer.json": FileEntry(sha256="", size=0)},
-    )  # fmt: skip
+        tokenizer="tokenizer.json",
+        graphs=(),
+        files={"tokenizer.json": FileEntry(sha256="", size=0)},
+    )

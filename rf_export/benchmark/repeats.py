@@ -71,5 +71,7 @@ def time_again(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[di
 
 def _samples(timings: Timings) -> dict[str, Any]:
     """For JSON, without what can be computed from the samples."""
-    return {stage: {name: {key: row[key] for key in _KEPT} for name, row in rows.items()}
-            for stage, rows in as_dicts(timings).items()}  # fmt: skip
+    return {
+        stage: {name: {key: row[key] for key in _KEPT} for name, row in rows.items()}
+        for stage, rows in as_dicts(timings).items()
+    }

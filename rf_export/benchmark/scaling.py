@@ -15,7 +15,7 @@ from rf_export.benchmark.selection import TRIAL_STEPS
 from rf_export.benchmark.workload import Workload
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
-from runtime.timing import interleave, quantile
+from verification.measures.timing import interleave, quantile
 
 PROMPT_TOKENS = (8, 64, 256, 1024, 4096)
 BATCHES = (1, 2, 4)
@@ -29,11 +29,13 @@ def measure_timeline(pipeline: Pipeline, work: Workload, num_pictures: int) -> d
     for _ in range(num_pictures + 1):
         started = time.perf_counter()
         drawer.prefill()
-        pictures.append({
-            "prefill": [1e3 * (time.perf_counter() - started)],
-            "rep_step": _step_ms(drawer.token_events(), more=True),  # the last one only fills the cache
-            "denoise_step": _step_ms(drawer.pixel_events(work.plan.num_steps)),
-        })  # fmt: skip
+        pictures.append(
+            {
+                "prefill": [1e3 * (time.perf_counter() - started)],
+                "rep_step": _step_ms(drawer.token_events(), more=True),  # the last one only fills the cache
+                "denoise_step": _step_ms(drawer.pixel_events(work.plan.num_steps)),
+            }
+        )
     pictures = pictures[1:] or pictures
     steps = {kind: [value for picture in pictures for value in picture[kind]] for kind in pictures[0]}
     shares = {"p50_ms": 0.5, "p95_ms": 0.95, "p99_ms": 0.99}
@@ -71,15 +73,29 @@ def measure_scaling(pipeline: Pipeline, work: Workload, most_seconds: float) -> 
         "prompt_tokens": _measure(
             {n: lambda n=n: Compiled(pipeline, Workload.of(manifest, n, options)) for n in lengths}, most_seconds
         ),
-        "batch": _measure({n: lambda n=n: Compiled(pipeline, work, num_requests=n) for n in BATCHES}, most_seconds,
-                          pictures=lambda n: n),
-        "threads": _measure({
-            n: lambda n=n: Compiled(
-                Pipeline.load(pipeline.bundle.path, precision, num_threads=n, engine=choice, verify="size",
-                              allow_unverified=True), work
-            ) for n in threads
-        }, most_seconds),
-    }  # type: ignore[misc,arg-type] # fmt: skip
+        "batch": _measure(
+            {n: lambda n=n: Compiled(pipeline, work, num_requests=n) for n in BATCHES},
+            most_seconds,
+            pictures=lambda n: n,
+        ),
+        "threads": _measure(
+            {
+                n: lambda n=n: Compiled(
+                    Pipeline.load(
+                        pipeline.bundle.path,
+                        precision,
+                        num_threads=n,
+                        engine=choice,
+                        verify="size",
+                        allow_unverified=True,
+                    ),
+                    work,
+                )
+                for n in threads
+            },
+            most_seconds,
+        ),
+    }  # type: ignore[misc,arg-type]
 
 
 def _measure(
@@ -102,7 +118,10 @@ def _measure(
         for stage, run in (("rep_step", tokens), ("denoise_step", pixels))
     }
     return [
-        {"x": n, "cache_slots": drawer.work.num_slots,
-         **{stage: timings[str(n)].as_dict() for stage, timings in stages.items()}}
+        {
+            "x": n,
+            "cache_slots": drawer.work.num_slots,
+            **{stage: timings[str(n)].as_dict() for stage, timings in stages.items()},
+        }
         for n, drawer in drawers.items()
-    ]  # fmt: skip
+    ]

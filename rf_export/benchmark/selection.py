@@ -13,7 +13,7 @@ from rf_export.benchmark.baseline_reading import BaselineReader
 from rf_export.benchmark.contenders import READING_STAGES, Contender, Stage, reading_runs
 from rf_export.benchmark.workload import QuestionWorkload, Workload
 from rf_export.model import RFModel
-from runtime.timing import interleave
+from verification.measures.timing import interleave
 
 LAYOUTS: tuple[Layout, ...] = ("in_out", "out_in")
 ATTENTIONS: tuple[Attention, ...] = ("sdpa", "matmul")
@@ -34,9 +34,12 @@ def baseline_variants(*, compiled: bool, layouts: tuple[Layout, ...] = LAYOUTS) 
 
 
 def choose_baselines(
-    model: RFModel, work: Workload, questions: QuestionWorkload, variants: Iterable[Variant],
+    model: RFModel,
+    work: Workload,
+    questions: QuestionWorkload,
+    variants: Iterable[Variant],
     report: Callable[[str], None],
-) -> tuple[list[Contender], dict[str, Any]]:  # fmt: skip
+) -> tuple[list[Contender], dict[str, Any]]:
     """The fastest variant of every family, per stage; and milliseconds of every trial, or why it failed."""
     kept: dict[str, dict[str, tuple[float, Any]]] = {}  # family -> stage -> seconds per step, who
     trials: dict[str, Any] = {}
@@ -58,11 +61,13 @@ def choose_baselines(
         trials[variant.name] = {f"{stage}_ms": 1e3 * seconds for stage, (seconds, _) in measured.items()}
     contenders = [
         Contender(
-            name=name, tokens=best["rep_step"][1], pixels=best["denoise_step"][1],
+            name=name,
+            tokens=best["rep_step"][1],
+            pixels=best["denoise_step"][1],
             readers={stage: best[stage][1] for stage in READING_STAGES},
         )
         for name, best in kept.items()
-    ]  # fmt: skip
+    ]
     return contenders, trials
 
 

@@ -8,15 +8,18 @@ from rf_export.benchmark.floor import StepCost
 from rf_export.benchmark.selection import drawing_runs
 from rf_export.benchmark.task import Task
 from rf_export.benchmark.yardstick import NAMES, bounding, yardsticks
-from runtime.timing import Timing, interleave
+from verification.measures.timing import Timing, interleave
 
 Timings = dict[str, dict[str, Timing]]  # stage -> who
 
 
 def time_stages(
-    task: Task, contenders: list[Contender], costs: Mapping[str, StepCost], floors: Mapping[str, Any],
+    task: Task,
+    contenders: list[Contender],
+    costs: Mapping[str, StepCost],
+    floors: Mapping[str, Any],
     report: Callable[[str], None],
-) -> tuple[Timings, Timings]:  # fmt: skip
+) -> tuple[Timings, Timings]:
     """Of the contenders and of the yardsticks, by stage; whole pictures only where they do not take too long."""
     timings: Timings = {}
     yards: Timings = {}
@@ -57,7 +60,9 @@ def _time_stage(
             runs[each.name] = {**drawing_runs(each, task.work), **reading_runs(each.readers)}[stage]  # type: ignore[index]
     num_rounds = task.options.num_picture_rounds if stage == "picture" else task.options.num_rounds
     timings = interleave(
-        {**runs, **{f"yardstick {name}": run for name, run in marks.items()}}, num_rounds, warm=stage != "picture",
+        {**runs, **{f"yardstick {name}": run for name, run in marks.items()}},
+        num_rounds,
+        warm=stage != "picture",
         most_seconds=task.options.stage_seconds,
-    )  # fmt: skip
+    )
     return {name: timings[name] for name in runs}, {name: timings[f"yardstick {name}"] for name in marks}

@@ -6,8 +6,12 @@ from typing import Any
 
 FORMAT = 2  # of the result
 STAGE_TITLES = {"rep_step": "AR step", "denoise_step": "denoise step", "picture": "whole picture"}
-READING_TITLES = {"encode_image": "encode a picture", "first_word": "picture + question: first word",
-                  "next_word": "next word", "second_question": "2nd question: first word"}  # fmt: skip
+READING_TITLES = {
+    "encode_image": "encode a picture",
+    "first_word": "picture + question: first word",
+    "next_word": "next word",
+    "second_question": "2nd question: first word",
+}
 TITLES = {**STAGE_TITLES, **READING_TITLES}
 REPEATS_HEAD = ["threads", "stage", "contender", "median ms", "lowest", "highest", "apart"]
 REPEATS_NOTE = "fresh processes: {}; their medians: how fast one is depends on where its memory happens to lie"
@@ -50,8 +54,10 @@ def _drawing_table(run: Mapping[str, Any], ours: str, *, floor: bool) -> list[li
         agreed = f"{agreement['tokens_equal']}/{agreement['tokens']}", f"{agreement['psnr_db']:.0f} dB"
         rows.append([name, *(_cell(run, stage, name, ours) for stage in STAGE_TITLES), *agreed])
     rates = run["floor"]
-    note = (f"{rates['rep_step']['bandwidth_gb_s']:.1f} GB/s at this working set, "
-            f"{rates['denoise_step']['matrix_gflop_s']:.0f} GFLOP/s")  # fmt: skip
+    note = (
+        f"{rates['rep_step']['bandwidth_gb_s']:.1f} GB/s at this working set, "
+        f"{rates['denoise_step']['matrix_gflop_s']:.0f} GFLOP/s"
+    )
     return [*rows, _floor_row(run, ours, tuple(STAGE_TITLES)[:2], [note, "", ""])] if floor else rows
 
 
@@ -87,8 +93,9 @@ def _speed_lines(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{steps['num']} {STAGE_TITLES[kind]}s of ours one by one, ms: median {steps['p50_ms']:.2f}, "
         f"95% within {steps['p95_ms']:.2f}, 99% within {steps['p99_ms']:.2f}"
-        for kind, steps in timeline["steps"].items() if kind in STAGE_TITLES
-    ]  # fmt: skip
+        for kind, steps in timeline["steps"].items()
+        if kind in STAGE_TITLES
+    ]
     for run in result["runs"]:
         energy = ", ".join(f"{name} {joules:.1f} J" for name, joules in run["joules_per_picture"].items())
         if energy:
@@ -118,10 +125,15 @@ def repeats_rows(result: Mapping[str, Any]) -> list[list[str]]:
                     key = str(run["threads"]), TITLES[stage], name
                     medians.setdefault(key, []).append(statistics.median(row["samples_ms"]))
     return [
-        [*key, f"{statistics.median(values):.3g}", f"{min(values):.3g}", f"{max(values):.3g}",
-         f"{max(values) / min(values) - 1:.0%}"]
+        [
+            *key,
+            f"{statistics.median(values):.3g}",
+            f"{min(values):.3g}",
+            f"{max(values):.3g}",
+            f"{max(values) / min(values) - 1:.0%}",
+        ]
         for key, values in medians.items()
-    ]  # fmt: skip
+    ]
 
 
 def aligned(rows: list[list[str]]) -> list[str]:

@@ -13,7 +13,7 @@ from rf_export.benchmark.workload import QuestionWorkload, Workload
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
-from runtime.bundle import Bundle
+from runtime.bundle.folder import Bundle
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
 from runtime.signature import Precision
@@ -133,8 +133,13 @@ def our_contenders(task: Task, num_threads: int) -> list[Contender]:
 
 def _contenders_in(task: Task, precision: Precision, num_threads: int) -> list[Contender]:
     """The engine and the plain graphs; without an engine that fits, these alone."""
-    load = functools.partial(Pipeline.load, task.opened.path, precision, num_threads=num_threads,
-                             allow_unverified=task.options.allow_unverified)  # fmt: skip
+    load = functools.partial(
+        Pipeline.load,
+        task.opened.path,
+        precision,
+        num_threads=num_threads,
+        allow_unverified=task.options.allow_unverified,
+    )
     loaded = {"engine": load()}
     if loaded["engine"].engine is None:
         loaded = {"onnx": loaded["engine"]}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import noise
-from runtime.manifest import Manifest
+from runtime.bundle.manifest import Manifest
 from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
 from runtime.schedule import timesteps
 
@@ -42,10 +42,12 @@ class Workload:
             gumbel=np.stack(rows),
             noise=noise.normal(SEED, (3, plan.height, plan.width)),
             times=timesteps(
-                plan.num_steps, 4 * plan.num_rep_tokens, shift=sampling.shift,
+                plan.num_steps,
+                4 * plan.num_rep_tokens,
+                shift=sampling.shift,
                 shift_base_patches=sampling.shift_base_patches,
             ),
-        )  # fmt: skip
+        )
 
     @property
     def num_slots(self) -> int:

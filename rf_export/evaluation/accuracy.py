@@ -24,9 +24,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 Pictures = NDArray[np.uint8]  # [n, size, size, 3]
 
 
-def render(
-    demands: Sequence[Demand], seed: int, config: SceneConfig
-) -> tuple[list[tuple[Item, ...]], Pictures]:
+def render(demands: Sequence[Demand], seed: int, config: SceneConfig) -> tuple[list[tuple[Item, ...]], Pictures]:
     """Draw a real scene for every demand: its items with their places, and the picture."""
     rng = np.random.default_rng([seed, TEST_STREAM])
     items = [place(rng, config, demand) for demand in demands]
@@ -102,11 +100,7 @@ def measure_checker(checker: Checker, num: int = 2000, seed: int = 0) -> dict[st
         garbage = np.stack([spoil_one(rng, sprites, spoiler, config) for sprites in items[: len(few)]])
         spoilt[spoiler] = score_pictures(garbage, few, checker).overall
     figures = {"accepted": accepted, "wrongly_accepted": {"captions": wrongly, "spoilt": spoilt}}
-    return {
-        "seed": seed,
-        **_plain(figures),
-        "centre_error_pixels": _centre_error(score, items),
-    }
+    return {"seed": seed, **_plain(figures), "centre_error_pixels": _centre_error(score, items)}
 
 
 def _wrong_captions(
@@ -118,9 +112,7 @@ def _wrong_captions(
         wrong = wrong_demands(rng, demand, config)
         wrong["random"] = demands[(i + 1 + int(rng.integers(len(demands) - 1))) % len(demands)]
         for name, other in wrong.items():
-            if name != "random" or sorted(other.items) != sorted(
-                demand.items
-            ):  # "b and a" is true of "a and b"
+            if name != "random" or sorted(other.items) != sorted(demand.items):  # "b and a" is true of "a and b"
                 marks.setdefault(name, []).append(judge(verdict.seen, other).correct)
     every = [mark for name in marks for mark in marks[name]]
     return {name: Rate(successes=sum(row), num=len(row)) for name, row in {"overall": every, **marks}.items()}
@@ -153,9 +145,7 @@ def _coarse(pictures: Pictures) -> Pictures:
     small, bilinear = size * 2 // 3, Image.Resampling.BILINEAR
     return np.stack(
         [
-            np.asarray(
-                Image.fromarray(picture).resize((small, small), bilinear).resize((size, size), bilinear)
-            )
+            np.asarray(Image.fromarray(picture).resize((small, small), bilinear).resize((size, size), bilinear))
             for picture in pictures
         ]
     )

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from rf_export.evaluation.metric import SceneScore, evaluation_demands, score_pictures
 from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig
+from runtime.bundle.manifest import MANIFEST_NAME
+from runtime.commands.sheet import contact_sheet
 from runtime.errors import RFError
 from runtime.events import PictureEvent
-from runtime.manifest import MANIFEST_NAME
-from runtime.png import save_png
-from runtime.sheet import contact_sheet
+from runtime.pictures.png import save_png
 from runtime.signature import Precision
 
 if TYPE_CHECKING:
@@ -55,8 +55,13 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         options = {**vars(self.options), "sheet": None if self.options.sheet is None else str(self.options.sheet)}
-        return {"model": self.model, "drawn_by": self.drawn_by, "data_version": DATA_VERSION, "options": options,
-                "score": self.score.as_dict()}  # fmt: skip
+        return {
+            "model": self.model,
+            "drawn_by": self.drawn_by,
+            "data_version": DATA_VERSION,
+            "options": options,
+            "score": self.score.as_dict(),
+        }
 
     def table(self) -> str:
         """For people."""

@@ -27,7 +27,7 @@ from rf_export.training.scenes import (
     relation_holds,
     trained_pairs,
 )
-from runtime.figures import wilson_interval
+from verification.measures.metrics import wilson_interval
 
 PROMPT_STREAM = 0x70726F6D  # keeps the prompts' random numbers apart from every training scene's
 MAX_REPEATS = 2000  # draws without a new caption after which a kind counts as exhausted
@@ -130,14 +130,10 @@ def score_pictures(
     """
     checker = checker or load_checker()
     if len(pictures) != len(demands):
-        raise ValueError(
-            f"expected one demand per picture, got {len(pictures)} pictures and {len(demands)} demands"
-        )
+        raise ValueError(f"expected one demand per picture, got {len(pictures)} pictures and {len(demands)} demands")
     unknown = {name for demand in demands for _, name in demand.items} - set(checker.objects)
     if unknown:
-        raise ValueError(
-            f"the checker does not know {sorted(unknown)}; it knows {', '.join(checker.objects)}"
-        )
+        raise ValueError(f"the checker does not know {sorted(unknown)}; it knows {', '.join(checker.objects)}")
     seen = checker.detect(pictures)
     verdicts = tuple(judge(things, demand) for things, demand in zip(seen, demands, strict=True))
     by_kind: dict[Kind, list[bool]] = {kind: [] for kind in KINDS}
@@ -189,9 +185,7 @@ def evaluation_demands(num: int, seed: int, config: SceneConfig, held_out: bool 
             else:
                 open_kinds.remove(kind)
     if len(demands) < num:
-        raise ValueError(
-            f"only {len(demands)} different captions found, {num} wanted: use more objects or kinds"
-        )
+        raise ValueError(f"only {len(demands)} different captions found, {num} wanted: use more objects or kinds")
     return list(demands.values())[:num]
 
 

@@ -146,9 +146,16 @@ def blob(rng: Rng, look: Look, size: int, config: SceneConfig) -> Art:
 
 Spoiler = Callable[[Rng, Look, int, SceneConfig], Art]
 SPOILERS: dict[str, Spoiler] = {
-    "smeared": smeared, "blended": blended, "half-erased": half_erased, "chimera": chimera,
-    "two-coloured": two_coloured, "shuffled": shuffled, "deformed": deformed, "faint": faint, "blob": blob,
-}  # fmt: skip
+    "smeared": smeared,
+    "blended": blended,
+    "half-erased": half_erased,
+    "chimera": chimera,
+    "two-coloured": two_coloured,
+    "shuffled": shuffled,
+    "deformed": deformed,
+    "faint": faint,
+    "blob": blob,
+}
 
 
 def _other(rng: Rng, look: Look, config: SceneConfig) -> Look:
@@ -281,9 +288,7 @@ def draw_picture(rng: Rng, config: SceneConfig) -> tuple[Canvas, list[tuple[Look
     sizes = np.maximum(common + uneven, 16) * config.size // 48
     spots = scatter(rng, sizes, config.size)
     canvas, good = np.full((config.size, config.size, 3), 255, np.float32), []
-    for look, (x, y), size in zip(
-        draw_looks(rng, len(spots), config), spots.tolist(), sizes.tolist(), strict=False
-    ):
+    for look, (x, y), size in zip(draw_looks(rng, len(spots), config), spots.tolist(), sizes.tolist(), strict=False):
         centre = (x + size / 2, y + size / 2)
         if rng.random() < SPOILT_SHARE:
             spoil = list(SPOILERS.values())[rng.integers(len(SPOILERS))]

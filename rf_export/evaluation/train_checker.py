@@ -35,7 +35,7 @@ from rf_export.evaluation.checker import (
 )
 from rf_export.evaluation.practice import NAMED_HEAT, PracticeBatch, practice_batch
 from rf_export.training.scenes import COLOURS, DATA_VERSION, SceneConfig
-from runtime.terminal import progress_columns
+from runtime.commands.terminal import progress_columns
 
 STYLES = ("fluent-flat", "fluent-3d", "noto")
 WIDTHS = (32, 64, 88)  # channels of the stem, of the detail layer and of the blocks
@@ -85,18 +85,12 @@ class Detector(nn.Module):
         super().__init__()
         stem, detail, width = WIDTHS
         self.layers = nn.ModuleDict(
-            {
-                "stem": Layer(3, stem, stride=2),
-                "detail": Layer(stem, detail),
-                "down": Layer(detail, width, stride=2),
-            }
+            {"stem": Layer(3, stem, stride=2), "detail": Layer(stem, detail), "down": Layer(detail, width, stride=2)}
         )
         for i in range(NUM_BLOCKS):
             self.layers.update({f"block{i}-a": Layer(width, width), f"block{i}-b": Layer(width, width)})
         self.head = nn.Conv2d(width, num_outputs, 1, bias=False)
-        most_cells_are_empty = torch.tensor(
-            [-3.0] + [0.0] * (num_outputs - 1)
-        )  # RetinaNet, arXiv 1708.02002, 4.1
+        most_cells_are_empty = torch.tensor([-3.0] + [0.0] * (num_outputs - 1))  # RetinaNet, arXiv 1708.02002, 4.1
         self.head_bias = nn.Parameter(most_cells_are_empty)
 
     def forward(self, ink: Tensor) -> Tensor:
@@ -149,14 +143,10 @@ def detector_loss(out: Tensor, batch: PracticeBatch) -> Tensor:
 def train(config: TrainingConfig, scenes: SceneConfig, detector: Detector) -> Iterator[float]:
     """Train the detector in place; yield the loss of every step."""
     detector.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(
-        detector.parameters(), config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimiser = torch.optim.AdamW(detector.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     for step in range(config.num_steps):
         decay = 0.5 * (1 + math.cos(math.pi * step / config.num_steps))
-        optimiser.param_groups[0]["lr"] = (
-            config.learning_rate * min(1, (step + 1) / config.warmup_steps) * decay
-        )
+        optimiser.param_groups[0]["lr"] = config.learning_rate * min(1, (step + 1) / config.warmup_steps) * decay
         batch = practice_batch(config.seed, step, config.batch_size, scenes)
         ink = 1 - torch.from_numpy(batch.pictures).permute(0, 3, 1, 2).float() / 255
         with torch.autocast("cpu", torch.bfloat16):
@@ -168,9 +158,7 @@ def train(config: TrainingConfig, scenes: SceneConfig, detector: Detector) -> It
         yield loss.item()
 
 
-def train_with_progress(
-    config: TrainingConfig, scenes: SceneConfig
-) -> tuple[dict[str, NDArray[np.float16]], float]:
+def train_with_progress(config: TrainingConfig, scenes: SceneConfig) -> tuple[dict[str, NDArray[np.float16]], float]:
     """The trained, folded weights, and the processor time in minutes; a bar goes to stderr."""
     torch.set_num_threads(1)
     torch.manual_seed(config.seed)
@@ -206,20 +194,13 @@ def save_checker(
 
 
 @click.command()
-@click.option(
-    "--evaluate", is_flag=True, help="Do not train: measure the checker in the folder again, print JSON."
-)
+@click.option("--evaluate", is_flag=True, help="Do not train: measure the checker in the folder again, print JSON.")
 @click.option("--num", default=2000, show_default=True, help="Prompts to measure with (with --evaluate).")
-@click.option(
-    "--test-seed", default=0, show_default=True, help="Seed of the scenes to measure with (with --evaluate)."
-)
+@click.option("--test-seed", default=0, show_default=True, help="Seed of the scenes to measure with (with --evaluate).")
 @click.option("--num-steps", default=TrainingConfig.num_steps, show_default=True, help="Training steps.")
 @click.option("--seed", default=TrainingConfig.seed, show_default=True, help="Seed of the training.")
 @click.option(
-    "--folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=WEIGHTS_FILE.parent,
-    help="Where it lies.",
+    "--folder", type=click.Path(path_type=Path, file_okay=False), default=WEIGHTS_FILE.parent, help="Where it lies."
 )
 def main(evaluate: bool, num: int, test_seed: int, num_steps: int, seed: int, folder: Path) -> None:
     """Train the checker (about 11 minutes on one core), measure it, and write checker.safetensors and .json.

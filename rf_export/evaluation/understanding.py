@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from rf_export.evaluation.metric import Rate
 from rf_export.training.questions import OPPOSITE, QUESTIONS_VERSION, ask, kinds_for, side_of
 from rf_export.training.scenes import DATA_VERSION, Demand, Scene, SceneConfig, make_scene
+from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.errors import RFError
-from runtime.manifest import MANIFEST_NAME
 from runtime.signature import Precision
-from runtime.token_agreement import Reading, TokenAgreement, compare_answers, merge, read_answer
+from verification.measures.token_agreement import Reading, TokenAgreement, compare_answers, merge, read_answer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -72,9 +72,14 @@ class Understanding:
     def as_dict(self) -> dict[str, Any]:
         """For JSON, with the first wrong answers of every set."""
         rates = {name: {kind: rate.as_dict() for kind, rate in kinds.items()} for name, kinds in self.rates.items()}
-        found = {"model": self.model, "answered_by": self.answered_by, "num_scenes": self.num_scenes,
-                 "data_version": f"{DATA_VERSION}, {QUESTIONS_VERSION}", "understanding": rates,
-                 "wrong": {name: list(examples[:20]) for name, examples in self.wrong.items()}}  # fmt: skip
+        found = {
+            "model": self.model,
+            "answered_by": self.answered_by,
+            "num_scenes": self.num_scenes,
+            "data_version": f"{DATA_VERSION}, {QUESTIONS_VERSION}",
+            "understanding": rates,
+            "wrong": {name: list(examples[:20]) for name, examples in self.wrong.items()},
+        }
         if self.agreement is None or self.total is None:
             return found
         agreement = {
@@ -127,12 +132,21 @@ def evaluate_understanding(
     for name, (styles, held_out) in SETS.items():
         config = SceneConfig(styles=styles, num_objects=num_objects)
         scenes = (make_scene(SCENE_SEED, index, config, held_out=held_out) for index in range(num_scenes))
-        asked = [[one for one in everything_to_ask(scene, i, config) if known(one.question)]
-                 for i, scene in enumerate(scenes)]  # fmt: skip
+        asked = [
+            [one for one in everything_to_ask(scene, i, config) if known(one.question)]
+            for i, scene in enumerate(scenes)
+        ]
         report = None if on_progress is None else lambda done, total, n=name: on_progress(n, done, total)
         rates[name], wrong[name], agreement[name] = score_answers(answer, asked, report, reference)
-    return Understanding(model=str(model), answered_by=answered_by, num_scenes=num_scenes, rates=rates, wrong=wrong,
-                         against=against, agreement=None if reference is None else agreement)  # fmt: skip
+    return Understanding(
+        model=str(model),
+        answered_by=answered_by,
+        num_scenes=num_scenes,
+        rates=rates,
+        wrong=wrong,
+        against=against,
+        agreement=None if reference is None else agreement,
+    )
 
 
 def open_answerer(
@@ -187,7 +201,7 @@ def eager_answerer(model: "RFModel", tokenizer: "Tokenizer", size: tuple[int, in
 
     from rf_export.eager import EagerQuestion
     from rf_export.eager import answer as answer_eager
-    from runtime.images import load_pixels
+    from runtime.pictures.load import load_pixels
 
     how = model.config.understanding
     if how is None:
@@ -199,8 +213,7 @@ def eager_answerer(model: "RFModel", tokenizer: "Tokenizer", size: tuple[int, in
         readings, pixels = [], torch.from_numpy(load_pixels(picture, height, width))
         for question in questions:
             ids = torch.tensor([how.start_id, *tokenizer.encode(question, add_special_tokens=False).ids])
-            request = EagerQuestion(images=[pixels], ids=ids, max_tokens=how.max_tokens,
-                                    stop_ids=tuple(how.stop_ids))  # fmt: skip
+            request = EagerQuestion(images=[pixels], ids=ids, max_tokens=how.max_tokens, stop_ids=tuple(how.stop_ids))
             found = answer_eager(model, request)
             words = [token for token in found.ids if token not in how.stop_ids]
             readings.append(Reading(tokenizer.decode(words), found.ids, [each.numpy() for each in found.logits]))

@@ -100,9 +100,7 @@ def draw_losses(model: RFModel, batch: Batch, draws: Draws, rep_ids: Tensor | No
     text_length = num_slots - starts
     segments = [
         Segment(
-            "understanding",
-            F.embedding(batch.prompt_ids, model.text_embedding),
-            (slots - starts[:, None]).clamp(min=0),
+            "understanding", F.embedding(batch.prompt_ids, model.text_embedding), (slots - starts[:, None]).clamp(min=0)
         )
     ]
     num_rep = 0

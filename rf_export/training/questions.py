@@ -73,8 +73,13 @@ def kinds_for(scene: Scene) -> tuple[QuestionKind, ...]:
 def ask(rng: np.random.Generator, scene: Scene, kind: QuestionKind, config: SceneConfig) -> Question:
     """Draw one question of a kind that `kinds_for` allows."""
     makers: dict[QuestionKind, Callable[[np.random.Generator, Scene, SceneConfig], tuple[str, str]]] = {
-        "count": _count, "colour": _colour, "check": _check, "object": _object, "relation": _relation, "where": _where,
-    }  # fmt: skip
+        "count": _count,
+        "colour": _colour,
+        "check": _check,
+        "object": _object,
+        "relation": _relation,
+        "where": _where,
+    }
     text, answer = makers[kind](rng, scene, config)
     return Question(kind=kind, text=text, answer=answer)
 

@@ -13,12 +13,12 @@ from rf_export.config import ModelConfig
 from rf_export.training.curves import draw_curves
 from rf_export.training.samples import SHEET_PROMPTS, draw_eager
 from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_json
-from runtime.atomic import locked
+from runtime.bundle.atomic import locked
+from runtime.bundle.strict_json import read_json
+from runtime.commands.sheet import contact_sheet
+from runtime.commands.terminal import progress_columns
 from runtime.errors import RFError
-from runtime.png import save_png
-from runtime.sections import read_json
-from runtime.sheet import contact_sheet
-from runtime.terminal import progress_columns
+from runtime.pictures.png import save_png
 
 SAVE_EVERY = 250
 SAMPLE_EVERY = 500

@@ -13,10 +13,19 @@ from runtime.noise import gumbel, normal
 from runtime.schedule import timesteps
 
 SHEET_PROMPTS = (
-    "a red car", "a blue fish", "a green tree", "a purple umbrella", "two yellow stars", "three red hearts",
-    "four blue balloons", "two green guitars", "a pink cat left of a blue house", "a yellow key above a green apple",
-    "a red mushroom and a purple cup", "a blue bell right of a pink heart",
-)  # fmt: skip
+    "a red car",
+    "a blue fish",
+    "a green tree",
+    "a purple umbrella",
+    "two yellow stars",
+    "three red hearts",
+    "four blue balloons",
+    "two green guitars",
+    "a pink cat left of a blue house",
+    "a yellow key above a green apple",
+    "a red mushroom and a purple cup",
+    "a blue bell right of a pink heart",
+)
 
 
 def eager_request(model: RFModel, prompt_ids: Sequence[int], seed: int, *, with_rep: bool = True) -> EagerRequest:

@@ -18,9 +18,13 @@ from PIL import Image
 DATA_VERSION = "scenes-1"  # changes whenever the same (seed, index) would give another picture
 ART_FOLDER = Path(__file__).parent / "art"
 COLOURS = {
-    "red": (222, 40, 40), "yellow": (240, 200, 20), "green": (40, 160, 60), "blue": (40, 100, 225),
-    "purple": (130, 50, 190), "pink": (250, 120, 185),
-}  # fmt: skip
+    "red": (222, 40, 40),
+    "yellow": (240, 200, 20),
+    "green": (40, 160, 60),
+    "blue": (40, 100, 225),
+    "purple": (130, 50, 190),
+    "pink": (250, 120, 185),
+}
 COUNT_WORDS = ("no", "one", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
 PLURALS = {"fish": "fish", "mushroom": "mushrooms"}
@@ -131,10 +135,11 @@ def sprite(style: str, name: str, colour: str, size: int) -> NDArray[np.float32]
     shaded = np.where(level < 0.5, tint * level / 0.5, tint + (255 - tint) * (level - 0.5) / 0.5)
     coloured = np.concatenate([shaded * alpha[..., None], alpha[..., None] * 255], -1)
     channels = [
-        Image.fromarray(coloured[..., i]).resize((size, size), Image.Resampling.BOX if size * 2 <= side else
-                                                 Image.Resampling.BILINEAR)
+        Image.fromarray(coloured[..., i]).resize(
+            (size, size), Image.Resampling.BOX if size * 2 <= side else Image.Resampling.BILINEAR
+        )
         for i in range(4)
-    ]  # fmt: skip
+    ]
     resized = np.stack([np.asarray(channel) for channel in channels], -1)
     resized[..., 3] /= 255
     return resized

@@ -27,12 +27,19 @@ from rf_export.training.questions import QUESTIONS_VERSION, questions_about
 from rf_export.training.scenes import DATA_VERSION, SceneConfig, make_scene
 from rf_export.training.tokens import build_tokenizer, make_batch
 from rf_export.vision import ImageEncoder, pooled_features
-from runtime.atomic import write_file
+from runtime.bundle.atomic import write_file
 from runtime.errors import RFError
 
 # Parameters that only drawing uses: the paper trains them at a multiple of the base rate.
-GENERATION_PARTS = ("rep_", "pixel_", "time.", ".experts.representation.", ".experts.pixel.",
-                    "final_norms.representation", "final_norms.pixel")  # fmt: skip
+GENERATION_PARTS = (
+    "rep_",
+    "pixel_",
+    "time.",
+    ".experts.representation.",
+    ".experts.pixel.",
+    "final_norms.representation",
+    "final_norms.pixel",
+)
 RateDecay = Literal["constant", "cosine"]
 
 
@@ -123,12 +130,18 @@ class Trainer:
             check_extension(self.tokenizer, start)
         self.optimiser = torch.optim.AdamW(
             [
-                {"params": [p for n, p in self.model.named_parameters() if _is_generation(n)], "scale":
-                    config.generation_rate_multiplier},
+                {
+                    "params": [p for n, p in self.model.named_parameters() if _is_generation(n)],
+                    "scale": config.generation_rate_multiplier,
+                },
                 {"params": [p for n, p in self.model.named_parameters() if not _is_generation(n)], "scale": 1.0},
             ],
-            lr=config.learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=config.weight_decay, fused=True,
-        )  # fmt: skip
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            eps=1e-8,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
         self.step, self.cpu_before = 0, 0.0
         self._describe = torch.compile(describe_loss) if config.compile else describe_loss
         self._joint = torch.compile(joint_losses) if config.compile else joint_losses
@@ -172,10 +185,15 @@ class Trainer:
         self.step += 1
         self._update_averages(joint)
         return StepReport(
-            step=self.step, num_steps=self.num_steps, phase="joint" if joint else "describe", lm=losses.lm.item(),
-            rep=None if losses.rep is None else losses.rep.item(), fm=losses.fm.item() if joint else None,
-            codes_used=used, cpu_seconds=self.cpu_seconds,
-        )  # fmt: skip
+            step=self.step,
+            num_steps=self.num_steps,
+            phase="joint" if joint else "describe",
+            lm=losses.lm.item(),
+            rep=None if losses.rep is None else losses.rep.item(),
+            fm=losses.fm.item() if joint else None,
+            codes_used=used,
+            cpu_seconds=self.cpu_seconds,
+        )
 
     def batch(self, step: int) -> Batch:
         """The scenes of a step, a pure function of (seed, step)."""
@@ -314,8 +332,10 @@ def check_extension(tokenizer: Tokenizer, start: Path) -> None:
     words = tokenizer.get_vocab()
     changed = sorted(word for word, number in before.items() if words.get(word) != number)
     if changed:
-        raise RFError(f"the words of {start} have other ids than these scenes' ({', '.join(changed[:4])}); train with "
-                      "the objects that it was trained with")  # fmt: skip
+        raise RFError(
+            f"the words of {start} have other ids than these scenes' ({', '.join(changed[:4])}); train with "
+            "the objects that it was trained with"
+        )
 
 
 def _is_generation(name: str) -> bool:

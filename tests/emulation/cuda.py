@@ -151,8 +151,17 @@ def make_pycuda(gpu):
             self.target = address
 
         def __setattr__(self, name, value):
-            known = ("src_pitch", "src_height", "dst_pitch", "dst_height", "width_in_bytes", "height", "depth",
-                     "source", "target")  # fmt: skip
+            known = (
+                "src_pitch",
+                "src_height",
+                "dst_pitch",
+                "dst_height",
+                "width_in_bytes",
+                "height",
+                "depth",
+                "source",
+                "target",
+            )
             assert name in known, f"Memcpy3D has no {name}"
             object.__setattr__(self, name, value)
 
@@ -204,8 +213,18 @@ def make_pycuda(gpu):
     def init(flags=0):
         module.initialised = True
 
-    for item in (MemoryError, Stream, Device, Memcpy3D, mem_alloc, memcpy_htod_async, memcpy_dtoh_async,
-                 memset_d8_async, memset_d2d8_async, init):  # fmt: skip
+    for item in (
+        MemoryError,
+        Stream,
+        Device,
+        Memcpy3D,
+        mem_alloc,
+        memcpy_htod_async,
+        memcpy_dtoh_async,
+        memset_d8_async,
+        memset_d2d8_async,
+        init,
+    ):
         setattr(module, item.__name__, item)
     return module
 

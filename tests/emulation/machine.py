@@ -5,8 +5,8 @@ import types
 
 import pytest
 
-from runtime.backends import tensorrt_library
-from runtime.backends.cuda_driver import Gpu
+from runtime.backends.cuda import tensorrt_library
+from runtime.backends.cuda.driver import Gpu
 from tests.emulation.cuda import Gpu as EmulatedGpu
 from tests.emulation.cuda import make_driver, make_pycuda
 from tests.emulation.tensorrt import make_tensorrt
@@ -23,13 +23,18 @@ def machine(monkeypatch):
         trt = make_tensorrt(version, gpu)
         name = "tensorrt_rtx" if version.startswith("rtx-") else "tensorrt"
         trt.__name__ = name
-        modules = {"pycuda": types.ModuleType("pycuda"), "pycuda.driver": make_pycuda(gpu), name: trt,
-                   "cuda": types.ModuleType("cuda"), "cuda.bindings": types.ModuleType("cuda.bindings"),
-                   "cuda.bindings.driver": make_driver(gpu) if graphs else None}  # fmt: skip
+        modules = {
+            "pycuda": types.ModuleType("pycuda"),
+            "pycuda.driver": make_pycuda(gpu),
+            name: trt,
+            "cuda": types.ModuleType("cuda"),
+            "cuda.bindings": types.ModuleType("cuda.bindings"),
+            "cuda.bindings.driver": make_driver(gpu) if graphs else None,
+        }
         for key, module in modules.items():
             monkeypatch.setitem(sys.modules, key, module)
         monkeypatch.setattr(tensorrt_library, "_messages", {})
-        for module in ("runtime.backends.cuda_device", "engines.tensorrt", "engines.tensorrt_refit"):
+        for module in ("runtime.backends.cuda.device", "engines.tensorrt.builder", "engines.tensorrt.refit"):
             monkeypatch.setattr(f"{module}.require_gpu", lambda: GPU)
         return types.SimpleNamespace(gpu=gpu, trt=trt, backend=name.replace("_", "-"))
 

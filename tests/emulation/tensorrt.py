@@ -105,8 +105,13 @@ def _classes(trt, gpu, old):
             nodes = onnx.load(model, load_external_data=False).graph.node
             kinds = [_LAYERS.get(node.op_type, "SHUFFLE") for node in nodes]
             layers = [trt.ILayer(trt.LayerType[kind]) for kind in kinds if kind in trt.LayerType.__members__]
-            self._network.__dict__.update(_session=session, _path=model, num_inputs=len(session.get_inputs()),
-                                          _layers=layers, num_layers=len(layers))  # fmt: skip
+            self._network.__dict__.update(
+                _session=session,
+                _path=model,
+                num_inputs=len(session.get_inputs()),
+                _layers=layers,
+                num_layers=len(layers),
+            )
             return True
 
         def get_error(self, index):
@@ -195,9 +200,14 @@ def _classes(trt, gpu, old):
             if not all(isinstance(each, IAttentionInputLayer) and each.attention.decomposable for each in attentions):
                 self._logger.log(types.SimpleNamespace(name="ERROR"), "There is no fused kernel for attention")
                 return None
-            plan = {"version": trt.__version__, "path": network._path, "profiles": config._profiles,
-                    "flags": sorted(config._flags), "num_attentions": len(attentions),
-                    "shares_profiles": not old or "PROFILE_SHARING_0806" in config._previews}  # fmt: skip
+            plan = {
+                "version": trt.__version__,
+                "path": network._path,
+                "profiles": config._profiles,
+                "flags": sorted(config._flags),
+                "num_attentions": len(attentions),
+                "shares_profiles": not old or "PROFILE_SHARING_0806" in config._previews,
+            }
             if "STRIP_PLAN" in config._flags:
                 plan["stripped"] = True
             return json.dumps(plan).encode()
@@ -222,11 +232,16 @@ def _classes(trt, gpu, old):
             session = None if "stripped" in plan else _session(plan["path"])
             nodes = (*_session(plan["path"]).get_inputs(), *_session(plan["path"]).get_outputs())
             self.__dict__.update(
-                _plan=plan, _session=session, _nodes={node.name: node for node in nodes}, num_io_tensors=len(nodes),
-                num_optimization_profiles=len(plan["profiles"]), refittable="REFIT" in plan["flags"],
-                _inputs=[node.name for node in _session(plan["path"]).get_inputs()], _budget=0,
+                _plan=plan,
+                _session=session,
+                _nodes={node.name: node for node in nodes},
+                num_io_tensors=len(nodes),
+                num_optimization_profiles=len(plan["profiles"]),
+                refittable="REFIT" in plan["flags"],
+                _inputs=[node.name for node in _session(plan["path"]).get_inputs()],
+                _budget=0,
                 _contexts=weakref.WeakSet(),
-            )  # fmt: skip
+            )
             streams = "WEIGHT_STREAMING" in plan["flags"]
             for name, value in (("streamable_weights_size", 1000 * streams), ("weight_streaming_budget_v2", 0)):
                 if name in read_api_of(trt)["ICudaEngine"]:

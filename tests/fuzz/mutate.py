@@ -19,9 +19,30 @@ Mutate = Callable[[bytes, Random], bytes]
 
 HUGE = (2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64, 10**30, 10**400)
 NUMBERS = (0, 1, -1, 2, 255, 256, 1024, 65535, 10**6, 0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), *HUGE)
-TEXTS = ("", " ", "..", "../x", "/etc/passwd", "C:\\x", "a\x00b", "\ud800", "\udfff\ud800", "x" * 300, "x" * 70_000,
-         "a/../../b", "./a", "a//b", "\u202egnp.exe", "a\nb", "tokenizer.json", "fp32", "0" * 64, "é", "🚗",
-         "\ufeff")  # fmt: skip
+TEXTS = (
+    "",
+    " ",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "C:\\x",
+    "a\x00b",
+    "\ud800",
+    "\udfff\ud800",
+    "x" * 300,
+    "x" * 70_000,
+    "a/../../b",
+    "./a",
+    "a//b",
+    "\u202egnp.exe",
+    "a\nb",
+    "tokenizer.json",
+    "fp32",
+    "0" * 64,
+    "é",
+    "🚗",
+    "\ufeff",
+)
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F4", "C64", "U64", "")
 VALUES: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"": 0}, *NUMBERS, *TEXTS)
 
@@ -272,7 +293,7 @@ def _change_meta(data: bytes, rng: Random) -> bytes:
 
 
 def _rehash(members: dict[str, bytes]) -> dict[str, bytes]:
-    """Let `meta` fit the arrays again, as calibration/cache.py hashes them, where they are still arrays."""
+    """Let `meta` fit the arrays again, as calibration/recordings.py hashes them, where they are still arrays."""
     import numpy as np
 
     try:

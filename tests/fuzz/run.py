@@ -89,9 +89,15 @@ class Session:
     def write(self) -> None:
         """Leave the counts for the process that prints them; this one may be killed at any time."""
         self._written = time.monotonic()
-        content = {"target": self.target.name, "tried": self.tried, "accepted": self.accepted,
-                   "refusals": self.refusals, "faults": self.faults, "slowest_ms": round(1000 * self.slowest, 1),
-                   "memory_mib": self.memory_mib}  # fmt: skip
+        content = {
+            "target": self.target.name,
+            "tried": self.tried,
+            "accepted": self.accepted,
+            "refusals": self.refusals,
+            "faults": self.faults,
+            "slowest_ms": round(1000 * self.slowest, 1),
+            "memory_mib": self.memory_mib,
+        }
         partial = self.report.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1))
         partial.replace(self.report)
@@ -143,8 +149,16 @@ def fuzz_with_atheris(session: Session, seconds: float, corpus: Path) -> None:
             return bytes(atheris.Mutate(data, max_size))
         return session.target.change(data or rng.choice(session.seeds), rng)[:max_size]
 
-    options = [f"-max_total_time={int(seconds)}", f"-max_len={MAX_INPUT_BYTES}", "-rss_limit_mb=0", "-timeout=600",
-               "-verbosity=0", "-print_final_stats=0", f"-artifact_prefix={corpus}/", str(corpus)]  # fmt: skip
+    options = [
+        f"-max_total_time={int(seconds)}",
+        f"-max_len={MAX_INPUT_BYTES}",
+        "-rss_limit_mb=0",
+        "-timeout=600",
+        "-verbosity=0",
+        "-print_final_stats=0",
+        f"-artifact_prefix={corpus}/",
+        str(corpus),
+    ]
     atheris.Setup([sys.argv[0], *options], lambda data: session.feed(data) and None, custom_mutator=change)
     atheris.Fuzz()
 
@@ -206,8 +220,10 @@ def run_target(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """For docs/robustness.md."""
-    lines = ["| target | inputs | accepted | kinds of refusal | faults | slowest, ms | memory, MiB |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| target | inputs | accepted | kinds of refusal | faults | slowest, ms | memory, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in results:
         lines.append(
             f"| {row['target']} | {row['tried']:,} | {row['accepted']:,} | {len(row['refusals'])} | "

@@ -39,12 +39,12 @@ class Target:
 
 def write_filler_bundle(folder: Path) -> bytes:
     """A bundle whose graphs are filler, with an engine; returns its manifest."""
-    from test_runtime_manifest import sample_manifest
+    from manifests import sample_manifest
 
     from engines.build import engine_label
-    from runtime.backends import Target as Device
-    from runtime.bundle import Bundle, describe_file, write_manifest
-    from runtime.engine import EngineGraph, EngineRecord
+    from runtime.backends.interface import Target as Device
+    from runtime.bundle.engine import EngineGraph, EngineRecord
+    from runtime.bundle.folder import Bundle, describe_file, write_manifest
     from runtime.signature import GRAPHS
 
     manifest = sample_manifest()
@@ -60,18 +60,22 @@ def write_filler_bundle(folder: Path) -> bytes:
     for name in GRAPHS:
         (engine / f"{name}.onnx").write_bytes(name.encode() * 9)
     EngineRecord(
-        target=device, precision="fp32", dialect="classic", bundle_id=manifest.bundle_id,
+        target=device,
+        precision="fp32",
+        dialect="classic",
+        bundle_id=manifest.bundle_id,
         graphs={
             name: EngineGraph(file=f"{name}.onnx", source_sha256=bundle.graph_sha256(name, "fp32")) for name in GRAPHS
         },
         files={f"{name}.onnx": describe_file(engine / f"{name}.onnx") for name in GRAPHS},
-        build={"seconds": 1.5, "options": {"weights": "fixed"}}, verified={"largest_relative_error": {"denoiser": 0.1}},
-    ).write(engine)  # fmt: skip
+        build={"seconds": 1.5, "options": {"weights": "fixed"}},
+        verified={"largest_relative_error": {"denoiser": 0.1}},
+    ).write(engine)
     return (folder / "manifest.json").read_bytes()
 
 
 def _describe(folder: Path) -> str:
-    from runtime.inspection import describe_bundle, format_description
+    from runtime.commands.inspection import describe_bundle, format_description
 
     description = describe_bundle(folder, verify="hash")
     json.dumps(description)
@@ -89,8 +93,8 @@ def _manifest(folder: Path) -> tuple[Read, list[bytes]]:
 
 
 def _engine(folder: Path) -> tuple[Read, list[bytes]]:
-    from runtime.bundle import open_bundle
-    from runtime.engine import find_engine, open_engine, use_engine
+    from runtime.bundle.engine import find_engine, open_engine, use_engine
+    from runtime.bundle.folder import open_bundle
 
     write_filler_bundle(folder)
     bundle = open_bundle(folder)
@@ -191,8 +195,16 @@ def _run(folder: Path) -> tuple[Read, list[bytes]]:
 def _log(folder: Path) -> tuple[Read, list[bytes]]:
     from rf_export.training.curves import read_log
 
-    row = {"step": 1, "num_steps": 9, "phase": "joint", "lm": 1.5, "rep": None, "fm": 0.5, "codes_used": 0.1,
-           "cpu_seconds": 2.0}  # fmt: skip
+    row = {
+        "step": 1,
+        "num_steps": 9,
+        "phase": "joint",
+        "lm": 1.5,
+        "rep": None,
+        "fm": 0.5,
+        "codes_used": 0.1,
+        "cpu_seconds": 2.0,
+    }
     seed = "\n".join(json.dumps({**row, "step": step}) for step in range(3)).encode()
 
     def read(data: bytes) -> object:
@@ -213,9 +225,9 @@ def tokenizers_of_every_kind() -> list[bytes]:
     letters = {letter: i for i, letter in enumerate("abcdefgĠ")}
     bpe = Tokenizer(models.BPE({**letters, "ab": 8}, [("a", "b")]))
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex("x+"), "a")])
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\p{L}+|\s+"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    ])  # fmt: skip
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\p{L}+|\s+"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.TemplateProcessing(single="c $A d", special_tokens=[("c", 2), ("d", 3)])
     bpe.add_special_tokens(["ab"])
@@ -289,7 +301,7 @@ def _prompts_file(folder: Path) -> tuple[Read, list[bytes]]:
 def _parameters(folder: Path) -> tuple[Read, list[bytes]]:
     import numpy as np
 
-    from runtime.png import read_parameters, save_png
+    from runtime.pictures.png import read_parameters, save_png
 
     file = folder / "picture.png"
     save_png(file, np.zeros((4, 6, 3), np.uint8), {"prompt": "a red car", "seed": 7})
@@ -310,10 +322,20 @@ def pictures_of_every_kind() -> list[bytes]:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (9, 13, 4), np.uint8), "RGBA")
     grey = Image.fromarray(rng.integers(0, 65536, (9, 13), np.uint16))
-    chosen = [("PNG", image), ("PNG", image.convert("P")), ("PNG", grey), ("JPEG", image.convert("RGB")),
-              ("JPEG", image.convert("CMYK")), ("GIF", image.convert("P")), ("BMP", image.convert("RGB")),
-              ("TIFF", image), ("TIFF", grey.convert("F")), ("PPM", image.convert("RGB")), ("ICO", image),
-              ("TGA", image.convert("RGB"))]  # fmt: skip
+    chosen = [
+        ("PNG", image),
+        ("PNG", image.convert("P")),
+        ("PNG", grey),
+        ("JPEG", image.convert("RGB")),
+        ("JPEG", image.convert("CMYK")),
+        ("GIF", image.convert("P")),
+        ("BMP", image.convert("RGB")),
+        ("TIFF", image),
+        ("TIFF", grey.convert("F")),
+        ("PPM", image.convert("RGB")),
+        ("ICO", image),
+        ("TGA", image.convert("RGB")),
+    ]
     for kind, feature in (("WEBP", "webp"), ("AVIF", "avif"), ("JPEG2000", "jpg_2000")):
         if features.check(feature):
             chosen.append((kind, image.convert("RGB")))
@@ -330,7 +352,7 @@ def pictures_of_every_kind() -> list[bytes]:
 def _picture(folder: Path) -> tuple[Read, list[bytes]]:
     import numpy as np
 
-    from runtime.images import load_pixels
+    from runtime.pictures.load import load_pixels
 
     def read(data: bytes) -> object:
         pixels = load_pixels(data, 16, 24)
@@ -352,7 +374,7 @@ CACHE_KEY: Final = {"graphs": ["a", "b"], "prompts or seeds": "c", "memory limit
 def _cache(folder: Path) -> tuple[Read, list[bytes]]:
     import numpy as np
 
-    from calibration import cache
+    from calibration import recordings as cache
     from calibration.statistics import Activations, coverage_table, missing_coverage
 
     activations = Activations(4, 3)
@@ -375,7 +397,7 @@ def _cache(folder: Path) -> tuple[Read, list[bytes]]:
 
 
 def _request(folder: Path) -> tuple[Read, list[bytes]]:
-    from test_runtime_manifest import sample_manifest
+    from manifests import sample_manifest
 
     from runtime.options import AnswerOptions, GenerationOptions, plan_answer
     from runtime.request import check_requests
@@ -404,9 +426,19 @@ def _request(folder: Path) -> tuple[Read, list[bytes]]:
         return None
 
     seed: dict[str, Any] = {
-        "prompts": ["a red car"], "seed": 7, "height": 16, "width": 24, "num_steps": 4, "top_k": 5, "temperature": 1.0,
-        "rep_guidance_scale": 2.0, "pix_guidance_scale": 3.0, "top_p": 0.9, "repetition_penalty": 1.1, "max_tokens": 5,
-    }  # fmt: skip
+        "prompts": ["a red car"],
+        "seed": 7,
+        "height": 16,
+        "width": 24,
+        "num_steps": 4,
+        "top_k": 5,
+        "temperature": 1.0,
+        "rep_guidance_scale": 2.0,
+        "pix_guidance_scale": 3.0,
+        "top_p": 0.9,
+        "repetition_penalty": 1.1,
+        "max_tokens": 5,
+    }
     return read, [json.dumps(seed).encode(), json.dumps({**seed, "rep_ids": [[1, 2, 3, 4, 5, 6]]}).encode()]
 
 
@@ -423,16 +455,28 @@ TARGETS: Final = {
         Target("png", "how a picture was made, from its PNG", _parameters, mutate.change_png),
         Target("picture", "a picture of any kind", _picture, change_picture, memory_mib=1200),
         Target("cache", "the cache of a calibration (.npz)", _cache, mutate.change_npz),
-        Target("config", "config.json of a checkpoint", lambda folder: _checkpoint(folder, "config.json"),
-               mutate.change_json),
-        Target("safetensors", "weights of a checkpoint", lambda folder: _checkpoint(folder, "model.safetensors"),
-               mutate.change_safetensors),
-        Target("index", "the index of shards", lambda folder: _checkpoint(folder, "model.safetensors.index.json"),
-               mutate.change_json),
+        Target(
+            "config",
+            "config.json of a checkpoint",
+            lambda folder: _checkpoint(folder, "config.json"),
+            mutate.change_json,
+        ),
+        Target(
+            "safetensors",
+            "weights of a checkpoint",
+            lambda folder: _checkpoint(folder, "model.safetensors"),
+            mutate.change_safetensors,
+        ),
+        Target(
+            "index",
+            "the index of shards",
+            lambda folder: _checkpoint(folder, "model.safetensors.index.json"),
+            mutate.change_json,
+        ),
         Target("run", "run.json of a training", _run, mutate.change_json),
         Target("log", "log.jsonl of a training", _log, mutate.change_lines),
     )
-}  # fmt: skip
+}
 
 
 def fingerprint(data: bytes) -> str:

@@ -30,14 +30,45 @@ WHEELS = {
     "rtx-1.7.1": "tensorrt-rtx-cu13-bindings==1.7.1.116",
 }
 CLASSES = [
-    "Builder", "BuilderFlag", "ComputeCapability", "DataType", "Dims", "DynamicShapesKernelSpecializationStrategy",
-    "EngineInspector", "ExecutionContextAllocationStrategy", "HardwareCompatibilityLevel", "IAttention",
-    "IAttentionInputLayer", "IBuilderConfig", "ICudaEngine", "IExecutionContext", "IHostMemory", "ILayer", "ILogger",
-    "INetworkDefinition", "IOptimizationProfile", "IProgressMonitor", "IRuntimeConfig", "ISerializationConfig",
-    "ITensor", "ITimingCache", "LayerInformationFormat", "LayerType", "Logger", "MemoryPoolType",
-    "NetworkDefinitionCreationFlag", "OnnxParser", "OnnxParserRefitter", "ParserError", "PreviewFeature",
-    "ProfilingVerbosity", "Refitter", "Runtime", "SerializationFlag", "TensorIOMode",
-]  # fmt: skip
+    "Builder",
+    "BuilderFlag",
+    "ComputeCapability",
+    "DataType",
+    "Dims",
+    "DynamicShapesKernelSpecializationStrategy",
+    "EngineInspector",
+    "ExecutionContextAllocationStrategy",
+    "HardwareCompatibilityLevel",
+    "IAttention",
+    "IAttentionInputLayer",
+    "IBuilderConfig",
+    "ICudaEngine",
+    "IExecutionContext",
+    "IHostMemory",
+    "ILayer",
+    "ILogger",
+    "INetworkDefinition",
+    "IOptimizationProfile",
+    "IProgressMonitor",
+    "IRuntimeConfig",
+    "ISerializationConfig",
+    "ITensor",
+    "ITimingCache",
+    "LayerInformationFormat",
+    "LayerType",
+    "Logger",
+    "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
+    "OnnxParser",
+    "OnnxParserRefitter",
+    "ParserError",
+    "PreviewFeature",
+    "ProfilingVerbosity",
+    "Refitter",
+    "Runtime",
+    "SerializationFlag",
+    "TensorIOMode",
+]
 
 READ = """
 import importlib, json, re, sys
@@ -75,8 +106,11 @@ def dump(version: str) -> dict[str, object]:
         code = f"import sys; sys.path.insert(0, {str(folder)!r})\n{READ}"
         done = subprocess.run(
             [sys.executable, "-c", code, bindings.parent.name, json.dumps(CLASSES)],
-            env={"LD_LIBRARY_PATH": str(folder)}, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            env={"LD_LIBRARY_PATH": str(folder)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         read = json.loads(done.stdout)
     return {"wheel": WHEELS[version], **read}
 

@@ -22,13 +22,39 @@ SPRITE_SIZE = 64
 STYLES = ("fluent-flat", "fluent-3d", "noto", "twemoji")
 # Object name -> Unicode code point of the emoji. The order is part of the data version: append only.
 OBJECTS = {
-    "car": "1f697", "fish": "1f41f", "house": "1f3e0", "cat": "1f431", "tree": "1f333", "mushroom": "1f344",
-    "cup": "2615", "balloon": "1f388", "heart": "2764", "key": "1f511", "star": "2b50", "umbrella": "2602",
-    "guitar": "1f3b8", "apple": "1f34e", "bell": "1f514", "hat": "1f3a9", "crown": "1f451", "book": "1f4d6",
-    "turtle": "1f422", "rocket": "1f680", "snail": "1f40c", "cactus": "1f335", "whale": "1f433", "bus": "1f68c",
-    "shirt": "1f455", "banana": "1f34c", "lock": "1f512", "clock": "23f0", "rabbit": "1f430", "moon": "1f319",
-    "gift": "1f381", "camera": "1f4f7",
-}  # fmt: skip
+    "car": "1f697",
+    "fish": "1f41f",
+    "house": "1f3e0",
+    "cat": "1f431",
+    "tree": "1f333",
+    "mushroom": "1f344",
+    "cup": "2615",
+    "balloon": "1f388",
+    "heart": "2764",
+    "key": "1f511",
+    "star": "2b50",
+    "umbrella": "2602",
+    "guitar": "1f3b8",
+    "apple": "1f34e",
+    "bell": "1f514",
+    "hat": "1f3a9",
+    "crown": "1f451",
+    "book": "1f4d6",
+    "turtle": "1f422",
+    "rocket": "1f680",
+    "snail": "1f40c",
+    "cactus": "1f335",
+    "whale": "1f433",
+    "bus": "1f68c",
+    "shirt": "1f455",
+    "banana": "1f34c",
+    "lock": "1f512",
+    "clock": "23f0",
+    "rabbit": "1f430",
+    "moon": "1f319",
+    "gift": "1f381",
+    "camera": "1f4f7",
+}
 
 
 def load_artwork(packages: Path, style: str, code_point: str) -> Image.Image:

@@ -1,0 +1,1 @@
+"""The exported graphs as PyTorch modules, in two dialects."""

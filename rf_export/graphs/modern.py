@@ -1,0 +1,127 @@
+"""`modern` dialect, opset 24: TensorScatter, Attention, RotaryEmbedding and RMSNormalization, half as many nodes.
+
+Prompt and representation tokens write their keys and values into the cache: `present` is `past` with the new rows in
+it, and both may be one buffer, which makes the write truly in place. The denoiser only reads the cache, as in
+`classic`: writing its patches there too would make the cache five times as long, and with it every step of the stages
+before. Knows nothing of embeddings and heads.
+
+Forms that the backends take (TensorRT: onnx/onnx-tensorrt docs/operators.md of 10.15; ONNX Runtime: 1.32, CPU):
+Attention in 4-D with a mask of exactly `[B, 1, S, P]`, no past inside, one output; RotaryEmbedding with tables per row.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rf_export.config import Expert
+from rf_export.graphs.classic import MASKED, cache_bias
+from rf_export.layers import RMSNorm, rotary_tables
+from rf_export.model import DecoderLayer, RFModel
+
+
+@torch.library.custom_op("rf_export::tensor_scatter", mutates_args=())
+def tensor_scatter(past: Tensor, update: Tensor, write_indices: Tensor) -> Tensor:
+    """`past [B, H, P, D]` with `update [B, H, S, D]` from slot `write_indices[b]` on: ONNX TensorScatter-24."""
+    slots = write_indices[:, None] + torch.arange(update.shape[2])  # [B, S]
+    return past.scatter(2, slots[:, None, :, None].expand_as(update), update)
+
+
+@tensor_scatter.register_fake
+def _(past: Tensor, update: Tensor, write_indices: Tensor) -> Tensor:
+    return torch.empty_like(past)
+
+
+def _onnx_tensor_scatter(past: object, update: object, write_indices: object) -> object:
+    from onnxscript.onnx_opset import opset24  # the modules themselves run without it
+
+    return opset24.TensorScatter(past, update, write_indices, axis=-2, mode="linear")
+
+
+TRANSLATIONS = {torch.ops.rf_export.tensor_scatter.default: _onnx_tensor_scatter}  # for torch.onnx.export
+
+
+class ModernDecoder:
+    """See `rf_export.graphs.modules.Decoder`."""
+
+    def __init__(self, model: RFModel) -> None:
+        self.model = model
+        self.config = model.config
+
+    def norm(self, module: RMSNorm, x: Tensor) -> Tensor:
+        """RMSNormalization; its `stash_type` keeps squares in fp32."""
+        return F.rms_norm(x, x.shape[-1:], module.weight, module.eps)
+
+    def prompt_bias(self, row_starts: Tensor, slots: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """Causal over the slots of the cache, the new ones among them: `[B, 1, S, P]`."""
+        keys = torch.arange(past[0].shape[2])
+        visible = (keys >= row_starts[:, None, None]) & (keys <= slots[:, None])
+        return torch.where(visible, 0.0, MASKED).to(past[0].dtype)[:, None]
+
+    def token_bias(self, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """The slots up to the token's own: `[B, 1, 1, P]`."""
+        return cache_bias(row_starts, past_length + 1, past)
+
+    def patch_bias(self, hidden: Tensor, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """The cache, and every patch sees every patch: `[B, 1, M, P + M]`."""
+        patches = torch.zeros_like(hidden[:, :, 0])[:, None, None]
+        bias = torch.cat([cache_bias(row_starts, past_length, past), patches], -1)
+        return bias.expand(-1, -1, hidden.shape[1], -1)
+
+    def extend(
+        self,
+        expert: Expert,
+        hidden: Tensor,
+        positions: Tensor,
+        bias: Tensor,
+        past_length: Tensor,
+        past: tuple[Tensor, ...],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Run all layers; the second result is the cache with the new rows in it, `[B, H, P, D]`."""
+        tables = self._tables(positions, hidden)
+        write_indices = past_length.expand(hidden.shape[0])
+        present: list[Tensor] = []
+        for i, layer in enumerate(self.model.decoder_layers):
+            q, k, v = self._project(layer, expert, hidden, tables)
+            present.append(tensor_scatter(past[2 * i], k, write_indices))
+            present.append(tensor_scatter(past[2 * i + 1], v, write_indices))
+            hidden = self._finish(layer, expert, hidden, self._attend(q, present[-2], present[-1], bias))
+        return hidden, tuple(present)
+
+    def read(self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """Run all layers."""
+        tables = self._tables(positions.expand(-1, hidden.shape[1]), hidden)
+        for i, layer in enumerate(self.model.decoder_layers):
+            q, k, v = self._project(layer, expert, hidden, tables)
+            mixed = self._attend(q, torch.cat([past[2 * i], k], 2), torch.cat([past[2 * i + 1], v], 2), bias)
+            hidden = self._finish(layer, expert, hidden, mixed)
+        return hidden
+
+    def _tables(self, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, `[B, S, D/2]`; RotaryEmbedding wants them in the dtype of what it rotates."""
+        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta)
+        return cos.squeeze(2).to(hidden.dtype), sin.squeeze(2).to(hidden.dtype)
+
+    def _project(
+        self, layer: DecoderLayer, expert: Expert, hidden: Tensor, tables: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[B, Hq, S, D]`, keys and values `[B, H, S, D]`, normed and rotated."""
+        batch, tokens, _ = hidden.shape
+        qkv = layer.qkv(self.norm(layer.expert(expert).attn_norm, hidden))
+        q, k, v = (
+            qkv.reshape(batch, tokens, -1, layer.head_dim)
+            .transpose(1, 2)
+            .split([layer.num_heads, layer.num_kv_heads, layer.num_kv_heads], dim=1)
+        )
+        rotate = torch.onnx.ops.rotary_embedding
+        return rotate(self.norm(layer.q_norm, q), *tables), rotate(self.norm(layer.k_norm, k), *tables), v
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """`[B, Hq, S, D]`, two of `[B, H, P, D] -> [B, S, Hq*D]`."""
+        mixed = F.scaled_dot_product_attention(q, k, v, bias, scale=self.config.head_dim**-0.5, enable_gqa=True)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _finish(self, layer: DecoderLayer, expert: Expert, hidden: Tensor, mixed: Tensor) -> Tensor:
+        """Output projection, residual and feed-forward, as `DecoderLayer.finish`."""
+        block = layer.expert(expert)
+        hidden = hidden + layer.out(mixed)
+        return hidden + block.ffn(self.norm(block.ffn_norm, hidden))

@@ -1,0 +1,1 @@
+"""Would a target's parser and compiler take a graph?"""

@@ -1,0 +1,1 @@
+"""Representation tokens shown to people: over their picture, and beside what their codes stand for."""

@@ -1,0 +1,88 @@
+"""What text_decoder has read in one conversation, in the host's memory. Knows nothing of words and pictures."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends.host.cache import KVCache
+from runtime.backends.interface import Session
+from runtime.errors import RFError
+from runtime.signature import Dialect, ModelSpec, Precision
+
+
+class HostTextRow:
+    """See `runtime.backends.interface.TextRow`."""
+
+    def __init__(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> None:
+        self.session, self.model = session, model
+        self._precision: Precision = precision
+        self._dialect: Dialect = dialect
+        self._cache = self._new_cache(session.signature.cache_slots or 1)
+
+    @property
+    def length(self) -> int:
+        """Tokens that were read."""
+        return self._cache.length
+
+    @property
+    def kv(self) -> npt.DTypeLike:
+        """The dtype of the cache."""
+        return self._cache.values.dtype
+
+    def reserve(self, num_tokens: int) -> None:
+        """Make room."""
+        needed, fixed = self.length + num_tokens, self.session.signature.cache_slots
+        require_slots(needed, self.model, fixed)
+        if fixed is None and needed > self._cache.values.shape[3]:
+            before, self._cache = self._cache, self._new_cache(needed)
+            self._cache.length = before.length
+            self._cache.values[:, :, :, : before.length] = before.values[:, :, :, : before.length]
+
+    def rewind(self, length: int) -> None:
+        """Forget everything but the first tokens."""
+        assert 0 <= length <= self.length
+        self._cache.values[:, :, :, length:] = 0
+        self._cache.length = length
+
+    def bind(
+        self, input_ids: npt.NDArray[np.int64], inputs: dict[str, Any], outputs: dict[str, Any]
+    ) -> Callable[[], None]:
+        """Prepare runs."""
+        cache, past_length = self._cache, np.zeros(1, np.int64)
+        write = cache.write(1, input_ids.shape[1], is_empty=not cache.length)
+        run = self.session.bind(
+            {
+                "input_ids": input_ids,
+                "row_starts": np.zeros(1, np.int64),
+                "past_length": past_length,
+                **inputs,
+                **write.inputs,
+            },
+            {**outputs, **write.outputs},
+        )
+
+        def step() -> None:
+            past_length[0] = cache.length
+            run()
+            write.finish()
+
+        return step
+
+    def _new_cache(self, num_slots: int) -> KVCache:
+        return KVCache(self.model, self._precision, 1, num_slots, dialect=self._dialect)
+
+
+def require_slots(num_tokens: int, model: ModelSpec, fixed_slots: int | None) -> None:
+    """Raises RFError where the model has not so many positions, or its graphs not so many slots."""
+    if num_tokens > model.max_positions:
+        raise RFError(
+            f"That takes {num_tokens} tokens, images included, and the model has {model.max_positions} positions. "
+            "Ask with fewer or smaller images, a shorter text, or a smaller max_tokens."
+        )
+    if fixed_slots is not None and num_tokens > fixed_slots:
+        raise RFError(
+            f"That takes {num_tokens} tokens, images included, and these graphs have {fixed_slots} cache slots. Ask "
+            "with fewer images, a smaller max_tokens, or export with more --cache-slots."
+        )

@@ -1,0 +1,1 @@
+"""The commands that ship with the runtime, and what they print."""

@@ -1,0 +1,1 @@
+"""Many callers' pictures drawn together by one pipeline."""

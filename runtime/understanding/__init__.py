@@ -1,0 +1,1 @@
+"""Questions about pictures: conversations and their answers."""

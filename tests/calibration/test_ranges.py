@@ -1,0 +1,136 @@
+"""Ranges, smoothing and sampled statistics are what their definitions say, for any values."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from calibration.config import METHODS, CalibrationConfig
+from calibration.histogram import LEVELS, Histogram
+from calibration.smoothing import choose_range, product_error, smoothing_factors
+from calibration.statistics import NUM_SAMPLES, Activations
+from runtime.errors import RFError
+
+FLOATS = st.floats(-1e4, 1e4, width=32)
+VALUES = arrays.arrays(np.float32, st.integers(1, 400), elements=FLOATS)
+
+
+def quantisation_error(values: np.ndarray, largest: float) -> float:
+    step = max(largest, 1e-12) / LEVELS
+    return float(np.mean((np.clip(np.rint(values / step), -LEVELS, LEVELS) * step - values) ** 2))
+
+
+@given(VALUES, st.sampled_from(METHODS))
+def test_a_range_is_never_above_the_largest_magnitude(values, method):
+    histogram = Histogram.of(values)
+    assert 0 <= histogram.range(method) <= histogram.largest == np.abs(values).max()
+    if method == "minmax":
+        assert histogram.range(method) == histogram.largest
+
+
+@given(VALUES, VALUES)
+def test_values_may_come_in_pieces_and_in_any_order(first, second):
+    together, pieces = Histogram.of(np.concatenate([first, second])), Histogram.of(second)
+    pieces.add(first)
+    assert (together.counts == pieces.counts).all()
+    assert (together.num_zeros, together.largest) == (pieces.num_zeros, pieces.largest)
+    assert together.num_zeros + together.counts.sum() == first.size + second.size
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 100), st.integers(0, 40))
+def test_the_mse_range_errs_no_more_than_the_largest_value(seed, scale, num_outliers):
+    rng = np.random.default_rng(seed)
+    values = (rng.standard_normal(4000) * scale).astype(np.float32)
+    values[:num_outliers] *= 50
+    histogram = Histogram.of(values)
+    best, naive = (quantisation_error(values, histogram.range(method)) for method in ("mse", "minmax"))
+    assert best <= 1.05 * naive  # bins are 2% wide
+
+
+def test_mse_and_entropy_cut_off_rare_outliers_and_percentile_cuts_where_it_says():
+    values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    values[0] = 1000
+    histogram = Histogram.of(values)
+    assert histogram.range("entropy") < 100
+    assert histogram.range("percentile", 99.0) == pytest.approx(2.576, rel=0.03)
+    wide = np.random.default_rng(1).standard_normal(1_000_000).astype(np.float32)
+    wide[0] = 20
+    assert Histogram.of(wide).range("mse") < 12
+
+
+def test_values_that_are_all_zero_have_a_range_of_zero():
+    assert [Histogram.of(np.zeros(7, np.float32)).range(method) for method in METHODS] == [0] * len(METHODS)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+def test_smoothing_changes_no_product(seed, alpha):
+    rng = np.random.default_rng(seed)
+    x, weight = rng.standard_normal((9, 12)).astype(np.float32), rng.standard_normal((12, 5)).astype(np.float32)
+    x[:, 3], weight[4] = 0, 0
+    factors = smoothing_factors(np.abs(x).max(0), weight, alpha)
+    assert (factors > 0).all()
+    np.testing.assert_allclose((x / factors) @ (weight * factors[:, None]), x @ weight, rtol=1e-3, atol=1e-4)
+
+
+def activations_of(x: np.ndarray) -> Activations:
+    found = Activations(x.shape[1], 1)
+    found.add(0, 0, x, "here")
+    return found
+
+
+def test_outlying_channels_are_smoothed_away_and_even_ones_left_alone():
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((200, 64)).astype(np.float32), rng.standard_normal((64, 32)).astype(np.float32)
+    config = CalibrationConfig(method="minmax")
+    x[:, 7] *= 80
+    chosen = choose_range(activations_of(x), weight, config, can_smooth=True)
+    plain = choose_range(activations_of(x), weight, config, can_smooth=False)
+    assert chosen.alpha is not None
+    assert chosen.error < plain.error / 4
+    assert plain.smoothing is None
+    assert plain.error == pytest.approx(product_error(x, weight, plain.largest))
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.integers(0, 100))
+def test_samples_are_rows_that_were_seen_and_counts_are_exact(sizes, seed):
+    found, seen = Activations(3, 2, seed), []
+    for number, size in enumerate(sizes):
+        rows = np.arange(3 * size, dtype=np.float32).reshape(size, 3) + 1000 * number
+        seen += rows.tolist()
+        found.add(number % 2, 0, rows, "here")
+    assert found.counts.sum() == len(seen)
+    assert len(found.samples) == min(NUM_SAMPLES, len(seen))
+    assert all(row in seen for row in found.samples.tolist())
+    assert found.channel_max.tolist() == np.abs(seen).max(0).tolist()
+
+
+def test_every_row_is_equally_likely_to_be_sampled():
+    found = Activations(1, 1)
+    for start in range(0, 8 * NUM_SAMPLES, 100):
+        found.add(0, 0, np.arange(start, min(start + 100, 8 * NUM_SAMPLES), dtype=np.float32)[:, None], "here")
+    quarters = np.histogram(found.samples, bins=4, range=(0, 8 * NUM_SAMPLES))[0]
+    assert quarters.min() > NUM_SAMPLES / 8  # each about a quarter
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused_with_their_place(value):
+    rows = np.array([[1.0, value]], np.float32)
+    with pytest.raises(RFError, match=r"layer x is fed values that are not finite in step 1 \(unconditional row\)"):
+        Activations(2, 2).add(1, 1, rows, "layer x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "guess"}, "method must be one of"),
+        ({"target": "cuda"}, "target must be one of"),
+        ({"formats": ()}, "formats must be among"),
+        ({"block": 24}, "block must be 0 or a power of two"),
+        ({"percentile": 30.0}, "percentile must be"),
+        ({"gate_fraction": 1.0}, "gate_fraction must be"),
+    ],
+)
+def test_options_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        CalibrationConfig(**change)

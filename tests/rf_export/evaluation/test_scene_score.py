@@ -1,0 +1,99 @@
+"""What counts as a correct picture, how shares are reported, and which prompts are asked: without pictures."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from rf_export.evaluation.checker import Detection
+from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
+from rf_export.evaluation.metric import Rate, evaluation_demands, judge
+from rf_export.training.scenes import KINDS, Demand, SceneConfig, held_out_pairs
+from runtime.errors import RFError
+
+CONFIG = SceneConfig(size=48, num_objects=16, styles=("fluent-flat", "fluent-3d"))
+CAR_LEFT_OF_TREE = Demand(kind="relation", items=(("red", "car"), ("green", "tree")), relation="left of")
+
+
+def seen(colour: str | None, name: str | None, x: float = 24, y: float = 24) -> Detection:
+    return Detection(object=name, colour=colour, x=x, y=y, heat=0.9)
+
+
+@pytest.mark.parametrize(
+    ("successes", "num", "low", "high"),
+    [(0, 10, 0.0, 0.27753), (5, 10, 0.23659, 0.76341), (81, 263, 0.25528, 0.36621), (10, 10, 0.72247, 1.0)],
+)
+def test_wilson_interval_equals_published_values(successes: int, num: int, low: float, high: float) -> None:
+    # 81 of 263: Newcombe 1998 (Statistics in Medicine 17, p. 857), table I, method 3; the others by hand.
+    assert Rate(successes=successes, num=num).interval == pytest.approx((low, high), abs=5e-5)
+
+
+def test_a_share_of_nothing_is_unknown() -> None:
+    rate = Rate(successes=0, num=0)
+    assert math.isnan(rate.value)
+    assert rate.as_dict() == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+
+
+def test_a_picture_is_correct_when_items_and_relation_agree() -> None:
+    verdict = judge([seen("green", "tree", x=36), seen("red", "car", x=12)], CAR_LEFT_OF_TREE)
+    assert verdict.correct
+    assert verdict.position_right
+
+
+def test_a_mirrored_relation_is_wrong_although_the_items_are_right() -> None:
+    verdict = judge([seen("red", "car", x=36), seen("green", "tree", x=12)], CAR_LEFT_OF_TREE)
+    assert (verdict.correct, verdict.colours_right, verdict.position_right) == (False, True, False)
+
+
+def test_swapped_colours_are_wrong_although_objects_and_position_are_right() -> None:
+    verdict = judge([seen("green", "car", x=12), seen("red", "tree", x=36)], CAR_LEFT_OF_TREE)
+    assert (verdict.correct, verdict.objects_right, verdict.colours_right, verdict.position_right) == (
+        False,
+        True,
+        False,
+        True,
+    )
+
+
+@pytest.mark.parametrize("num_seen", [0, 1, 3])
+def test_missing_and_extra_objects_are_wrong_and_their_colours_are_not_asked(num_seen: int) -> None:
+    demand = Demand(kind="count", items=(("blue", "fish"),) * 2)
+    verdict = judge([seen("blue", "fish", x=9.0 * i) for i in range(num_seen)], demand)
+    assert (verdict.correct, verdict.count_right, verdict.colours_right) == (False, False, None)
+
+
+def test_an_uncertain_thing_counts_but_matches_nothing() -> None:
+    verdict = judge([seen("red", None)], Demand(kind="single", items=(("red", "car"),)))
+    assert (verdict.correct, verdict.count_right, verdict.objects_right) == (False, True, False)
+    assert not judge([seen(None, "car")], Demand(kind="single", items=(("red", "car"),))).correct
+
+
+def test_prompts_are_unique_balanced_and_repeatable() -> None:
+    demands = evaluation_demands(200, 3, CONFIG)
+    assert len({demand.caption for demand in demands}) == 200
+    assert Counter(demand.kind for demand in demands) == dict.fromkeys(KINDS, 50)
+    assert evaluation_demands(200, 3, CONFIG) == demands
+    assert evaluation_demands(80, 3, CONFIG) == demands[:80]
+    assert evaluation_demands(200, 4, CONFIG) != demands
+
+
+def test_prompts_show_pairs_of_training_only_unless_held_out_ones_are_wanted() -> None:
+    unseen = held_out_pairs(CONFIG)
+    assert not any(pair in unseen for demand in evaluation_demands(400, 0, CONFIG) for pair in demand.items)
+    held_out = evaluation_demands(120, 0, CONFIG, held_out=True)
+    assert all(demand.items[0] in unseen for demand in held_out)
+    assert Counter(demand.kind for demand in held_out)["single"] == len(unseen)
+    assert all(len({name for _, name in d.items}) == 2 for d in held_out if d.kind in ("two", "relation"))
+
+
+def test_more_prompts_than_captions_is_refused() -> None:
+    with pytest.raises(ValueError, match="only 86 different captions"):
+        evaluation_demands(100, 0, SceneConfig(size=48, num_objects=16, kinds=("single",)))
+
+
+def test_options_of_the_other_kind_of_model_are_refused(tiny_bundle, tiny_checkpoint):
+    """A score under a wrong label would be believed."""
+    with pytest.raises(RFError, match="is a bundle: its graphs draw with representation tokens"):
+        evaluate_model(tiny_bundle, EvaluationOptions(num_prompts=1, without_rep=True))
+    with pytest.raises(RFError, match="is no bundle: a checkpoint is drawn in fp32, and int8 was asked for"):
+        evaluate_model(tiny_checkpoint, EvaluationOptions(num_prompts=1, precision="int8"))

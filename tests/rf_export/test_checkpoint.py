@@ -1,0 +1,285 @@
+"""A checkpoint comes back as it was saved, or a message says what is wrong with it."""
+
+import functools
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from rf_export import checkpoint as checkpoints
+from rf_export.checkpoint import INDEX_NAME, checkpoint_sha256, load_checkpoint, save_checkpoint, split_shards
+from rf_export.config import preset
+from rf_export.model import RFModel
+from runtime.errors import RFError
+from runtime.tokenizer import PromptTokenizer
+
+SHARD_LIMIT = 20_000  # bytes; the largest tensor of the tiny model is larger
+
+
+@pytest.fixture(scope="module")
+def model() -> RFModel:
+    torch.manual_seed(0)
+    return RFModel(preset("tiny")).eval()
+
+
+@pytest.fixture
+def folder(model: RFModel, tmp_path: Path) -> Path:
+    save_checkpoint(model, "{}", tmp_path, torch.float32)
+    return tmp_path
+
+
+@pytest.fixture
+def shards(model: RFModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(checkpoints, "split_shards", lambda tensors: split_shards(tensors, SHARD_LIMIT))
+    save_checkpoint(model, "{}", tmp_path, torch.float32)
+    return tmp_path
+
+
+def assert_equal_weights(loaded: RFModel, model: RFModel) -> None:
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_a_checkpoint_comes_back_as_it_was(model: RFModel, folder: Path) -> None:
+    loaded = load_checkpoint(folder)
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert_equal_weights(loaded, model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once_and_loaded_in_fp32(model: RFModel, tmp_path: Path, dtype: torch.dtype) -> None:
+    save_checkpoint(model, "{}", tmp_path, dtype)
+    for name, tensor in load_checkpoint(tmp_path).state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, model.state_dict()[name].to(dtype).float()), name
+
+
+def test_shards_come_back_as_they_were(model: RFModel, shards: Path) -> None:
+    files = sorted(shards.glob("model-*.safetensors"))
+    assert len(files) > 2
+    for file in files:
+        tensors = load_file(file)
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= SHARD_LIMIT
+    assert not (shards / "model.safetensors").exists()
+    assert_equal_weights(load_checkpoint(shards), model)
+
+
+def test_a_missing_shard_is_named(shards: Path) -> None:
+    (shards / "model-00002-of-{:05}.safetensors".format(len(list(shards.glob("model-*"))))).unlink()
+    with pytest.raises(RFError, match=r"lacks model-00002-of-.*expected safetensors weights"):
+        load_checkpoint(shards)
+
+
+def test_every_kind_of_wrong_tensor_is_named(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["text_head.weight"]
+    tensors["lora.weight"] = torch.zeros(2)
+    tensors["pixel_out.bias"] = torch.zeros(3)
+    tensors["pixel_in.bias"] = tensors["pixel_in.bias"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(RFError, match="do not fit its config") as caught:
+        load_checkpoint(folder)
+    for part in (
+        "1 missing (text_head.weight)",
+        "1 unexpected (lora.weight)",
+        "1 misshapen (pixel_out.bias [3] instead of [48])",
+        "1 of a wrong dtype (pixel_in.bias torch.int8)",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -1])
+def test_a_truncated_file_is_refused(folder: Path, size: int) -> None:
+    file = folder / "model.safetensors"
+    os.truncate(file, size if size >= 0 else file.stat().st_size + size)
+    with pytest.raises(RFError, match=r"model\.safetensors cannot be read as safetensors .*copy it again"):
+        load_checkpoint(folder)
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RFError, match=r"has no config\.json; expected a folder written by rf-export train"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/model.safetensors", 7, None])
+def test_an_index_cannot_point_outside_the_folder(folder: Path, tmp_path: Path, name: object) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")  # whole, so that only its place is wrong
+    (inside / INDEX_NAME).write_text(json.dumps({"weight_map": {"text_embedding": name}}))
+    with pytest.raises(RFError, match=r"lacks \.\./outside|lacks /etc|lacks sub/model|lacks 7|lacks None"):
+        load_checkpoint(inside)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": ["b"]}}']
+)
+def test_a_damaged_index_is_refused(folder: Path, text: str) -> None:
+    (folder / INDEX_NAME).write_text(text)
+    with pytest.raises(RFError):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_experts": 4}, "unknown num_experts"),
+        ({"sampling": {"steps": 4}}, "unknown sampling.steps"),
+        ({"encoder": {"hidden_size": 24}}, "missing encoder.ffn_size"),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": 32.5}, "hidden_size"),
+        ({"num_layers": None}, "num_layers"),
+        ({"ffn_sizes": 48}, "ffn_sizes"),
+        ({"ffn_sizes": {"understanding": 48, "representation": "64", "pixel": 80}}, "ffn_sizes"),
+        ({"encoder": 5}, "encoder"),
+        ({"num_kv_heads": 0}, "num_kv_heads"),
+        ({"sampling": {"num_steps": "25"}}, "num_steps"),
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_sense_is_refused(folder: Path, changes: dict[str, object], words: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(RFError, match=f"does not describe an RF model: .*{words}"):
+        load_checkpoint(folder)
+
+
+def test_a_pickle_beside_the_weights_is_never_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was read"))
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cposix\nsystem\n.")
+    load_checkpoint(folder)
+    before = checkpoint_sha256(folder)
+    (folder / "pytorch_model.bin").unlink()
+    assert checkpoint_sha256(folder) == before
+
+
+def test_the_hash_covers_config_weights_and_tokenizer(folder: Path) -> None:
+    hashes = {checkpoint_sha256(folder)}
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+        hashes.add(checkpoint_sha256(folder))
+    assert len(hashes) == 4
+
+
+def test_saving_over_shards_leaves_one_set_of_weights(shards: Path) -> None:
+    """A stale index would win over the new file."""
+    torch.manual_seed(1)
+    other = RFModel(preset("tiny"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "split_shards", split_shards)  # one file this time
+        save_checkpoint(other, "{}", shards, torch.float32)
+    assert_equal_weights(load_checkpoint(shards), other)
+    assert sorted(path.name for path in shards.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_saving_shards_over_one_file_leaves_one_set_of_weights(
+    model: RFModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "split_shards", lambda tensors: split_shards(tensors, SHARD_LIMIT))
+    save_checkpoint(model, "{}", folder, torch.float32)
+    assert not (folder / "model.safetensors").exists()
+    assert_equal_weights(load_checkpoint(folder), model)
+
+
+def test_a_full_disk_is_told(model: RFModel, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(RFError, match=r"model\.safetensors was not written.*Make room"):
+            save_checkpoint(model, "{}", tmp_path / "out", torch.float32)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(RFError, match=r"no config\.json"):
+        load_checkpoint(tmp_path / "out")
+
+
+def test_an_index_that_is_no_text_is_refused(folder: Path) -> None:
+    (folder / INDEX_NAME).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RFError, match=r"index\.json is damaged .*copy the checkpoint again"):
+        load_checkpoint(folder)
+
+
+def places(content: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Where a config has values, down to the parts of its parts."""
+    return [
+        place
+        for key, value in content.items()
+        for place in ([(key,)] + [(key, *rest) for rest in (places(value) if isinstance(value, dict) else [])])
+    ]
+
+
+CONFIG = preset("tiny").to_dict()
+
+
+@pytest.mark.parametrize("place", places(CONFIG), ids=".".join)
+def test_no_wrong_value_anywhere_in_a_config_is_taken_for_a_model(folder: Path, place: tuple[str, ...]) -> None:
+    """A value of another type, or out of range, is refused with its name, and never crashes or passes."""
+    number = isinstance(functools.reduce(dict.__getitem__, place, CONFIG), float)
+    positive = place[-1] not in ("rep_guidance_scale", "pix_guidance_scale", "temperature")
+    wrong = [None, "x", True, [], {"x": 1}, math.nan, math.inf]
+    if place != ("model_type",):
+        wrong += [10**400] if number else [2.5]
+        wrong += [-1] if place[-1] == "start_id" else [0, -1] if positive else []
+    for value in wrong:
+        config = json.loads(json.dumps(CONFIG))
+        functools.reduce(dict.__getitem__, place[:-1], config)[place[-1]] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(RFError, match="does not describe an RF model") as caught:
+            load_checkpoint(folder)
+        assert place[-1].removeprefix("default_") in str(caught.value), caught.value
+        assert len(str(caught.value)) < 1000
+
+
+def test_a_tokenizer_file_like_those_of_qwen_is_used_as_it_is(model: RFModel, tmp_path: Path) -> None:
+    """NFC, a Unicode split, bytes, and special tokens above the vocabulary: the parts of Qwen's tokenizer.json."""
+    qwen = qwen_tokenizer()
+    text = qwen.to_str(pretty=True)
+    save_checkpoint(model, text, tmp_path / "checkpoint", torch.float32)
+    checkpoints.copy_tokenizer(tmp_path / "checkpoint", tmp_path / "tokenizer.json")
+    assert (tmp_path / "tokenizer.json").read_text() == text
+    prompts = PromptTokenizer(tmp_path / "tokenizer.json", qwen.get_vocab_size())
+    for prompt in ("a red car", "two  blue fish,\nleft of 1234 cups!", "Ein Fu\u00df, \u732b, \N{TIGER FACE}", "I'm"):
+        ids = prompts.encode(prompt, 200)
+        assert ids == qwen.encode(prompt).ids
+        assert qwen.decode(ids) == prompt
+    assert prompts.encode("cafe\u0301", 9) == prompts.encode("caf\u00e9", 9)
+    assert prompts.encode("<|im_start|>", 9) == [qwen.token_to_id("<|im_start|>")]
+    with pytest.raises(RFError, match=r"makes ids up to .* and the model knows"):
+        PromptTokenizer(tmp_path / "tokenizer.json", qwen.get_vocab_size() - 1)
+
+
+def qwen_tokenizer() -> Tokenizer:
+    pattern = (  # of Qwen2 and Qwen3
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer = Tokenizer(models.BPE(byte_fallback=False))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(["a red car and a blue car", "two red cars left of a cup"] * 4, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Measures that several reports state: distances, shares, times, and agreement of tokens."""
