@@ -34,7 +34,11 @@ def exported(checkpoint: Path, name: str, options: ExportOptions, factory: pytes
         folder = factory.mktemp(name) / "bundle"
     else:
         contract = [ROOT / "runtime" / name for name in ("signature.py", "bundle/manifest.py", "bundle/folder.py")]
-        sources = [*sorted(ROOT.glob("rf_export/*.py"), *ROOT.glob("rf_export/graphs/*.py")), *contract, Path(__file__)]
+        sources = [
+            *sorted([*ROOT.glob("rf_export/*.py"), *ROOT.glob("rf_export/graphs/*.py")]),
+            *contract,
+            Path(__file__),
+        ]
         content = b"".join(path.read_bytes() for path in sources)
         folder = Path(kept) / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
     if not folder.exists():
