@@ -492,7 +492,7 @@ def build_engine(
     rf-export build-engine bundle --backend tensorrt-rtx --precision fp16 --compute-capability 8.9
     """
     from engines import EngineConfig, TensorRTConfig, build, estimate, parse_dims
-    from runtime.backends.host.cpu import memory_info
+    from runtime.backends.host.machine import usable_memory
     from runtime.bundle.atomic import restore
     from runtime.bundle.engine import open_engine
 
@@ -509,7 +509,7 @@ def build_engine(
     restore(bundle)
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
-    warning = need.warning(memory_info(), shutil.disk_usage(bundle).free)
+    warning = need.warning(usable_memory(), shutil.disk_usage(bundle).free)
     if warning is not None:
         click.echo(f"warning: {warning}", err=True)
     with progress("build") as report:

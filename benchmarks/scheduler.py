@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime import GenerationOptions, PictureEvent, Pipeline, Scheduler
-from runtime.backends.host.cpu import cpu_name
+from runtime.backends.host.machine import cpu_name, usable_cpus
 
 # Of the reference checkpoint's vocabulary, of one to eight words.
 PROMPTS = (
@@ -198,7 +198,7 @@ def print_table(title: str, results: list[Result], baseline: float) -> None:
 def _machine() -> dict[str, dict]:
     names = ("numpy", "onnxruntime")
     return {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
+        "machine": {"cpu": cpu_name(), "cores": usable_cpus(), "system": platform.platform()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
     }
 
@@ -215,7 +215,7 @@ def _load_average() -> list[float]:
 @click.option("--max-batch", "max_batches", default=(8, 4), multiple=True, type=click.IntRange(1))
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps; the bundle's default otherwise.")
 @click.option("--repeat", default=3, type=click.IntRange(1))
-@click.option("--cores", default=os.cpu_count(), type=click.IntRange(1), help="Threads in all.")
+@click.option("--cores", default=usable_cpus(), type=click.IntRange(1), help="Threads in all.")
 @click.option("--seed", default=0, help="Of the moments of arrival.")
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "fp16"]))
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file.")

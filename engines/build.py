@@ -20,7 +20,7 @@ from engines.probe import largest_error, probe_inputs
 from engines.tensorrt.config import require_defaults
 from runtime.backends import BACKENDS, create_backend, naming_extra
 from runtime.backends.cuda.tensorrt_library import TensorRTName
-from runtime.backends.host.cpu import cpu_name
+from runtime.backends.host.machine import cpu_name
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.atomic import locked, write_folder
 from runtime.bundle.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine

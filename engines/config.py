@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from engines.tensorrt.config import TensorRTConfig
+from runtime.backends.host.machine import UsableMemory
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.folder import Bundle
 from runtime.signature import Dialect, GraphName, Precision
@@ -43,16 +44,16 @@ class BuildEstimate:
     memory_mib: int
     disk_mib: int
 
-    def warning(self, memory: Mapping[str, int], free_disk: int) -> str | None:
+    def warning(self, memory: UsableMemory | None, free_disk: int) -> str | None:
         """A sentence where that may not be there.
 
         Args:
-            memory: Bytes, of `MemAvailable` and `SwapFree`; without them memory is not judged.
+            memory: What may be used; None is not judged.
             free_disk: Bytes.
         """
         short = []
-        if "MemAvailable" in memory:
-            free = (memory["MemAvailable"] + memory.get("SwapFree", 0)) >> 20
+        if memory is not None:
+            free = (memory.available + memory.swap) >> 20
             short += [f"{free} MiB of memory and swap are free"] if free < self.memory_mib else []
         if free_disk >> 20 < self.disk_mib:
             short.append(f"{free_disk >> 20} MiB of disk are free")

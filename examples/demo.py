@@ -9,7 +9,6 @@ that it never saw; parity, and latency against eager PyTorch.
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from rf_export.evaluation.metric import SceneScore, score_pictures
 from rf_export.evaluation.understanding import SCENE_SEED, Asked, everything_to_ask
 from rf_export.export import ExportOptions, export
 from rf_export.training.scenes import Demand, SceneConfig, make_scene
+from runtime.backends.host.machine import usable_cpus
 from runtime.bundle.manifest import Manifest
 from runtime.commands.caption_match import Agreement, agreement
 from runtime.commands.sheet import contact_sheet
@@ -99,7 +99,7 @@ def main() -> None:
     read = read_pictures(pipeline, drawn.pictures)
     say(f"    {sum(read.marks)} of {len(read.marks)} answers about scenes are right")
     say("5/5 measure against eager PyTorch (torch.compile too: rf-export bench)")
-    threads = min(2, os.cpu_count() or 1)
+    threads = min(2, usable_cpus())
     options = BenchOptions(threads=(threads,), precisions=("fp32",), num_rounds=8, compile=False, scaling=False)
     bench = run_bench(out / "bundle", CHECKPOINT, options, progress_line)
     (out / "bench.json").write_text(json.dumps(bench, indent=1) + "\n")

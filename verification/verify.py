@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from runtime.backends import create_backend
-from runtime.backends.host.cpu import cpu_name
+from runtime.backends.host.machine import cpu_name
 from runtime.bundle.folder import Bundle, open_bundle
 from runtime.bundle.manifest import verified_key
 from runtime.bundle.verdict import Verdict, graphs_verdict, record_engine, record_graphs

@@ -132,7 +132,9 @@ class TensorRTBuilder:
     def _find_gpu(self) -> Gpu | None:
         capabilities = self._config.compute_capabilities
         if not capabilities:
-            return require_gpu()
+            return require_gpu(
+                "to compile for an RTX card on this machine use --backend tensorrt-rtx --compute-capability 8.9"
+            )
         if self._name != "tensorrt-rtx":
             raise RFError(
                 "TensorRT builds for the GPU that it runs on, and --compute-capability was given. Build on the target, "

@@ -40,7 +40,7 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
         RFError: The engine takes no weights, runs elsewhere only, is of another architecture, or does not agree with
             the bundle's graphs.
     """
-    require_gpu()  # before any library that crashes without a driver
+    require_gpu("refit the engine on the machine that runs it")  # before any library that crashes without a driver
     source, opened = open_engine(engine), open_bundle(bundle)
     record = source.record
     name, options = _check_refittable(source)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rf_export.benchmark.energy import EnergyMeter
-from runtime.backends.host.cpu import cpu_features, cpu_name, memory_info
+from runtime.backends.host.machine import cpu_features, cpu_name, usable_cpus, usable_memory
 
 ROOT = Path("/")
 PACKAGES = (
@@ -47,18 +47,19 @@ _CPUFREQ = "sys/devices/system/cpu/cpu0/cpufreq"
 
 def describe_machine(root: Path = ROOT) -> dict[str, Any]:
     """What does not change while it is measured, for JSON."""
-    features = cpu_features().split()
+    features = cpu_features(root).split()
+    memory = usable_memory(root)
     known = {
         "governor": _text(root / _CPUFREQ / "scaling_governor"),
         "max_mhz": _mhz(root / _CPUFREQ / "cpuinfo_max_freq"),
         "power_mode": _power_mode(),
     }
     return {
-        "cpu": cpu_name(),
+        "cpu": cpu_name(root),
         "features": [name for name in MATRIX_FEATURES if name in features],
-        "cores": os.cpu_count(),
+        "cores": usable_cpus(root),
         "caches": _caches(root),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(memory.total / 2**30, 1) if memory else None,
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -76,16 +77,16 @@ def describe_state(root: Path = ROOT) -> dict[str, Any]:
     gpus = _gpus()
     return {
         "load_average": round(os.getloadavg()[0], 2),
-        "free_gib": round(free_bytes(root) / 2**30, 1),
+        **({} if (free := free_bytes(root)) is None else {"free_gib": round(free / 2**30, 1)}),
         **({"clock_mhz": clock} if clock else {}),
         **({"gpus": gpus} if gpus else {}),
     }
 
 
-def free_bytes(root: Path = ROOT) -> int:
-    """Memory that programs can still have without swapping."""
-    available = memory_info(root).get("MemAvailable")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if available is None else available
+def free_bytes(root: Path = ROOT) -> int | None:
+    """Memory that this process can still have without swapping; None where the system does not tell."""
+    memory = usable_memory(root)
+    return None if memory is None else memory.available
 
 
 def file_label(name: str) -> str:

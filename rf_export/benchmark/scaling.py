@@ -4,7 +4,6 @@ Knows nothing of baselines. All sizes of a kind take turns, as contenders do.
 """
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Generator
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 from rf_export.benchmark.compiled import Compiled
 from rf_export.benchmark.selection import TRIAL_STEPS
 from rf_export.benchmark.workload import Workload
+from runtime.backends.host.machine import usable_cpus
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
 from verification.measures.timing import interleave, quantile
@@ -67,7 +67,7 @@ def measure_scaling(pipeline: Pipeline, work: Workload, most_seconds: float) -> 
     fixed = pipeline.sessions["rep_decoder"].signature.cache_slots
     options = GenerationOptions(height=plan.height, width=plan.width, num_steps=plan.num_steps)
     lengths = [length for length in PROMPT_TOKENS if length <= min(room, 8 * work.num_slots) and fixed is None]
-    threads = [count for count in (1, 2, 4, 8, 16) if count <= (os.cpu_count() or 1)]
+    threads = [count for count in (1, 2, 4, 8, 16) if count <= usable_cpus()]
     precision, choice = pipeline.precision, "none" if pipeline.engine is None else pipeline.engine.path
     return {
         "prompt_tokens": _measure(

@@ -108,10 +108,10 @@ def open_task(bundle: Path, checkpoint: Path, options: BenchOptions) -> Task:
     return Task(opened=opened, model=model, work=work, questions=questions, options=options, left_out=left_out)
 
 
-def left_out_for_memory(num_parameters: int, free: int) -> dict[str, str]:
+def left_out_for_memory(num_parameters: int, free: int | None) -> dict[str, str]:
     """Contenders that copy the weights once more, where that does not fit."""
     needed = MEMORY_SHARE * 4 * num_parameters
-    if needed <= free:
+    if free is None or needed <= free:
         return {}
     why = f"all contenders take about {needed >> 30} GiB, and {free >> 30} GiB are free"
     return dict.fromkeys(("torch.compile", "eager weights as [out, in]", "plain ONNX graphs beside an engine"), why)

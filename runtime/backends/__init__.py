@@ -1,14 +1,18 @@
 """Who runs graphs: a registry of those who implement `runtime.backends.interface.Backend`.
 
-Knows nothing of any library: a backend is imported, with its library, when it is asked for.
+Knows nothing of any library: a backend is imported, with its library, when it is asked for. Importing this package
+keeps ONNX Runtime's telemetry off: it comes before every module of it, and with that before the library.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from runtime.backends.host.telemetry import switch_off
 from runtime.backends.interface import Backend
 from runtime.errors import RFError
+
+switch_off()
 
 
 def _create_ort() -> Backend:

@@ -12,12 +12,13 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from runtime.backends.cuda.driver import Gpu, probe_gpu
-from runtime.backends.host.cpu import cpu_name, memory_info
+from runtime.backends.host.machine import cpu_name, usable_cpus, usable_memory
+from runtime.backends.host.telemetry import VARIABLE, is_off
 
 # Module -> distributions that bring it.
 PACKAGES: Final = {
@@ -36,6 +37,8 @@ PACKAGES: Final = {
 _L4T: Final = re.compile(r"R(\d+) \(release\), REVISION: ([\d.]+)")
 # Linux for Tegra -> JetPack (developer.nvidia.com/embedded/jetpack-archive); the first line that fits.
 _JETPACK: Final = (("36.3", "6.0"), ("36.4", "6.1 or 6.2"), ("38.2", "7.0"), ("38.4", "7.1"))
+# Processor family -> the oldest glibc of TensorRT-RTX 1.7's wheels (pypi.org/project/tensorrt-rtx-cu13-libs).
+_RTX_WHEELS: Final = {"x86_64": (2, 28), "amd64": (2, 28), "aarch64": (2, 35), "arm64": (2, 35)}
 _COMMAND_SECONDS: Final = 5
 
 
@@ -79,12 +82,14 @@ class Machine:
         probe: Finds the GPU.
         version: The version of a distribution, None where it is not installed.
         run: The output of a command, None where it is not there or fails.
+        wheels: What wheels have to fit: the processor family, the C library and its version.
     """
 
     root: Path = Path("/")
     probe: Callable[[], Gpu | str] = probe_gpu
     version: Callable[[str, str], str | None] = _version
     run: Callable[[list[str]], str | None] = _run
+    wheels: tuple[str, str, str] = field(default_factory=lambda: (platform.machine(), *platform.libc_ver()))
 
 
 def examine(machine: Machine | None = None) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def examine(machine: Machine | None = None) -> dict[str, Any]:
         "gpu_missing": None if isinstance(gpu, Gpu) else str(gpu),
         "jetson": _attempt(lambda: _jetson(here), None),
         "packages": packages,
-        "tasks": [asdict(task) for task in _tasks(packages, gpu)],
+        "tasks": [asdict(task) for task in _tasks(packages, gpu, here.wheels)],
     }
 
 
@@ -125,11 +130,13 @@ def _system(root: Path) -> dict[str, str]:
     facts = {
         "system": platform.platform(),
         "python": platform.python_version(),
-        "cpu": f"{cpu_name()}, {os.cpu_count()} threads",
+        "cpu": f"{cpu_name(root)}, {os.cpu_count()} threads, {usable_cpus(root)} for this process",
+        "telemetry": f"ONNX Runtime's is {'off' if is_off() else 'on'} ({VARIABLE}=0 allows it)",
     }
-    total = memory_info(root).get("MemTotal")
-    if total is not None:
-        facts["memory"] = f"{total >> 20} MiB"
+    memory = usable_memory(root)
+    if memory is not None:
+        free = f"{memory.available >> 20} MiB free, {memory.swap >> 20} MiB of swap"
+        facts["memory"] = f"{memory.total >> 20} MiB for this process, {free}"
     return facts
 
 
@@ -155,7 +162,7 @@ def _packages(machine: Machine) -> dict[str, str | None]:
     return found
 
 
-def _tasks(packages: dict[str, str | None], gpu: Gpu | str) -> list[Task]:
+def _tasks(packages: dict[str, str | None], gpu: Gpu | str, wheels: tuple[str, str, str]) -> list[Task]:
     ort = "onnxruntime" if not packages.get("onnxruntime-gpu") else "onnxruntime-gpu"  # either runs on the CPU
     graphs = "" if packages.get("cuda.bindings") else "slower without CUDA graphs: pip install cuda-bindings"
 
@@ -163,6 +170,9 @@ def _tasks(packages: dict[str, str | None], gpu: Gpu | str) -> list[Task]:
         absent = [need for need in needs if not packages.get(need)]
         command = f"pip install 'rf-export[{extra}]'" if absent else ""
         missing = absent + ([str(gpu)] if on_gpu and not isinstance(gpu, Gpu) else [])
+        if "tensorrt_rtx" in absent and not _has_rtx_wheels(*wheels):
+            missing[absent.index("tensorrt_rtx")] = f"tensorrt_rtx (there are no wheels for {' '.join(wheels).strip()})"
+            command = ""
         return Task(name, not missing, missing, command, note)
 
     both = packages.get("onnxruntime") and packages.get("onnxruntime-gpu")
@@ -177,6 +187,15 @@ def _tasks(packages: dict[str, str | None], gpu: Gpu | str) -> list[Task]:
         task("build, tensorrt-rtx", ["tensorrt_rtx", ort], "tensorrt-rtx", note=ahead),
         task("run, tensorrt-rtx", ["tensorrt_rtx", "pycuda"], "tensorrt-rtx,cuda", on_gpu=True, note=graphs),
     ]
+
+
+def _has_rtx_wheels(family: str, libc: str, version: str) -> bool:
+    """Whether pip finds TensorRT-RTX; Windows, which has another C library, has wheels for these families too."""
+    oldest = _RTX_WHEELS.get(family.lower())
+    if oldest is None or platform.system() == "Windows":
+        return oldest is not None
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version))
+    return libc == "glibc" and numbers >= oldest
 
 
 def _gpu_text(gpu: dict[str, Any]) -> str:

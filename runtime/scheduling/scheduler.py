@@ -10,7 +10,6 @@
 Knows nothing of how a step is made (batches.py) and of whose step is next (dispatch.py): this is where the threads are.
 """
 
-import os
 import threading
 import time
 import weakref
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
+from runtime.backends.host.machine import usable_cpus
 from runtime.errors import RFError
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
@@ -39,7 +39,7 @@ class Scheduler:
         max_batch: The most requests of a stage.
         max_queue: The most requests that wait for a place.
         num_workers: Threads that run graphs, one batch each: with two or more, both stages run at the same
-            time. None makes as many as there are cores for the pipeline's `num_threads`, and one where that
+            time. None makes as many as this process may use cores for the pipeline's `num_threads`, and one where that
             is left to the backend. On a CPU, a pipeline with `num_threads=1` measures best: small runs gain
             little from a second thread, and workers do not wait for one another.
         num_pixel_batches: Batches that the pictures in denoising are spread over; None makes one for every
@@ -155,8 +155,7 @@ class Scheduler:
 def _workers_for(num_threads: int | None, max_batch: int) -> int:
     if num_threads is None:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // num_threads, max_batch))
+    return max(1, min(usable_cpus() // num_threads, max_batch))
 
 
 def _work(dispatcher: Dispatcher) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from engines.pool import WeightPool
 from engines.probe import largest_error, probe_inputs
 from runtime import GenerationOptions, Pipeline, RFError
 from runtime.backends import create_backend
-from runtime.backends.host.cpu import memory_info
+from runtime.backends.host.machine import UsableMemory
 from runtime.bundle.engine import EngineRecord, open_engine
 from runtime.bundle.folder import compute_bundle_id, describe_file, open_bundle
 from runtime.bundle.manifest import FileEntry
@@ -386,23 +387,17 @@ def test_the_command_in_a_message_is_the_one_that_helps(bundle):
 
 def test_who_builds_is_told_before_that_memory_or_disk_may_not_suffice(built, monkeypatch):
     need = estimate(built, CONFIG)
-    enough = {"MemAvailable": need.memory_mib << 19, "SwapFree": need.memory_mib << 19}
+    half = need.memory_mib << 19
+    enough = UsableMemory(total=4 * half, available=half, swap=half)
     assert need.warning(enough, need.disk_mib << 20) is None
-    assert need.warning({}, need.disk_mib << 20) is None  # a system that does not tell
-    short = need.warning({**enough, "SwapFree": 0}, (need.disk_mib << 20) - 1)
+    assert need.warning(None, need.disk_mib << 20) is None  # a system that does not tell
+    short = need.warning(replace(enough, swap=0), (need.disk_mib << 20) - 1)
     assert f"{need.memory_mib // 2} MiB of memory and swap" in short
     assert f"{need.disk_mib - 1} MiB of disk" in short
-    monkeypatch.setattr("runtime.backends.host.cpu.memory_info", lambda: {"MemAvailable": 1 << 20})
+    monkeypatch.setattr("runtime.backends.host.machine.usable_memory", lambda: UsableMemory(8 << 30, 1 << 20, 0))
     result = CliRunner().invoke(cli.main, ["build-engine", str(built)], catch_exceptions=False)
     assert result.exit_code == 0  # an estimate is an upper bound: it warns and goes on
     assert "warning: only 1 MiB of memory and swap are free" in result.stderr
-
-
-def test_memory_is_read_as_linux_tells_it(tmp_path):
-    assert memory_info(tmp_path) == {}
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/meminfo").write_text("MemTotal:       64349184 kB\nHugePages_Total:       0\nMemAvailable:\n")
-    assert memory_info(tmp_path) == {"MemTotal": 64349184 << 10}
 
 
 def test_a_bundle_whose_replacement_was_killed_is_brought_back_and_built(built, tmp_path):

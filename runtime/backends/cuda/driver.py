@@ -60,15 +60,19 @@ def probe_gpu(load: Callable[[str], Any] = ctypes.CDLL) -> Gpu | str:
     return _describe(driver)
 
 
-def require_gpu() -> Gpu:
-    """The first GPU; raises RFError where there is none."""
+def require_gpu(instead: str = "to draw without one use --backend ort") -> Gpu:
+    """The first GPU.
+
+    Args:
+        instead: What can be done without one.
+
+    Raises:
+        RFError: There is none.
+    """
     found = probe_gpu()
     if isinstance(found, Gpu):
         return found
-    raise RFError(
-        f"No GPU can be used: {found}. TensorRT needs a GPU with NVIDIA's driver; to compile for an RTX card on this "
-        "machine use --backend tensorrt-rtx --compute-capability 8.9, and to draw here use --backend ort."
-    )
+    raise RFError(f"No GPU can be used: {found}. This needs a GPU with NVIDIA's driver; {instead}.")
 
 
 def _describe(driver: Any) -> Gpu:

@@ -1,5 +1,4 @@
-"""Runs graphs on the CPU with ONNX Runtime. With ort_cuda.py and engines/ort.py the only module that imports
-onnxruntime.
+"""Runs graphs on the CPU with ONNX Runtime. With cuda/ort.py the only module that imports onnxruntime.
 
 Knows nothing of the model: names and arrays in, arrays out.
 """
@@ -13,7 +12,7 @@ from typing import Any, Final
 import numpy.typing as npt
 import onnxruntime as ort
 
-from runtime.backends.host.cpu import cpu_features
+from runtime.backends.host.machine import cpu_features, is_confined, usable_cores
 from runtime.backends.host.stages import HostRunner
 from runtime.backends.interface import Arrays, Target
 from runtime.errors import RFError
@@ -48,7 +47,8 @@ def session_options(num_threads: int | None) -> ort.SessionOptions:
     if num_threads is not None and num_threads < 1:
         raise RFError(f"num_threads must be >= 1, got {num_threads}.")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads or 0
+    # 0 is a thread per core of the whole machine, each bound to its core, whatever this process may use.
+    options.intra_op_num_threads = num_threads or (usable_cores() if is_confined() else 0)
     options.log_severity_level = _ERRORS_ONLY
     # INT8 weights times inputs that are rounded to INT8 by block: the way that has kernels for VNNI and AMX.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")

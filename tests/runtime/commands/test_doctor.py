@@ -2,6 +2,7 @@
 
 import json
 import types
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -35,7 +36,8 @@ def test_a_jetson_is_recognised_with_its_software_and_power_mode(tmp_path):
     files = {
         "etc/nv_tegra_release": RELEASE,
         "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
-        "proc/meminfo": "MemTotal:       64349184 kB\n",
+        "proc/meminfo": "MemTotal:       64349184 kB\nMemAvailable:   61440000 kB\n",
+        "proc/cpuinfo": "CPU implementer\t: 0x41\nCPU part\t: 0xd42\n" * 12,
     }
     facts = examine(machine(tmp_path, JETSON, ORIN, files, "NV Power Mode: MAXN\n0\n"))
     assert facts["jetson"] == {
@@ -44,13 +46,14 @@ def test_a_jetson_is_recognised_with_its_software_and_power_mode(tmp_path):
         "jetpack": "6.1 or 6.2",
         "power": "MAXN",
     }
-    assert facts["system"]["memory"] == "62841 MiB"
+    assert facts["system"]["memory"] == "62841 MiB for this process, 60000 MiB free, 0 MiB of swap"
     found = tasks(facts)
     assert found["build, tensorrt"]["possible"]
     assert found["run, tensorrt"]["possible"]
     assert not found["export checkpoints"]["possible"]
     text = format_report(facts)
     assert "jetson power   MAXN" in text
+    assert "Cortex-A78AE, " in text
     assert "Orin, compute capability 8.7, 62840 MiB, driver for CUDA 12.6" in text
 
 
@@ -83,6 +86,48 @@ def test_a_missing_gpu_is_no_package(tmp_path):
     assert found["run, tensorrt"]["command"] == ""
     assert found["build, tensorrt-rtx"]["possible"], "ahead of time"
     assert not found["run, tensorrt-rtx"]["possible"]
+
+
+RTX_COMMANDS = {"build, tensorrt-rtx": "tensorrt-rtx", "run, tensorrt-rtx": "tensorrt-rtx,cuda"}
+
+
+@pytest.mark.parametrize(
+    ("wheels", "found"),
+    [
+        (("x86_64", "glibc", "2.36"), True),
+        (("aarch64", "glibc", "2.35"), True),
+        (("aarch64", "glibc", "2.31"), False),  # JetPack 5
+        (("x86_64", "glibc", "2.17"), False),
+        (("armv7l", "glibc", "2.36"), False),
+        (("aarch64", "", ""), False),  # musl
+        (("riscv64", "glibc", "2.39"), False),
+    ],
+)
+def test_tensorrt_rtx_is_suggested_where_there_are_wheels(tmp_path, wheels, found):
+    facts = examine(replace(machine(tmp_path), wheels=wheels))
+    for name, extra in RTX_COMMANDS.items():
+        task = tasks(facts)[name]
+        assert task["command"] == (f"pip install 'rf-export[{extra}]'" if found else "")
+        assert any("no wheels for" in reason for reason in task["missing"]) == (not found)
+    assert tasks(facts)["run, tensorrt"]["command"], "of others it says nothing"
+
+
+@pytest.mark.parametrize(("value", "state"), [(None, "off"), ("1", "off"), ("true", "off"), ("0", "on"), ("no", "on")])
+def test_it_tells_whether_the_library_reports_home(tmp_path, monkeypatch, value, state):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", value)
+    facts = examine(machine(tmp_path))
+    assert facts["system"]["telemetry"] == f"ONNX Runtime's is {state} (ORT_DISABLE_TELEMETRY=0 allows it)"
+
+
+def test_it_counts_the_threads_that_a_group_leaves(tmp_path):
+    files = {
+        "proc/self/cgroup": "0::/\n",
+        "proc/self/mountinfo": "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
+        "sys/fs/cgroup/cpu.max": "100000 100000\n",
+    }
+    assert examine(machine(tmp_path, files=files))["system"]["cpu"].endswith(" threads, 1 for this process")
 
 
 def test_missing_graphs_and_clashing_packages_are_noted(tmp_path):
@@ -184,8 +229,9 @@ def test_the_driver_is_asked_before_tensorrt_is_touched(monkeypatch):
     monkeypatch.setattr(cuda_driver, "probe_gpu", lambda: "no driver")
     monkeypatch.setattr("runtime.backends.cuda.tensorrt.import_library", lambda name: touched.append(name))
     for name in ("tensorrt", "tensorrt-rtx", "ort-cuda"):
-        with pytest.raises(RFError, match="No GPU can be used: no driver"):
+        with pytest.raises(RFError, match="No GPU can be used: no driver") as caught:
             create_backend(name)
+        assert "TensorRT" not in str(caught.value)
     assert touched == []
 
 
