@@ -1,8 +1,10 @@
 """Rewrites a graph: matrix products get INT8 weights, and where wanted INT8 inputs, as Q/DQ pairs.
 
-Only inputs and weights of products are quantised, symmetric with zero point 0. ONNX Runtime fuses `static` to
-MatMulIntegerToFloat and `weight-only` to MatMulNBits, TensorRT both to INT8 kernels; sums, norms, attention and SwiGLU
-in between keep their precision, so nothing stands between residuals and what compilers fuse around them.
+Only inputs and weights of products are quantised, symmetric with zero point 0. No scale is below the smallest normal
+number of the type that it is stored in: columns that are too small for that are lifted by a power of two, which the
+product's output is divided by. ONNX Runtime fuses `static` to MatMulIntegerToFloat and `weight-only` to MatMulNBits,
+TensorRT both to INT8 kernels; sums, norms, attention and SwiGLU in between keep their precision, so nothing stands
+between residuals and what compilers fuse around them.
 
     static         x -> Q -> DQ -> MatMul <- DQ <- int8 [in, out], a scale per column
     weight-only    x -> MatMul <- DQ <- int8 [in, out], a scale per column, or per column and block of rows
@@ -13,14 +15,14 @@ Knows nothing of how layers are chosen.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calibration.config import Format
+from calibration.config import PER_COLUMN, Format
 from calibration.histogram import LEVELS
 from calibration.layers import product_of, scale_owner
 
@@ -68,11 +70,6 @@ def quantise(model: ir.Model, plan: Mapping[str, Choice]) -> None:
     _store_as_half(graph)
 
 
-def column_scales(weight: Matrix) -> Matrix:
-    """Scale of every column of `[in, out]` -> `[out]`; 1 for columns of zeros."""
-    return _nonzero(np.abs(weight).max(0) / LEVELS)
-
-
 def block_size(in_size: int, largest: int) -> int:
     """The largest power of two up to `largest` that divides `in_size`; 16 where none does that ONNX Runtime fuses."""
     block = largest
@@ -81,15 +78,63 @@ def block_size(in_size: int, largest: int) -> int:
     return block
 
 
-def block_scales(weight: Matrix, block: int, levels: int) -> Matrix:
-    """Scale of every column and block of rows: `[in, out] -> [ceil(in / block), out]`."""
-    rows = np.zeros((-(-len(weight) // block) * block, weight.shape[1]), np.float32)
-    rows[: len(weight)] = np.abs(weight)
-    return _nonzero(rows.reshape(-1, block, weight.shape[1]).max(1) / levels)
+def stored_scales(largest: npt.ArrayLike, levels: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Scales with which magnitudes become `levels`, as a graph holds them: normal numbers of its type.
+
+    Integers are made with these and no others, since nobody who dequantises them has others: fp16 rounds what lies
+    below its smallest normal number by up to a half, and to 0 below 3e-8, which TensorRT refuses and ONNX Runtime
+    does not.
+    Zeros get the smallest scale: kernels add an offset to the integers and subtract it again, which with a scale of 1
+    leaves 1e-4 where nothing should be (ONNX Runtime 1.32, MatMulNBits).
+    """
+    info = np.finfo(dtype)
+    return np.clip(np.asarray(largest) / levels, float(info.tiny), float(info.max)).astype(dtype)
 
 
-def _nonzero(scales: Matrix) -> Matrix:
-    return np.where(scales > 0, scales, 1.0).astype(np.float32)
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """A weight as integers.
+
+    Attributes:
+        integers: [in, out], still as floats.
+        scales: [ceil(in / block), out] of every column and block of rows, as they are stored.
+        lifts: [out] powers of two that columns were multiplied by before; 1 for nearly all.
+        block: rows that share a scale.
+    """
+
+    integers: Matrix
+    scales: npt.NDArray[Any]
+    lifts: Matrix
+    block: int
+
+    @classmethod
+    def of(cls, weight: Matrix, levels: int, block: int, dtype: npt.DTypeLike) -> "QuantisedWeight":
+        """Quantise `[in, out]` with scales that are stored in a type."""
+        magnitudes = np.pad(np.abs(weight), ((0, -len(weight) % block), (0, 0)))
+        lifts = _column_lifts(magnitudes.max(0), levels, dtype)
+        largest = magnitudes.reshape(-1, block, len(lifts)).max(1) * lifts
+        scales = stored_scales(largest, levels, dtype)
+        steps = _spread(scales.astype(np.float32) / lifts, block, len(weight))
+        return cls(np.clip(np.rint(weight / steps), -levels, levels), scales, lifts, block)
+
+    @property
+    def restored(self) -> Matrix:
+        """The weight that the integers stand for."""
+        steps = _spread(self.scales.astype(np.float32) / self.lifts, self.block, len(self.integers))
+        return np.asarray(self.integers * steps, np.float32)
+
+
+def _column_lifts(largest: Matrix, levels: int, dtype: npt.DTypeLike) -> Matrix:
+    """Powers of two that lift columns `[out]` whose scale would be below the normal numbers; 1 for all others."""
+    info = np.finfo(dtype)
+    scales = np.where(largest > 0, largest / levels, 1.0)
+    exponents = np.ceil(np.log2(float(info.tiny) / scales))
+    return np.exp2(np.clip(exponents, 0, -info.minexp)).astype(np.float32)  # the inverse is a normal number too
+
+
+def _spread(steps: Matrix, block: int, num_rows: int) -> Matrix:
+    """A row for every row of the weight, or one for all."""
+    return steps if len(steps) == 1 else np.repeat(steps, block, axis=0)[:num_rows]
 
 
 def _smooth(graph: ir.Graph, weight: str, factors: Matrix) -> None:
@@ -124,41 +169,55 @@ def smoothing_owner(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, slice] | 
     return None if found is None else (found, slice(None))
 
 
+def owner_magnitudes(graph: ir.Graph, node: ir.Node) -> Matrix | None:
+    """The largest magnitudes `[in]` of what `smoothing_owner` finds, by channel."""
+    owner = smoothing_owner(graph, node)
+    if owner is None:
+        return None
+    value, columns = owner
+    magnitudes = np.abs(_numpy(value)[..., columns])
+    return magnitudes.reshape(-1, magnitudes.shape[-1]).max(0)  # type: ignore[no-any-return]
+
+
 def _quantise_layer(graph: ir.Graph, weight: str, choice: Choice) -> int:
     """Rewrite one layer; returns the opset that it needs."""
     node = product_of(graph, weight)
     value, x = node.inputs[1], node.inputs[0]
     assert value is not None and x is not None
     matrix, dtype = _numpy(value), value.const_value.dtype.numpy()  # type: ignore[union-attr]
-    block = 0
-    if choice.format == "static" or (choice.format == "weight-only" and not choice.block):
-        scales = column_scales(matrix)
-        integers = _round(matrix / scales, LEVELS).astype(np.int8)
-    else:
-        levels = INT4_LEVELS if choice.format == "weight-only-4" else LEVELS
-        block = block_size(len(matrix), INT4_BLOCK if levels == INT4_LEVELS else choice.block)
-        scales = block_scales(matrix, block, levels)
-        spread = np.repeat(scales, block, axis=0)[: len(matrix)]
-        integers = _round(matrix / spread, levels).astype(ml_dtypes.int4 if levels == INT4_LEVELS else np.int8)
+    is_int4 = choice.format == "weight-only-4"
+    levels, largest_block = (INT4_LEVELS, INT4_BLOCK) if is_int4 else (LEVELS, choice.block)
+    has_blocks = is_int4 or (choice.format == "weight-only" and choice.block != PER_COLUMN)
+    block = block_size(len(matrix), largest_block) if has_blocks else len(matrix)
+    found = QuantisedWeight.of(matrix, levels, block, dtype)
+    if (found.lifts > 1).any():
+        _multiply_output(graph, node, _constant(graph, f"{weight}.lowered", (1 / found.lifts).astype(dtype)))
     if choice.format == "static":
-        scale = _constant(graph, f"{weight}.input_scale", np.array(max(choice.input_range, 1e-12) / LEVELS, dtype))
+        scale = _constant(graph, f"{weight}.input_scale", stored_scales(choice.input_range, LEVELS, dtype))
         zero = _constant(graph, f"{weight}.input_zero_point", np.array(0, np.int8))
         pair = [ir.node("QuantizeLinear", [x, scale, zero])]
         pair.append(ir.node("DequantizeLinear", [pair[0].outputs[0], scale, zero]))
         _insert(graph, node, pair, f"{weight}.input")
         node.replace_input_with(0, pair[1].outputs[0])
     kind = choice.format.replace("-", "_")
-    stored = _constant(graph, f"{weight}.{kind}", integers)
-    scale = _constant(graph, f"{weight}.{kind}.scale", scales.astype(dtype))
-    attributes = {"axis": 0, "block_size": block} if block else {"axis": 1}
+    stored = _constant(graph, f"{weight}.{kind}", found.integers.astype(ml_dtypes.int4 if is_int4 else np.int8))
+    scale = _constant(graph, f"{weight}.{kind}.scale", found.scales if has_blocks else found.scales[0])
+    attributes = {"axis": 0, "block_size": block} if has_blocks else {"axis": 1}
     back = ir.node("DequantizeLinear", [stored, scale], attributes=attributes)
     _insert(graph, node, [back], f"{weight}.{kind}.dequantised")
     node.replace_input_with(1, back.outputs[0])
-    return OPSET_OF_BLOCKS if block else OPSET_OF_HALF if dtype == np.float16 else 0
+    return OPSET_OF_BLOCKS if has_blocks else OPSET_OF_HALF if dtype == np.float16 else 0
 
 
-def _round(values: Matrix, levels: int) -> Matrix:
-    return np.clip(np.rint(values), -levels, levels)
+def _multiply_output(graph: ir.Graph, node: ir.Node, factors: ir.Value) -> None:
+    """Multiply what a product puts out, for all who read it."""
+    (product,) = node.outputs
+    name, product.name = product.name, f"{product.name}.lifted"
+    scaled = ir.node("Mul", [product, factors], name=f"{factors.name}.product")
+    scaled.outputs[0].name, scaled.outputs[0].type, scaled.outputs[0].shape = name, product.type, product.shape
+    ir.convenience.replace_all_uses_with(product, scaled.outputs[0], replace_graph_outputs=True)
+    scaled.replace_input_with(0, product)
+    graph.insert_after(node, scaled)
 
 
 def _insert(graph: ir.Graph, before: ir.Node, nodes: list[ir.Node], name: str) -> None:

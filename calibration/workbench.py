@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from calibration.config import CalibrationConfig, Format
 from calibration.layers import Layer, find_layers, product_of
-from calibration.quantise import Choice, quantise, smoothing_owner
+from calibration.quantise import Choice, owner_magnitudes, quantise
 from calibration.smoothing import Range, choose_range
 from calibration.statistics import Activations
 from calibration.trajectory import Inputs, graph_file
@@ -78,10 +78,9 @@ class Workbench:
         self.ranges: dict[str, Range] = {}
         if "static" in config.formats_of(graph):
             for weight in self.layers:
-                node = product_of(model.graph, weight)
-                matrix = model.graph.initializers[weight].const_value.numpy().astype(np.float32)  # type: ignore[union-attr]
-                can_smooth = smoothing_owner(model.graph, node) is not None
-                self.ranges[weight] = choose_range(activations[weight], matrix, config, can_smooth=can_smooth)
+                matrix = model.graph.initializers[weight].const_value.numpy()  # type: ignore[union-attr]
+                owner = owner_magnitudes(model.graph, product_of(model.graph, weight))
+                self.ranges[weight] = choose_range(activations[weight], matrix, config, owner)
         self.original = base.sessions[graph]
         self._expected = [self.original.run(inputs) for inputs in examples]
 

@@ -125,15 +125,19 @@ def rotary(*, tokens: int = 4, positions: int | None = None) -> onnx.ModelProto:
     return one("RotaryEmbedding", inputs, out=F16)
 
 
-def qdq(zero_point: Any = None) -> onnx.ModelProto:
+I8_ZERO, TENTH = np.int8(0), np.float32(0.1)
+
+
+def qdq(zero_point: Any = None, scale: Any = TENTH) -> onnx.ModelProto:
     """Quantise and dequantise."""
-    constants = {"s": np.float32(0.1)} | ({} if zero_point is None else {"z": zero_point})
+    constants = {"s": scale} | ({} if zero_point is None else {"z": zero_point})
     extra = list(constants)
     nodes = [
         helper.make_node("QuantizeLinear", ["x", *extra], ["q"], name="the_node"),
         helper.make_node("DequantizeLinear", ["q", *extra], ["y"]),
     ]
-    return graph(nodes, X, {"y": (F32, None)}, constants)
+    dtype = helper.np_dtype_to_tensor_dtype(np.asarray(scale).dtype)
+    return graph(nodes, {"x": (dtype, [2, 8])}, {"y": (dtype, None)}, constants)
 
 
 def nbits() -> onnx.ModelProto:
@@ -177,6 +181,23 @@ BROKEN: list[tuple[str, str, str, Build]] = [
     ("quantised", "zero point is not 0", "tensorrt-rtx", lambda: qdq(np.int8(3))),
     ("quantised", "uint8", "tensorrt-10.16", lambda: qdq(np.uint8(0))),
     ("quantised", "uint8", "tensorrt-10.16", qdq),
+    *(
+        (
+            "scales",
+            f"1 of its 1 scales are not normal numbers of {kind}",
+            target,
+            lambda scale=scale: qdq(I8_ZERO, scale),
+        )
+        for target, kind, scale in (
+            ("tensorrt-rtx", "FLOAT16", np.float16(0)),
+            ("tensorrt-rtx", "FLOAT", np.float32(-0.1)),
+            ("tensorrt-8.6", "FLOAT", np.float32(np.nan)),
+            ("onnxruntime", "FLOAT", np.float32(0)),
+            ("onnxruntime", "FLOAT16", np.float16(np.inf)),
+        )
+    ),
+    ("scales", "calibrate the bundle again", "onnxruntime", lambda: qdq(I8_ZERO, np.float16(6e-5))),  # subnormal
+    ("scales", "calibrate the bundle again", "onnxruntime", lambda: qdq(I8_ZERO, np.float32(1e-39))),
     ("top-k", "K is 3841", "tensorrt-rtx", lambda: one("TopK", LONG, {"k": np.array([3841])}, outputs=("y", "i"))),
     (
         "top-k",
@@ -256,7 +277,9 @@ BROKEN: list[tuple[str, str, str, Build]] = [
 SOUND: list[tuple[str, Build]] = [
     ("tensorrt-8.6", lambda: one("Relu", X, opset=17)),
     ("tensorrt-10.3", lambda: one("Relu", X, opset=20)),
-    ("tensorrt-rtx", lambda: qdq(np.int8(0))),
+    ("tensorrt-rtx", lambda: qdq(I8_ZERO)),
+    ("tensorrt-rtx", lambda: qdq(I8_ZERO, np.finfo(np.float16).tiny)),
+    ("tensorrt-rtx", lambda: qdq(I8_ZERO, np.float16(65504))),
     ("tensorrt-rtx", lambda: one("TopK", LONG, {"k": np.array([3840])}, outputs=("y", "i"))),
     ("tensorrt-rtx", lambda: one("ReduceMean", X, {"a": np.array([1])})),
     ("tensorrt-rtx", lambda: one("MatMul", X, {"w": np.ones((8, 4), np.float32)})),

@@ -76,7 +76,7 @@ def _compile(trt: Any, job: Job, messages: Messages, on_detail: Callable[[str], 
         raise RFError(
             f"TensorRT {trt.__version__} does not build {job.source.name}: "
             f"{messages.last_error or 'it gives no reason'}. Try other --dim ranges or a larger --workspace-mib; "
-            "where the reason names an operator, export for this version again."
+            f"where the reason names an operator or a scale: {_how_to_write_again(job)}"
         )
     if cache is not None and job.timing_cache is not None:
         _save_timing_cache(cache, job.timing_cache)
@@ -96,13 +96,19 @@ def _parse(trt: Any, network: Any, messages: Messages, job: Job) -> None:
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         reasons = "; ".join(f"node {error.node()}: {error.desc()}" for error in errors) or messages.last_error
         raise RFError(
-            f"The parser of TensorRT {trt.__version__} refuses {job.source.name}: {reasons}. "
-            "Export the bundle again for this version."
+            f"The parser of TensorRT {trt.__version__} refuses {job.source.name}: {reasons}. {_how_to_write_again(job)}"
         )
     _let_attention_decompose(trt, network)
     found = {network.get_input(i).name for i in range(network.num_inputs)}
     if found != {spec.name for spec in job.signature.inputs}:
         raise RFError(f"{job.source.name} has the inputs {sorted(found)}, not those of its signature. Export it again.")
+
+
+def _how_to_write_again(job: Job) -> str:
+    """What to do about a graph that is not as it should be: whoever wrote it has to write it again."""
+    if job.precision in ("int8", "int8-fp16"):
+        return "Calibrate the bundle again: rf-export calibrate BUNDLE --prompts FILE --target tensorrt."
+    return "Export the bundle again for this version."
 
 
 def _let_attention_decompose(trt: Any, network: Any) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeAlias
 
+import ml_dtypes
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -163,6 +164,22 @@ def _quantised(node: ir.Node, target: Target) -> Complaints:
         yield "its zero point is not 0", "quantise symmetrically: zero point 0"
 
 
+def _scales(node: ir.Node, target: Target) -> Complaints:
+    """[rtx] refuses scales that are not positive; ONNX Runtime computes with them; subnormal ones have lost bits."""
+    value = _input(node, 1)
+    cast = None if value is None else value.producer()
+    is_stored_smaller = cast is not None and cast.op_type == "Cast"
+    constant = _constant(cast.inputs[0] if cast is not None and is_stored_smaller else value)
+    if constant is None:
+        return
+    dtype = (is_stored_smaller and value is not None and value.dtype) or constant.dtype
+    scales, info = constant.numpy().astype("float64"), ml_dtypes.finfo(dtype.numpy())
+    wrong = int((~((scales >= float(info.smallest_normal)) & (scales <= float(info.max)))).sum())
+    if wrong:
+        problem = f"{wrong} of its {scales.size} scales are not normal numbers of {dtype} above 0"
+        yield problem, "calibrate the bundle again, which writes no such scales"
+
+
 def _top_k(node: ir.Node, target: Target) -> Complaints:
     k = _constant(_input(node, 1))
     if k is None:
@@ -213,6 +230,7 @@ _NODE_RULES: Final[dict[str, tuple[frozenset[str] | None, NodeRule]]] = {
         _mixed_floats,
     ),
     "quantised": (frozenset({"QuantizeLinear", "DequantizeLinear"}), _quantised),
+    "scales": (frozenset({"QuantizeLinear", "DequantizeLinear"}), _scales),
     "top-k": (frozenset({"TopK"}), _top_k),
     "constant-axes": (
         frozenset(
@@ -234,5 +252,5 @@ _NODE_RULES: Final[dict[str, tuple[frozenset[str] | None, NodeRule]]] = {
     "rotary": (frozenset({"RotaryEmbedding"}), rotary),
     "tensor-scatter": (frozenset({"TensorScatter"}), tensor_scatter),
 }
-_FOR_ONNXRUNTIME: Final = frozenset({"attention"})
+_FOR_ONNXRUNTIME: Final = frozenset({"attention", "scales"})
 RULES: Final = (*_MODEL_RULES, *_NODE_RULES)

@@ -148,9 +148,8 @@ def test_int8_that_is_wrong_is_mended_layer_by_layer_or_refused(bundle, monkeypa
     """Scales that are three times too large clip every weight: no group agrees any more."""
     import calibration.quantise as module
 
-    honest, honest_blocks = module.column_scales, module.block_scales
-    monkeypatch.setattr(module, "column_scales", lambda weight: honest(weight) / 3)
-    monkeypatch.setattr(module, "block_scales", lambda weight, block, levels: honest_blocks(weight, block, levels) / 3)
+    honest = module.stored_scales
+    monkeypatch.setattr(module, "stored_scales", lambda largest, *of: (honest(largest, *of) / 3).astype(of[-1]))
     before = content(bundle)
     with pytest.raises(RFError, match="no layer of rep_decoder and denoiser is good enough in INT8"):
         calibrate(bundle, PROMPTS, replace(CONFIG, force=False))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from calibration.config import PER_COLUMN
 from calibration.layers import find_layers, product_of
-from calibration.quantise import Choice, block_scales, block_size, quantise, smoothing_owner
+from calibration.quantise import Choice, QuantisedWeight, block_size, quantise, smoothing_owner
 from calibration.quantise import _smooth as smooth
 from engines.probe import probe_inputs
 from rf_export.lint.rules import lint
@@ -171,10 +171,10 @@ def test_blocks_divide_the_rows_unless_none_can(in_size, largest):
 def test_no_weight_leaves_the_range_of_its_block(rows, block, seed):
     weight = np.random.default_rng(seed).standard_normal((rows, 3)).astype(np.float32)
     weight[:, 1] = 0
-    scales = block_scales(weight, block, 127)
-    assert scales.shape == (-(-rows // block), 3)
-    assert (np.abs(weight) <= np.repeat(scales, block, 0)[:rows] * 127.001).all()
-    assert (scales[:, 1] == 1).all()
+    found = QuantisedWeight.of(weight, 127, block, np.float32)
+    assert found.scales.shape == (-(-rows // block), 3)
+    assert (np.abs(weight) <= np.repeat(found.scales, block, 0)[:rows] * 127.001).all()
+    assert not found.restored[:, 1].any()
 
 
 def test_equal_tensors_of_several_graphs_are_stored_once(tiny_bundle, tmp_path):

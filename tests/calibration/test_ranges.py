@@ -68,7 +68,7 @@ def test_smoothing_changes_no_product(seed, alpha):
     rng = np.random.default_rng(seed)
     x, weight = rng.standard_normal((9, 12)).astype(np.float32), rng.standard_normal((12, 5)).astype(np.float32)
     x[:, 3], weight[4] = 0, 0
-    factors = smoothing_factors(np.abs(x).max(0), weight, alpha)
+    factors = smoothing_factors(np.abs(x).max(0), np.abs(weight).max(1), alpha)
     assert (factors > 0).all()
     np.testing.assert_allclose((x / factors) @ (weight * factors[:, None]), x @ weight, rtol=1e-3, atol=1e-4)
 
@@ -84,8 +84,8 @@ def test_outlying_channels_are_smoothed_away_and_even_ones_left_alone():
     x, weight = rng.standard_normal((200, 64)).astype(np.float32), rng.standard_normal((64, 32)).astype(np.float32)
     config = CalibrationConfig(method="minmax")
     x[:, 7] *= 80
-    chosen = choose_range(activations_of(x), weight, config, can_smooth=True)
-    plain = choose_range(activations_of(x), weight, config, can_smooth=False)
+    chosen = choose_range(activations_of(x), weight, config, np.ones(64, np.float32))
+    plain = choose_range(activations_of(x), weight, config, None)
     assert chosen.alpha is not None
     assert chosen.error < plain.error / 4
     assert plain.smoothing is None

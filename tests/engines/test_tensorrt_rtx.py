@@ -10,10 +10,12 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+import calibration.quantise as quantise_module
 import cli
 from calibration.config import PER_COLUMN
 from calibration.layers import find_layers
@@ -271,6 +273,21 @@ def test_int8_graphs_of_the_reference_checkpoint_compile_for_two_generations(ref
     bundle = add_integers(shutil.copytree(reference_bundle, tmp_path / "bundle"))
     record = open_engine(build(bundle, config("8.6", "8.9", precision="int8-fp16"))).record
     assert {record.graphs[name].file for name in GRAPHS} == {f"{name}.int8-fp16.engine" for name in GRAPHS}
+
+
+def test_integers_that_the_parser_refuses_are_calibrated_again_and_not_exported(tiny_bundle, tmp_path, monkeypatch):
+    """Here: the scale of an input that became 0."""
+    honest = quantise_module.stored_scales
+
+    def zero_for_inputs(largest, levels, dtype):
+        return honest(largest, levels, dtype) if np.ndim(largest) else np.zeros((), dtype)
+
+    monkeypatch.setattr(quantise_module, "stored_scales", zero_for_inputs)
+    bundle = add_integers(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    with pytest.raises(
+        RFError, match=r"Scale coefficients must all be positive.*Calibrate the bundle again: rf-export"
+    ):
+        build(bundle, config("8.9", precision="int8-fp16"))
 
 
 @pytest.mark.slow
