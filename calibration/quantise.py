@@ -121,7 +121,8 @@ class QuantisedWeight:
     def restored(self) -> Matrix:
         """The weight that the integers stand for."""
         steps = _spread(self.scales.astype(np.float32) / self.lifts, self.block, len(self.integers))
-        return np.asarray(self.integers * steps, np.float32)
+        restored: Matrix = self.integers * steps
+        return restored
 
 
 def _column_lifts(largest: Matrix, levels: int, dtype: npt.DTypeLike) -> Matrix:
