@@ -121,8 +121,7 @@ class QuantisedWeight:
     def restored(self) -> Matrix:
         """The weight that the integers stand for."""
         steps = _spread(self.scales.astype(np.float32) / self.lifts, self.block, len(self.integers))
-        restored: Matrix = self.integers * steps
-        return restored
+        return self.integers * steps
 
 
 def _column_lifts(largest: Matrix, levels: int, dtype: npt.DTypeLike) -> Matrix:
@@ -130,7 +129,8 @@ def _column_lifts(largest: Matrix, levels: int, dtype: npt.DTypeLike) -> Matrix:
     info = np.finfo(dtype)
     scales = np.where(largest > 0, largest / levels, 1.0)
     exponents = np.ceil(np.log2(float(info.tiny) / scales))
-    return np.exp2(np.clip(exponents, 0, -info.minexp)).astype(np.float32)  # the inverse is a normal number too
+    lifts: Matrix = np.exp2(np.clip(exponents, 0, -info.minexp)).astype(np.float32)  # the inverse is normal too
+    return lifts
 
 
 def _spread(steps: Matrix, block: int, num_rows: int) -> Matrix:
