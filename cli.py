@@ -1,10 +1,11 @@
 """The `rf-export` command: one function per subcommand, each a thin layer over a library call.
 
 Here are the commands that make and judge bundles and engines; those that run a bundle ship with it, in
-`runtime/commands/commands.py`, and those that only a workshop needs are in `rf_export/commands.py`.
+`runtime/commands/`, and those that only a workshop needs are in `rf_export/commands.py`.
 
 Results go to stdout, progress and messages to stderr. A user's mistake ends in one sentence and exit code 1 (2 for
-wrong options); a bug keeps its traceback. Heavy libraries are imported inside the commands that need them.
+wrong options, 130 after Ctrl-C); a bug keeps its traceback. Heavy libraries are imported inside the commands that need
+them.
 """
 
 import errno
@@ -18,8 +19,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rf_export.commands import bench, evaluate, tokens, train
-from runtime.commands.commands import doctor, generate, inspect, understand
-from runtime.commands.terminal import DIALECT, FOLDER, PRECISION, progress, require_writable, usage_errors
+from runtime.commands import parameters as arg
+from runtime.commands.doctor import doctor
+from runtime.commands.generate import generate
+from runtime.commands.inspect import inspect
+from runtime.commands.terminal import open_streams, progress
+from runtime.commands.understand import understand
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,38 +32,38 @@ if TYPE_CHECKING:
     from verification import VerifyOptions
 
 # What users cause by a path, a disk or a right; other errors of the system are bugs, and keep their traceback.
-SYSTEM_ERRORS = (
+SYSTEM_ERRORS: tuple[int, ...] = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
     errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-    errno.EBUSY,
-    errno.EIO,
-    errno.ELOOP,
 )
+SYSTEM_ERRORS += (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.ELOOP, errno.ENAMETOOLONG)
+# Module -> extra of the package that brings it; `calibrate` alone makes do with less than `export`.
 EXTRAS = {
-    "torch": "export",
-    "onnx": "quantize",
-    "onnx_ir": "quantize",
-    "onnxscript": "export",
-    "safetensors": "export",
-    "matplotlib": "export",
-    "onnxruntime": "ort",
-    "tensorrt": "tensorrt",
-    "tensorrt_rtx": "tensorrt-rtx",
-    "pycuda": "cuda",
+    **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "matplotlib"), "export"),
+    **{"onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "pycuda": "cuda"},
 }
-NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+INTERRUPTED = 130  # as shells report SIGINT
 INT8_FORMAT = click.Choice(["static", "weight-only", "weight-only-4"])
+VERBOSITY = click.Choice(["layer_names_only", "detailed", "none"])
+HARDWARE = click.Choice(["none", "ampere_plus", "same_compute_capability"])
+WEIGHTS = click.Choice(["fixed", "refittable", "stripped"])
+COSINE, PERCENT = arg.number(-1, 1, max_open=True), arg.number(0, 100, max_open=True)
+# What help tells of defaults.
+OWN_REFERENCE, TARGETS = "none: the fp32 graphs of BUNDLE are", "what the targets ask for"
+IN_BUNDLE, LIBRARYS = "one in the bundle", "the library's"
 
 
 class OneSentenceErrors(click.Group):
     """Turns what users can cause into one message; lets everything else show its traceback."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        """Run the program."""
+        open_streams()
+        return super().main(*arguments, **settings)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -66,12 +71,17 @@ class OneSentenceErrors(click.Group):
 
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
         except RFError as error:
             raise click.ClickException(str(error)) from error
         except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
+            module = (error.name or "").partition(".")[0]
+            if module not in EXTRAS:
                 raise
+            needs_less = module.startswith("onnx") and ctx.invoked_subcommand == "calibrate"
+            extra = "quantize" if needs_less and module != "onnxruntime" else EXTRAS[module]
             raise click.ClickException(
                 f"this command needs {error.name}, which is not installed; run: pip install 'rf-export[{extra}]'"
             ) from error
@@ -84,7 +94,7 @@ class OneSentenceErrors(click.Group):
             raise click.ClickException(f"{where}: {error.strerror}; choose another place") from error
 
 
-@click.group(cls=OneSentenceErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@arg.command(cls=OneSentenceErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="rf-export", prog_name="rf-export")
 def main() -> None:
     """Compile Representation-Forcing models, draw with them, and ask them about pictures.
@@ -97,49 +107,29 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.argument("checkpoint", type=FOLDER)
-@click.option("-o", "--output", "bundle", type=FOLDER, required=True, help="The bundle to write.")
-@click.option(
-    "--precision",
-    "precisions",
-    type=click.Choice(["fp32", "fp16"]),
-    multiple=True,
-    default=("fp32", "fp16"),
-    show_default=True,
+@arg.command()
+@click.argument("checkpoint", type=arg.PATH)
+@arg.option("-o --output bundle", "Bundle to write.", arg.PATH, required=True)
+@arg.many("--precision precisions", "Precision of the graphs.", click.Choice(["fp32", "fp16"]), ("fp32", "fp16"))
+@arg.many(
+    "--dialect dialects",
+    "Spelling of the graphs: classic runs everywhere, modern (opset 24) writes its cache in place.",
+    click.Choice(["classic", "modern", "both"]),
+    shown="what the targets ask for, or classic",
 )
-@click.option(
-    "--dialect",
-    "dialects",
-    type=click.Choice(["classic", "modern", "both"]),
-    multiple=True,
-    help="Spelling of the graphs: classic runs everywhere, modern (opset 24) writes its cache in place. "
-    "[default: what the targets ask for, or classic]",
-)
-@click.option(
-    "--target",
-    "targets",
-    multiple=True,
-    metavar="NAME",
-    help="Who has to take the graphs: onnxruntime, tensorrt-8.6, tensorrt-10.0 to tensorrt-11.x, "
+@arg.many(
+    "--target targets",
+    "Library that has to take the graphs: onnxruntime, tensorrt-8.6, tensorrt-10.0 to tensorrt-11.x, "
     "tensorrt-rtx-1.7; picks dialect and opset, and refuses what would not parse there.",
+    metavar="NAME",
 )
-@click.option("--opset", type=click.IntRange(17, 18), help="Of classic graphs: 17 for TensorRT 8.6.")
-@click.option("--cache-slots", type=click.IntRange(2), help="Fixed length of the cache of modern graphs, for TensorRT.")
-@click.option("--force", is_flag=True, help="Replace an existing bundle.")
-@click.option("--no-verify", is_flag=True, help="Skip the verification; such graphs run with --allow-unverified only.")
-@click.option("--json", "as_json", is_flag=True)
+@arg.option("--opset", "Opset of classic graphs; TensorRT 8.6 reads 17.", click.IntRange(17, 18), shown=TARGETS)
+@arg.option("--cache-slots", "Length of the cache of modern graphs.", click.IntRange(2), shown=TARGETS)
+@arg.flag("--force", "Replace an existing bundle.")
+@arg.flag("--no-verify", "Skip the verification; such graphs run with --allow-unverified only.")
+@arg.flag("--json as_json", "Print the manifest as JSON.")
 def export(
-    checkpoint: Path,
-    bundle: Path,
-    precisions: tuple[Any, ...],
-    dialects: tuple[Any, ...],
-    targets: tuple[str, ...],
-    opset: int | None,
-    cache_slots: int | None,
-    force: bool,
-    no_verify: bool,
-    as_json: bool,
+    checkpoint: Path, bundle: Path, dialects: tuple[str, ...], no_verify: bool, as_json: bool, **options: Any
 ) -> None:
     """Trace CHECKPOINT into ONNX graphs, verify them against eager PyTorch, and write a bundle.
 
@@ -147,26 +137,23 @@ def export(
     rf-export export examples/reference/checkpoint -o bundle
     rf-export export examples/reference/checkpoint -o bundle --target tensorrt-8.6 --precision fp16
     """
+    from rf_export.checkpoint import load_config
     from rf_export.export import ExportOptions, export
+    from rf_export.export_plan import ExportPlan
+    from verification.verify import worst_cosine
 
-    chosen: Any = tuple(name for name in DIALECT.choices if name in dialects or "both" in dialects)
-    options = ExportOptions(
-        precisions=tuple(dict.fromkeys(precisions)),
-        targets=targets,
-        dialects=chosen or None,
-        opset=opset,
-        cache_slots=cache_slots,
-        force=force,
-        verify=not no_verify,
-    )
+    wanted: Any = tuple(name for name in arg.DIALECT.choices if name in dialects or "both" in dialects)
+    options["precisions"] = tuple(dict.fromkeys(options["precisions"]))
+    config = load_config(checkpoint)
+    with arg.usage_errors():
+        chosen = ExportOptions(dialects=wanted or None, verify=not no_verify, **options)
+        ExportPlan.of(chosen, config)
     with progress("export") as report:
-        manifest = export(checkpoint, bundle, options, report)
+        manifest = export(checkpoint, bundle, chosen, report)
     if as_json:
         click.echo(json.dumps(manifest.to_dict(), indent=1))
         return
     click.echo(f"{bundle}  id {manifest.bundle_id}")
-    from verification.verify import worst_cosine
-
     for precision, figures in manifest.verified.items():
         click.echo(
             f"  {precision}  worst cosine {worst_cosine(figures):.8f}  "
@@ -176,40 +163,22 @@ def export(
         )
 
 
-@main.command()
-@click.argument("bundle", type=FOLDER)
-@click.option(
-    "--checkpoint",
-    type=FOLDER,
-    help="What BUNDLE was exported from: eager PyTorch is the reference then. "
-    "[default: the fp32 graphs of the bundle are]",
-)
-@click.option(
-    "--backend",
-    "backends",
-    multiple=True,
-    help="Only these: ort, ort-cuda, tensorrt, tensorrt-rtx; repeat it. [default: all]",
-)
-@click.option("--precision", "precisions", type=PRECISION, multiple=True, help="Only these. [default: all]")
-@click.option("--dialect", "dialects", type=DIALECT, multiple=True, help="Only these. [default: all]")
-@click.option("--quick", is_flag=True, help="Two prompts and two questions, as an export does it.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random cases.")
-@click.option("--random", "num_random", type=click.IntRange(0), default=2, show_default=True, help="Random drawings.")
-@click.option("--threads", "num_threads", type=click.IntRange(1), help="CPU threads; the default is the backend's.")
-@click.option(
-    "--rebuilds",
-    type=click.IntRange(0),
-    default=0,
-    metavar="K",
-    help="Also build engines of --backend K times, in a temporary place, and judge the worst.",
-)
-@click.option("--taps", is_flag=True, help="Also compare layer by layer inside of the graphs; see --report and --json.")
-@click.option("--no-record", is_flag=True, help="Do not write the verdicts into the bundle.")
-@click.option("--report", "report_path", type=FOLDER, help="Also write an HTML report.")
-@click.option("--json", "as_json", is_flag=True)
-@click.pass_context
+@arg.command()
+@arg.BUNDLE
+@arg.option("--checkpoint", "Checkpoint of BUNDLE: eager PyTorch is the reference.", arg.PATH, shown=OWN_REFERENCE)
+@arg.many("--backend backends", "Backend to verify.", arg.BACKEND, shown="all")
+@arg.many("--precision precisions", "Precision to verify.", arg.PRECISION, shown="all")
+@arg.many("--dialect dialects", "Dialect to verify.", arg.DIALECT, shown="all")
+@arg.flag("--quick", "Take two prompts and two questions, as an export does it.")
+@arg.option("--seed", "Seed of the random cases.", arg.SEED, 0)
+@arg.option("--random num_random", "Number of random drawings.", arg.NATURAL, 2)
+@arg.option("--threads num_threads", "CPU threads of a run.", arg.COUNT, shown="the backend's")
+@arg.option("--rebuilds", "Number of builds to verify as well, of engines of --backend.", arg.NATURAL, 0)
+@arg.flag("--taps", "Compare also layer by layer inside of the graphs; see --report and --json.")
+@arg.flag("--no-record", "Do not write the verdicts into the bundle.")
+@arg.option("--report report_path", "HTML report to write as well.", arg.FILE)
+@arg.flag("--json as_json", "Print the verdicts as JSON.")
 def verify(
-    ctx: click.Context,
     bundle: Path,
     checkpoint: Path | None,
     quick: bool,
@@ -231,28 +200,19 @@ def verify(
     from verification.report import write_report
     from verification.verify import NotRecordedError
 
-    require_writable(report_path, "--report")
+    arg.require_writable(report_path, "--report")
     if not no_record:
         restore(bundle)
-    reference = None
-    if checkpoint is not None:
-        import torch
-
-        from rf_export.eager_reference import EagerReference
-        from rf_export.export import open_exported
-
-        torch.set_num_threads(options["num_threads"] or torch.get_num_threads())
-        reference = EagerReference(open_exported(bundle, checkpoint)[1])
+    reference = None if checkpoint is None else Remembering(_eager(bundle, checkpoint, options["num_threads"]))
     chosen = VerifyOptions(profile="quick" if quick else "full", record=not no_record, **options)
-    remembered = None if reference is None else Remembering(reference)
     not_recorded = None
     with progress("verify") as report:
         try:
-            outcomes = verify(bundle, chosen, remembered, report)
+            outcomes = verify(bundle, chosen, reference, report)
         except NotRecordedError as error:
             outcomes, not_recorded = error.outcomes, error
         if rebuilds:
-            outcomes += verify_rebuilds(bundle, chosen, remembered, _rebuild(chosen), rebuilds, report)
+            outcomes += verify_rebuilds(bundle, chosen, reference, _rebuild(chosen), rebuilds, report)
     if as_json:
         click.echo(json.dumps([outcome.to_dict() for outcome in outcomes], indent=1))
     else:
@@ -262,7 +222,18 @@ def verify(
     if not_recorded is not None:
         raise not_recorded
     if {outcome.verdict for outcome in outcomes} - {"not run"} != {"passed"}:
-        ctx.exit(1)
+        raise SystemExit(1)
+
+
+def _eager(bundle: Path, checkpoint: Path, num_threads: int | None) -> Any:
+    """The checkpoint as a reference."""
+    import torch
+
+    from rf_export.eager_reference import EagerReference
+    from rf_export.export import open_exported
+
+    torch.set_num_threads(num_threads or torch.get_num_threads())
+    return EagerReference(open_exported(bundle, checkpoint)[1])
 
 
 def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
@@ -273,93 +244,43 @@ def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
     def run(bundle: Path) -> None:
         precisions = options.precisions or open_bundle(bundle).manifest.precisions
         for backend, precision in itertools.product(options.backends or ("ort",), precisions):
-            build(
-                bundle,
-                EngineConfig(
-                    backend=backend,
-                    precision=precision,
-                    num_threads=options.num_threads,
-                    force=True,
-                    allow_unverified=True,
-                ),
+            config = EngineConfig(
+                backend=backend, precision=precision, num_threads=options.num_threads, force=True, allow_unverified=True
             )
+            build(bundle, config)
 
     return run
 
 
-@main.command()
-@click.argument("bundle", type=FOLDER)
-@click.option(
-    "--prompts",
-    "prompts_file",
-    type=FOLDER,
-    required=True,
-    help="Text file, one prompt per line, 16 different ones at least; lines that begin with # are left out.",
-)
-@click.option("--images", type=FOLDER, help="More pictures for the image encoder and the gate, beside those drawn.")
-@click.option(
+@arg.command()
+@arg.BUNDLE
+@arg.option("--prompts prompts_file", "Text file of prompts, one per line, 16 at least.", arg.FILE, required=True)
+@arg.option("--images", "Folder of more pictures for the image encoder and the gate, beside those drawn.", arg.PATH)
+@arg.option(
     "--target",
-    type=click.Choice(["ort", "tensorrt", "tensorrt-rtx"]),
-    default="ort",
-    show_default=True,
-    help="ort makes int8 on fp32 and times every group here; the others int8-fp16, untimed without a GPU.",
+    "Library to calibrate for: ort makes int8 on fp32 and times every group here; the others int8-fp16, untimed "
+    "without a GPU.",
+    click.Choice(["ort", "tensorrt", "tensorrt-rtx"]),
+    "ort",
 )
-@click.option(
-    "--method",
-    type=click.Choice(["mse", "percentile", "entropy", "minmax"]),
-    default="mse",
-    show_default=True,
-    help="Range of activations.",
-)
-@click.option("--percentile", type=float, default=99.99, show_default=True, help="Of --method percentile.")
-@click.option("--smooth/--no-smooth", default=True, show_default=True, help="Let norms take over outlying channels.")
-@click.option(
-    "--format",
-    "formats",
-    type=INT8_FORMAT,
-    multiple=True,
-    default=("static", "weight-only"),
-    show_default=True,
-    help="Tried for denoiser and vision_encoder.",
-)
-@click.option(
-    "--decoder-format",
-    "ar_formats",
-    type=INT8_FORMAT,
-    multiple=True,
-    default=("weight-only",),
-    show_default=True,
-    help="Tried for text_decoder and rep_decoder; weight-only-4 is INT4.",
-)
-@click.option("--block", type=int, help="Rows of a weight per scale, 0 for all. [default: 128, TensorRT 0]")
-@click.option(
-    "--min-psnr", type=float, default=25.0, show_default=True, help="Of pictures from the same tokens, mean, dB."
-)
-@click.option(
-    "--min-cosine", type=float, default=0.999, show_default=True, help="Of every step, mean over the prompts; below 1."
-)
-@click.option(
-    "--min-token-agreement",
-    type=click.FloatRange(0, 100, max_open=True),
-    default=95.0,
-    show_default=True,
-    help="Of captions, percent, for sure; near ties may fall either way.",
-)
-@click.option(
-    "--scene-score",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Also score so many pictures of scenes; for models that know their words, needs PyTorch.",
-)
-@click.option("--memory-mib", type=click.IntRange(1), default=1024, show_default=True, help="For recorded activations.")
-@click.option("--threads", "num_threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Prompt i is drawn with seed + i.")
-@click.option("--cache", "cache_path", type=FOLDER, help="Recorded activations. [default: BUNDLE.fp32.calibration.npz]")
-@click.option("--report", "report_path", type=FOLDER, help="HTML report. [default: BUNDLE.calibration.html]")
-@click.option("--export-inputs", type=FOLDER, help="Only write recorded inputs to this folder, as .npz for ModelOpt.")
-@click.option("--force", is_flag=True, help="Write the graphs even if they are not faster or not good enough.")
-@click.option("--json", "as_json", is_flag=True)
+@arg.option("--method", "Range of activations.", click.Choice(["mse", "percentile", "entropy", "minmax"]), "mse")
+@arg.option("--percentile", "Percentile of --method percentile.", arg.number(50, 100, min_open=True), 99.99)
+@arg.option("--smooth/--no-smooth", "Let norms take over outlying channels, or not.", default=True)
+@arg.many("--format formats", "Format for denoiser and vision_encoder.", INT8_FORMAT, ("static", "weight-only"))
+@arg.many("--decoder-format ar_formats", "Format for both decoders; the last is INT4.", INT8_FORMAT, ("weight-only",))
+@arg.option("--block", "Rows of a weight per scale, 0 for all.", arg.NATURAL, shown="128, with TensorRT 0")
+@arg.option("--min-psnr", "Least mean PSNR, in dB, of pictures from the same tokens.", arg.number(0), 25.0)
+@arg.option("--min-cosine", "Least cosine of every step, mean over the prompts.", COSINE, 0.999)
+@arg.option("--min-token-agreement", "Least percentage of caption tokens that agree for sure.", PERCENT, 95.0)
+@arg.option("--scene-score", "Number of scenes to score as well; needs PyTorch.", arg.NATURAL, 0)
+@arg.option("--memory-mib", "Memory of recorded activations, at most.", arg.COUNT, 1024)
+@arg.option("--threads num_threads", "CPU threads of a run.", arg.COUNT, 1)
+@arg.option("--seed", "Seed of the first prompt; prompt i is drawn with seed + i.", arg.SEED, 0)
+@arg.option("--cache cache_path", "File of recorded activations.", arg.FILE, shown="BUNDLE.fp32.calibration.npz")
+@arg.option("--report report_path", "HTML report to write.", arg.FILE, shown="BUNDLE.calibration.html")
+@arg.option("--export-inputs", "Folder to write recorded inputs into, as .npz for ModelOpt, and no more.", arg.PATH)
+@arg.flag("--force", "Write the graphs even if they are not faster or not good enough.")
+@arg.flag("--json as_json", "Print the decisions as JSON.")
 def calibrate(
     bundle: Path,
     prompts_file: Path,
@@ -384,20 +305,19 @@ def calibrate(
     from rf_export.lint.rules import takers
     from runtime.bundle.atomic import restore
 
-    prompts = calibration.read_prompts(prompts_file)
-    pictures = calibration.find_pictures(images) if images is not None else []
-    require_writable(cache_path, "--cache")
-    require_writable(report_path, "--report")
-    with usage_errors():
+    if export_inputs is not None and images is not None:
+        raise click.UsageError("--export-inputs writes what the model draws and reads; leave out --images")
+    with arg.usage_errors():
         limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr, answer_tokens=min_token_agreement / 100)
         config = calibration.CalibrationConfig(limits=limits, **options)
+    prompts = calibration.read_prompts(prompts_file)
+    pictures = [] if images is None else calibration.find_pictures(images)
+    arg.require_writable(cache_path, "--cache")
+    arg.require_writable(report_path, "--report")
     restore(bundle)
     if export_inputs is not None:
-        if pictures:
-            raise click.UsageError("--export-inputs writes what the model draws and reads; leave out --images")
-        written = calibration.export_inputs(
-            bundle, prompts, export_inputs, config.base, config.num_threads, config.seed
-        )
+        threads, seed = config.num_threads, config.seed
+        written = calibration.export_inputs(bundle, prompts, export_inputs, config.base, threads, seed)
         click.echo("\n".join(map(str, written)))
         return
     scorer = None
@@ -420,70 +340,36 @@ def calibrate(
     click.echo(json.dumps(outcome.to_dict(), indent=1) if as_json else outcome.table())
 
 
-@main.command("build-engine")
-@click.argument("bundle", type=FOLDER)
-@click.option("--backend", default="ort", show_default=True, help="ort, tensorrt or tensorrt-rtx.")
-@click.option("--precision", type=PRECISION, default="fp32", show_default=True)
-@click.option("--force", is_flag=True, help="Build again where a fitting engine is there already.")
-@click.option(
-    "--dim",
-    "dims",
-    multiple=True,
+@arg.command("build-engine")
+@arg.BUNDLE
+@arg.option("-o --output", "Folder of the engine, to draw with `--engine`.", arg.PATH, shown=IN_BUNDLE)
+@arg.option("--backend", "Library that will run the engine.", arg.BACKEND, "ort")
+@arg.option("--precision", "Precision of the graphs to compile.", arg.PRECISION, "fp32")
+@arg.option("--dialect", "Spelling of the graphs to compile; modern ones have --cache-slots.", arg.DIALECT, "classic")
+@arg.flag("--force", "Build again where a fitting engine is there already.")
+@arg.option("--threads num_threads", "CPU threads of the build and of its check.", arg.COUNT, shown="the backend's")
+@arg.many(
+    "--dim dims",
+    "TensorRT: sizes of batch (pictures drawn at once), images (read at once), prompt (tokens), height, width.",
     metavar="NAME=MIN:OPT:MAX",
-    help="TensorRT: sizes of batch (pictures drawn at once), images (read at once), prompt (tokens), height, "
-    "width; repeat it.",
 )
-@click.option("--workspace-mib", type=click.IntRange(1), help="TensorRT: most device memory of one layer.")
-@click.option("--builder-optimization-level", type=click.IntRange(0, 5), help="TensorRT: 5 searches longest.")
-@click.option("--timing-cache", metavar="FILE", help="TensorRT: the default is one per GPU in the bundle.")
-@click.option(
-    "--profiling-verbosity",
-    type=click.Choice(["layer_names_only", "detailed", "none"]),
-    default="layer_names_only",
-    show_default=True,
+@arg.option("--workspace-mib", "TensorRT: device memory of one layer, at most.", arg.COUNT, shown=LIBRARYS)
+@arg.option("--builder-optimization-level", "TensorRT: effort.", click.IntRange(0, 5), shown=LIBRARYS)
+@arg.option("--timing-cache", "TensorRT: file of measured times.", metavar="FILE", shown="one per GPU in the bundle")
+@arg.option("--profiling-verbosity", "TensorRT: what it tells of its layers.", VERBOSITY, "layer_names_only")
+@arg.flag("--version-compatible", "TensorRT: let later minor versions run it too.")
+@arg.option("--hardware-compatibility", "TensorRT: devices that run it besides this one.", HARDWARE, "none")
+@arg.flag("--weight-streaming", "TensorRT: leave weights in the host's memory, for models larger than the GPU's.")
+@arg.option("--weights", "TensorRT: refittable and stripped ones are for `refit-engine`.", WEIGHTS, "fixed")
+@arg.many(
+    "--compute-capability compute_capabilities",
+    "tensorrt-rtx: GPU to compile for, on any machine, such as 8.6.",
+    metavar="X.Y",
+    shown="the GPU that is here",
 )
-@click.option("--version-compatible", is_flag=True, help="TensorRT: runs with later minor versions too.")
-@click.option(
-    "--hardware-compatibility",
-    type=click.Choice(["none", "ampere_plus", "same_compute_capability"]),
-    default="none",
-    show_default=True,
-)
-@click.option("--weight-streaming", is_flag=True, help="TensorRT: for models larger than the GPU's memory.")
-@click.option(
-    "--weights",
-    type=click.Choice(["fixed", "refittable", "stripped"]),
-    default="fixed",
-    show_default=True,
-    help="TensorRT: refittable ones can be exchanged (refit-engine), stripped ones are left out until then.",
-)
-@click.option(
-    "--compute-capability",
-    "compute_capabilities",
-    multiple=True,
-    metavar="8.6",
-    help="tensorrt-rtx: compile for these GPUs, on any machine; repeat it.",
-)
-@click.option(
-    "--dialect",
-    type=DIALECT,
-    default="classic",
-    show_default=True,
-    help="TensorRT from 10.15 on and tensorrt-rtx: modern, from graphs exported with --cache-slots.",
-)
-@click.option("--allow-unverified", is_flag=True, help="Build from graphs that failed a verification, or had none.")
-@click.option("--json", "as_json", is_flag=True)
-def build_engine(
-    bundle: Path,
-    backend: str,
-    precision: Any,
-    dialect: Any,
-    force: bool,
-    as_json: bool,
-    dims: tuple[str, ...],
-    allow_unverified: bool,
-    **options: Any,
-) -> None:
+@arg.flag("--allow-unverified", "Build also from graphs that failed a verification, or had none.")
+@arg.flag("--json as_json", "Print the record of the engine as JSON.")
+def build_engine(bundle: Path, as_json: bool, dims: tuple[str, ...], **options: Any) -> None:
     """Compile the graphs of BUNDLE for this machine, or ahead of time for RTX cards.
 
     \b
@@ -491,40 +377,45 @@ def build_engine(
     rf-export build-engine bundle --backend tensorrt --precision fp16 --dim batch=1:1:4 --dim prompt=1:32:256
     rf-export build-engine bundle --backend tensorrt-rtx --precision fp16 --compute-capability 8.9
     """
-    from engines import EngineConfig, TensorRTConfig, build, estimate, parse_dims
+    from engines import EngineConfig, TensorRTConfig, estimate, parse_dims
+    from engines.build import build_or_keep
+    from engines.tensorrt.config import require_defaults
     from runtime.backends.host.machine import usable_memory
     from runtime.bundle.atomic import restore
     from runtime.bundle.engine import open_engine
 
-    with usage_errors():
+    if options["backend"] == "ort-cuda":
+        raise click.BadParameter(
+            "ort-cuda runs the ONNX graphs as they are: there is nothing to build", param_hint="--backend"
+        )
+    common = ("backend", "precision", "dialect", "force", "num_threads", "allow_unverified", "output")
+    chosen = {name: options.pop(name) for name in common}
+    with arg.usage_errors():
         tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)
-    config = EngineConfig(
-        backend=backend,
-        precision=precision,
-        dialect=dialect,
-        force=force,
-        tensorrt=tensorrt,
-        allow_unverified=allow_unverified,
-    )
+        config = EngineConfig(tensorrt=tensorrt, **chosen)
+        if config.backend == "ort":
+            require_defaults(tensorrt, config.backend)
     restore(bundle)
     need = estimate(bundle, config)
     click.echo(f"needs at most {need.memory_mib} MiB of memory and {need.disk_mib} MiB of disk", err=True)
-    warning = need.warning(usable_memory(), shutil.disk_usage(bundle).free)
+    place = arg.nearest_existing((config.output or bundle).absolute())
+    warning = need.warning(usable_memory(), shutil.disk_usage(place).free)
     if warning is not None:
         click.echo(f"warning: {warning}", err=True)
     with progress("build") as report:
-        path = build(bundle, config, report)
-    record = open_engine(path).record
+        built = build_or_keep(bundle, config, report)
+    record = open_engine(built.path).record
     if as_json:
-        click.echo(json.dumps({"path": str(path), **record.to_dict()}, indent=1))
-    else:
-        click.echo(f"{path}  built in {record.build['seconds']} s, peak memory {record.build['peak_memory_mib']} MiB")
-        click.echo("  checked against the ONNX graphs" if record.verified else "  not verified: no such device is here")
+        click.echo(json.dumps({"path": str(built.path), "is_new": built.is_new, **record.to_dict()}, indent=1))
+        return
+    how = f"built in {record.build['seconds']} s, peak memory {record.build['peak_memory_mib']} MiB"
+    click.echo(f"{built.path}  {how if built.is_new else 'is up to date: nothing was built'}")
+    click.echo("  checked against the ONNX graphs" if record.verified else "  not verified: no such device is here")
 
 
-@main.command("refit-engine")
-@click.argument("engine", type=FOLDER)
-@click.argument("bundle", type=FOLDER)
+@arg.command("refit-engine")
+@click.argument("engine", type=arg.PATH)
+@arg.BUNDLE
 def refit_engine(engine: Path, bundle: Path) -> None:
     """Make an engine of BUNDLE from a TensorRT ENGINE of the same architecture that takes other weights.
 
@@ -538,8 +429,10 @@ def refit_engine(engine: Path, bundle: Path) -> None:
         click.echo(refit(engine, bundle, report))
 
 
-for command in (train, evaluate, bench, tokens, generate, understand, inspect, doctor):
-    main.add_command(command)
+for each in (export, verify, calibrate, build_engine, refit_engine, train, evaluate, bench, tokens, generate):
+    main.add_command(each)
+for each in (understand, inspect, doctor):
+    main.add_command(each)
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONUTF8", "1")

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from rf_export.training.samples import SHEET_PROMPTS
-from runtime.commands.sheet import contact_sheet
 from runtime.pictures.png import save_png
+from runtime.pictures.sheet import contact_sheet
 from runtime.pipeline import Pipeline
 
 OUT = Path(__file__).parent / "images" / "int8.png"

@@ -15,7 +15,7 @@ from rf_export.evaluation.metric import score_pictures
 from rf_export.training.scenes import Demand
 
 IMAGES = Path(__file__).parent / "images"
-GAP, ZOOM, SIZE, COLUMNS, ROWS = 8, 3, 48, 6, 2  # how runtime/commands/sheet.py lays twelve pictures out
+GAP, ZOOM, SIZE, COLUMNS, ROWS = 8, 3, 48, 6, 2  # how runtime/pictures/sheet.py lays twelve pictures out
 DEMANDS = (
     Demand(kind="single", items=(("red", "car"),)),
     Demand(kind="single", items=(("blue", "fish"),)),

@@ -15,4 +15,13 @@ from engines.build import build, estimate
 from engines.config import BuildEstimate, EngineConfig
 from engines.tensorrt.config import DimRange, TensorRTConfig, parse_dims
 
-__all__ = ["BuildEstimate", "DimRange", "EngineConfig", "TensorRTConfig", "build", "estimate", "parse_dims"]
+__all__ = [
+    "BuildEstimate",
+    "DimRange",
+    "EngineConfig",
+    "TensorRTConfig",
+    "build",
+    "build_or_keep",
+    "estimate",
+    "parse_dims",
+]

@@ -6,11 +6,12 @@ compiled graph has to do what its ONNX graph does, on made-up inputs, or there i
 
 import hashlib
 import logging
+import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -63,17 +64,29 @@ def estimate(bundle: str | Path, config: EngineConfig) -> BuildEstimate:
     return create_builder(config).estimate(open_bundle(bundle), config.precision)
 
 
+@dataclass(frozen=True)
+class Built:
+    """The folder of an engine, and whether it was built now or was there already."""
+
+    path: Path
+    is_new: bool
+
+
 def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None = None) -> Path:
+    """The folder of an engine that `build_or_keep` builds or finds."""
+    return build_or_keep(bundle, config, on_progress).path
+
+
+def build_or_keep(bundle: str | Path, config: EngineConfig, on_progress: Progress | None = None) -> Built:
     """Build the engine of a bundle, or return the one that is there, with the same options.
 
     Args:
-        bundle: The bundle; the engine goes into its folder `engines`.
+        bundle: The bundle; the engine goes into its folder `engines`, unless the config names another one.
         config: What to build.
         on_progress: Told before every stage, and within one as often as there is something new.
 
     Returns:
-        The folder of the engine. Where no device of this machine runs it, nothing has verified it, and its record says
-        so.
+        The engine. Where no device of this machine runs it, nothing has verified it, and its record says so.
 
     Raises:
         RFError: The bundle is damaged or has no such graphs, or they are not verified; a library is missing, the disk
@@ -84,13 +97,15 @@ def build(bundle: str | Path, config: EngineConfig, on_progress: Progress | None
         return _build(open_bundle(bundle), config, on_progress)
 
 
-def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -> Path:
+def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -> Built:
     builder = create_builder(config)
     target = builder.target()
-    out = opened.path / "engines" / engine_label(target, config.precision, config.dialect)
+    out = config.output or opened.path / "engines" / engine_label(target, config.precision, config.dialect)
     if not config.force and _is_up_to_date(out, opened, config, target, builder.options()):
         _log.info("%s is up to date", out)
-        return out
+        return Built(out, is_new=False)
+    if config.output is None:
+        _require_writable(opened.path)
     entries = [opened.graph(name, config.precision, config.dialect) for name in GRAPHS]
     require_verified(opened, config.precision, config.dialect, allow_unverified=config.allow_unverified)
     opened.verify([file for entry in entries for file in entry.files], "hash")
@@ -114,7 +129,17 @@ def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -
         }
         described = describe_engine(opened, (config.precision, config.dialect), target, folder, files)
         replace(described, build=details, verified=verified).write(folder)
-    return out
+    return Built(out, is_new=True)
+
+
+def _require_writable(bundle: Path) -> None:
+    """Refuse a build into a bundle of which nothing could be kept; raises RFError."""
+    engines = bundle / "engines"
+    if not os.access(engines if engines.is_dir() else bundle, os.W_OK):
+        raise RFError(
+            f"Nothing can be written into {bundle}, and its engines are kept there. Give the engine a folder of its "
+            f"own: rf-export build-engine {bundle} --output DIR, and draw with --engine DIR."
+        )
 
 
 def engine_label(target: Target, precision: Precision, dialect: Dialect) -> str:

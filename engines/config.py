@@ -26,6 +26,7 @@ class EngineConfig:
         force: Build also where an engine is there that fits.
         tensorrt: Options of the backends tensorrt and tensorrt-rtx.
         allow_unverified: Also build from graphs that failed a verification, or that nobody verified.
+        output: The folder of the engine; None takes one in the bundle, where the runtime finds it.
     """
 
     backend: str = "ort"
@@ -35,6 +36,7 @@ class EngineConfig:
     force: bool = False
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
     allow_unverified: bool = False
+    output: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ from rf_export.export import ExportOptions, export
 from rf_export.training.scenes import Demand, SceneConfig, make_scene
 from runtime.backends.host.machine import usable_cpus
 from runtime.bundle.manifest import Manifest
-from runtime.commands.caption_match import Agreement, agreement
-from runtime.commands.sheet import contact_sheet
 from runtime.events import AnswerEvent, PictureEvent, StepEvent, to_picture
 from runtime.pictures.png import save_png
+from runtime.pictures.sheet import contact_sheet
 from runtime.pipeline import Pipeline
+from runtime.understanding.caption_match import Agreement, agreement
 from verification.pages import html as report
 
 CHECKPOINT = Path(__file__).parent / "reference" / "checkpoint"

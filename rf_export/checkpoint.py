@@ -21,6 +21,7 @@ from runtime.errors import RFError
 
 SHARD_BYTES = 2_000_000_000
 MAX_HEADER_BYTES = 16 << 20  # more than 100,000 tensors
+LFS_POINTER = b"version https://git-lfs"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -78,6 +79,7 @@ def load_config(folder: Path) -> ModelConfig:
         raise RFError(f"{folder} is not a folder; expected a checkpoint with config.json and model.safetensors")
     if not (folder / "config.json").exists():
         raise RFError(f"{folder} has no config.json; expected a folder written by rf-export train")
+    _refuse_pointer(folder / "config.json")
     content = read_json(folder / "config.json")
     if not isinstance(content, dict):
         raise RFError(f"{folder}/config.json must hold a JSON object, got {type(content).__name__}")
@@ -127,7 +129,15 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _refuse_pointer(file: Path) -> None:
+    """Refuse what git-lfs leaves in place of a file that it has not fetched; raises RFError."""
+    with file.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise RFError(f"{file} is a pointer of git-lfs, not the file itself. Fetch it with: git lfs pull")
+
+
 def _read_shard(file: Path) -> dict[str, torch.Tensor]:
+    _refuse_pointer(file)
     with file.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")
     if header_bytes > MAX_HEADER_BYTES:
@@ -173,4 +183,5 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
     """Copy `tokenizer.json`; raises RFError if the checkpoint has none."""
     if not (folder / "tokenizer.json").is_file():
         raise RFError(f"{folder} has no tokenizer.json (Hugging Face tokenizers format); add the model's own")
+    _refuse_pointer(folder / "tokenizer.json")
     shutil.copyfile(folder / "tokenizer.json", target)

@@ -10,78 +10,57 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from runtime.commands.commands import bundle_options, load
-from runtime.commands.terminal import FOLDER, PRECISION, parse_size, progress, require_writable, usage_errors
+from runtime.commands import parameters as arg
+from runtime.commands.terminal import progress
 
 if TYPE_CHECKING:
     from rf_export.training.trainer import RateDecay
 
-OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-NEW_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
-
-@click.command()
-@click.argument("run_folder", type=FOLDER)
-@click.option("--resume", is_flag=True, help="Continue the run in RUN_FOLDER.")
-@click.option("--without-rep", is_flag=True, help="The ablation: no representation tokens.")
-@click.option("--steps", "joint_steps", type=click.IntRange(1), default=8000, show_default=True)
-@click.option(
+@arg.command()
+@click.argument("run_folder", type=arg.PATH)
+@arg.flag("--resume", "Continue the run in RUN_FOLDER.")
+@arg.flag("--without-rep", "Train the ablation, which has no representation tokens.")
+@arg.option("--steps joint_steps", "Steps of the joint objective.", arg.COUNT, 8000)
+@arg.option(
     "--describe-steps",
-    type=click.IntRange(0),
-    help="Steps that train only the image encoder and captions, before the joint objective. "
-    "[default: 1250; with --from 0]",
+    "Steps before these that train only the image encoder and captions.",
+    arg.NATURAL,
+    shown="1250; with --from 0",
 )
-@click.option(
-    "--from",
-    "start",
-    type=FOLDER,
+@arg.option(
+    "--from start",
+    "Checkpoint to continue from, with new optimiser state and by default a lower rate that falls to zero.",
+    arg.PATH,
     metavar="CHECKPOINT",
-    help="Continue from these weights, with new optimiser state: no describe steps, and by default a lower "
-    "rate that falls to zero.",
 )
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 6e-4; with --from 5e-4]")
-@click.option(
-    "--decay", "rate_decay", type=click.Choice(["constant", "cosine"]), help="[default: constant; with --from cosine]"
+@arg.option("--learning-rate", "Learning rate.", arg.number(0, min_open=True), shown="6e-4; with --from 5e-4")
+@arg.option(
+    "--decay rate_decay",
+    "Course of the learning rate.",
+    click.Choice(["constant", "cosine"]),
+    shown="constant; with --from cosine",
 )
-@click.option(
-    "--questions",
-    "questions_per_picture",
-    type=click.IntRange(0),
-    default=2,
-    show_default=True,
-    help="Questions asked about every picture, besides its caption.",
-)
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option(
-    "--objects",
-    "num_objects",
-    type=click.IntRange(2, 32),
-    default=16,
-    show_default=True,
-    help="Kinds of objects in the scenes.",
-)
-@click.option(
-    "--style",
-    "styles",
-    multiple=True,
+@arg.option("--questions questions_per_picture", "Questions about every picture, besides its caption.", arg.NATURAL, 2)
+@arg.option("--batch-size", "Pictures per step.", arg.COUNT, 64)
+@arg.option("--seed", "Seed of weights and scenes.", click.IntRange(0, 2**31 - 1), 0)
+@arg.OBJECTS
+@arg.option(
+    "--style styles",
+    "Artwork: fluent-flat, fluent-3d, noto or twemoji; repeat it.",
     default=("fluent-flat", "fluent-3d"),
-    show_default=True,
-    help="Artwork: fluent-flat, fluent-3d, noto, twemoji; repeat it.",
+    multiple=True,
 )
-@click.option(
+@arg.option(
     "--preset",
+    "Shape of the model: tiny, reference, base-90m, qwen3-0.6b, qwen3-1.7b or qwen3-4b.",
     default="reference",
-    show_default=True,
-    help="Shape of the model: tiny, reference, base-90m, qwen3-0.6b, qwen3-1.7b or qwen3-4b.",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; the default is PyTorch's.")
-@click.option(
-    "--compile/--no-compile",
-    "compile_",
+@arg.option("--threads", "CPU threads.", arg.COUNT, shown="PyTorch's")
+@arg.option(
+    "--compile/--no-compile compile_",
+    "Use torch.compile: two minutes at the start, steps a quarter faster.",
     default=True,
-    show_default=True,
-    help="torch.compile: two minutes at the start, steps a quarter faster.",
 )
 def train(
     run_folder: Path,
@@ -115,11 +94,12 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    with usage_errors():
-        scenes = SceneConfig(num_objects=num_objects, styles=styles)
-        rate, decay, describe = (6e-4, "constant", 1250) if start is None else (5e-4, "cosine", 0)
+    decay: RateDecay
+    rate, decay, describe = (6e-4, "constant", 1250) if start is None else (5e-4, "cosine", 0)
+    model_config = None if start is None else load_config(start)
+    with arg.usage_errors():
         config = TrainConfig(
-            scenes=scenes,
+            scenes=SceneConfig(num_objects=num_objects, styles=styles),
             with_rep=not without_rep,
             compile=compile_,
             learning_rate=learning_rate or rate,
@@ -127,48 +107,33 @@ def train(
             describe_steps=describe if describe_steps is None else describe_steps,
             **recipe,
         )
-        model_config = model_preset(preset) if start is None else load_config(start)
-        checkpoint = run_training(config, model_config, run_folder, resume=resume, start=start)
+        model_config = model_config or model_preset(preset)
+    with arg.usage_errors((ValueError,)), progress("train") as report:
+        checkpoint = run_training(config, model_config, run_folder, resume=resume, start=start, on_progress=report)
     click.echo(checkpoint)
 
 
-@click.command("eval")
-@click.argument("model", type=FOLDER)
-@click.option("--num-prompts", type=click.IntRange(1), default=200, show_default=True)
-@click.option(
-    "--understanding",
-    is_flag=True,
-    help="Instead, ask MODEL about this many scenes of each of four sets, none of them trained on.",
-)
-@click.option(
+@arg.command("eval")
+@click.argument("model", type=arg.PATH)
+@arg.option("--num-prompts", "Prompts to draw, or scenes of every set to ask about.", arg.COUNT, 200)
+@arg.flag("--understanding", "Ask MODEL instead about scenes of four sets, none of them trained on.")
+@arg.option(
     "--against",
+    "Precision of the bundle, or another model, such as its checkpoint, with whose answers all answers are compared "
+    "token by token; with --understanding.",
     metavar="PRECISION|MODEL",
-    help="With --understanding: also compare all answers, token by token, with those of another precision of "
-    "the bundle, or of another model, such as its checkpoint.",
 )
-@click.option(
-    "--min-agreement",
-    type=click.FloatRange(0, 100),
-    default=0.0,
-    help="With --against: fail unless at least so many percent of the tokens agree for sure.",
+@arg.option(
+    "--min-agreement", "Least share of tokens that agree for sure, in percent; with --against.", arg.number(0, 100), 0.0
 )
-@click.option(
-    "--objects",
-    "num_objects",
-    type=click.IntRange(2, 32),
-    default=16,
-    show_default=True,
-    help="Objects that MODEL was trained with.",
-)
-@click.option("--held-out", is_flag=True, help="Prompts with (colour, object) pairs that training never showed.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63), default=0, show_default=True, help="Of drawing: prompt i uses seed + i."
-)
-@click.option("--precision", type=PRECISION, default="fp32", show_default=True, help="Graphs of a bundle to use.")
-@click.option("--without-rep", is_flag=True, help="A checkpoint of the ablation: draw without representation tokens.")
-@click.option("--sheet", type=FOLDER, help="Also write a PNG of the first 24 pictures; [x] marks wrong ones.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.")
-@click.option("--json", "as_json", is_flag=True)
+@arg.OBJECTS
+@arg.flag("--held-out", "Take prompts with (colour, object) pairs that training never showed.")
+@arg.option("--seed", "Seed of the first drawing; prompt i uses seed + i.", arg.SEED, 0)
+@arg.option("--precision", "Precision of the graphs of a bundle.", arg.PRECISION, "fp32")
+@arg.flag("--without-rep", "Draw without representation tokens, with a checkpoint of the ablation.")
+@arg.option("--sheet", "PNG file of the first 24 pictures to write as well; [x] marks wrong ones.", arg.PNG)
+@arg.option("--threads", "CPU threads of a run.", arg.COUNT, shown="the backend's, or PyTorch's")
+@arg.flag("--json as_json", "Print the score as JSON.")
 def evaluate(
     model: Path,
     as_json: bool,
@@ -190,16 +155,16 @@ def evaluate(
     """
     if min_agreement and against is None:
         raise click.UsageError("--min-agreement judges a comparison; name what with --against")
+    if against is not None and not understanding:
+        raise click.UsageError("--against compares answers; use it with --understanding")
     if understanding:
         _evaluate_understanding(
             model, as_json=as_json, threads=threads, against=against, min_agreement=min_agreement, **options
         )
         return
-    if against is not None:
-        raise click.UsageError("--against compares answers; use it with --understanding")
     from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
 
-    require_writable(options["sheet"], "--sheet")
+    arg.require_writable(options["sheet"], "--sheet")
     with progress("drawing") as report:
         result = evaluate_model(model, EvaluationOptions(num_threads=threads, **options), report)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.table())
@@ -233,65 +198,42 @@ def _evaluate_understanding(
         raise RFError(f"{result.answered_by} against {result.against}: {failure}")
 
 
-@click.command()
-@click.argument("bundle", type=FOLDER, required=False)
-@click.option("--checkpoint", type=FOLDER, help="The checkpoint that the bundle was exported from.")
-@click.option("--threads", type=click.IntRange(1), multiple=True, default=(1,), show_default=True, help="Repeatable.")
-@click.option(
-    "--precision",
-    "precisions",
-    type=PRECISION,
-    multiple=True,
-    help="Of our graphs; repeatable, such as fp32 and int8.  [default: all that the bundle has]",
+@arg.command()
+@click.argument("bundle", type=arg.PATH, required=False)
+@arg.option("--checkpoint", "Checkpoint that the bundle was exported from.", arg.PATH)
+@arg.option("--threads", "CPU threads of a run; repeat it.", arg.COUNT, (1,), multiple=True)
+@arg.option("--precision precisions", "Precision of our graphs; repeat it.", arg.PRECISION, multiple=True, shown="all")
+@arg.option("--rounds num_rounds", "Turns of every contender per kind of step, at most.", arg.COUNT, 20)
+@arg.option("--prompt-tokens num_prompt_tokens", "Tokens of the prompt.", arg.COUNT, 32)
+@arg.option("--compile/--no-compile", "Measure torch.compile too, which takes minutes more.", default=True)
+@arg.option("--scaling/--no-scaling", "Measure over lengths, batches and threads too.", default=True)
+@arg.option(
+    "--repeat repeats",
+    "Number of fresh processes in which our graphs are timed again; --compare needs three or more of each result.",
+    arg.NATURAL,
+    0,
 )
-@click.option(
-    "--rounds",
-    "num_rounds",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    help="Turns of every contender per kind of step, at most.",
+@arg.UNVERIFIED
+@arg.flag("--json as_json", "Print the result as JSON.")
+@arg.option("--output", "JSON file of the result, with every sample, to write as well.", arg.PATH, metavar="FILE")
+@arg.option(
+    "--report page", "HTML page to write, with plots and tables, which opens offline.", arg.PATH, metavar="FILE"
 )
-@click.option("--prompt-tokens", "num_prompt_tokens", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--compile/--no-compile", default=True, show_default=True, help="torch.compile too: minutes more.")
-@click.option("--scaling/--no-scaling", default=True, show_default=True, help="Over lengths, batches and threads too.")
-@click.option(
-    "--repeat",
-    "repeats",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Time our graphs again in so many fresh processes; --compare needs three or more of each result.",
-)
-@click.option(
-    "--allow-unverified", is_flag=True, help="Also measure what failed a verification, or what nobody verified."
-)
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--output", type=NEW_FILE, help="Write the JSON there as well, with every sample.")
-@click.option("--report", "page", type=NEW_FILE, help="Write a page with plots and tables that opens offline.")
-@click.option(
-    "--compare",
-    "results",
-    type=OLD_FILE,
+@arg.option(
+    "--compare results",
+    "Two results to compare instead of measuring. Exit code 1 where the later is slower, 2 where that cannot be said.",
+    arg.FILE,
     nargs=2,
     metavar="EARLIER LATER",
-    help="Measure nothing: is the later result slower? Exit code 1 where it is, 2 where that cannot be said.",
 )
-@click.option(
+@arg.option(
     "--clock",
-    type=click.Choice(["wall", "cpu"]),
-    default="wall",
-    show_default=True,
-    help="Of --compare: CPU time tells more where others use the machine.",
+    "Clock of --compare: CPU time tells more where others use the machine.",
+    click.Choice(["wall", "cpu"]),
+    "wall",
 )
-@click.option(
-    "--min-effect",
-    type=click.FloatRange(0, 1),
-    default=0.03,
-    show_default=True,
-    help="Of --compare: a smaller slowdown is none.",
-)
-@click.option("--despite-differences", is_flag=True, help="Of --compare: also where machines or versions differ.")
+@arg.option("--min-effect", "Least slowdown that counts as one; with --compare.", arg.number(0, 1), 0.03)
+@arg.flag("--despite-differences", "Compare also where machines or versions differ; with --compare.")
 def bench(
     bundle: Path | None,
     checkpoint: Path | None,
@@ -317,8 +259,8 @@ def bench(
         return
     if bundle is None or checkpoint is None:
         raise click.UsageError("name a BUNDLE and its --checkpoint, or two results with --compare")
-    require_writable(output, "--output")
-    require_writable(page, "--report")
+    arg.require_writable(output, "--output")
+    arg.require_writable(page, "--report")
     from rf_export.benchmark.bench import run_bench
     from rf_export.benchmark.bench_report import bench_page
     from rf_export.benchmark.tables import format_bench
@@ -350,11 +292,7 @@ def _compare(
     for line in found:
         click.echo(f"differs: {line}", err=True)
     if found and not despite_differences:
-        click.echo(
-            "No verdict: a difference in time may come from these. To have one all the same: --despite-differences",
-            err=True,
-        )
-        raise SystemExit(2)
+        _no_verdict("a difference in time may come from these. To have one all the same: --despite-differences")
     changes = compare(*results, min_effect=min_effect, clock=clock)
     click.echo(
         json.dumps([vars(change) for change in changes], indent=1) if as_json else format_changes(changes, min_effect)
@@ -363,52 +301,33 @@ def _compare(
     if "slower" in verdicts:
         raise SystemExit(1)
     if verdicts == {"unclear"}:
-        click.echo(
-            "No verdict: processes differ, and each result needs three or more fresh ones. Measure both again "
-            "with --repeat 5.",
-            err=True,
+        _no_verdict(
+            "processes differ, and each result needs three or more fresh ones. Measure both again with --repeat 5."
         )
-        raise SystemExit(2)
 
 
-@click.command()
-@click.argument("bundle", type=FOLDER)
+def _no_verdict(reason: str) -> None:
+    click.echo(f"No verdict: {reason}", err=True)
+    raise SystemExit(2)
+
+
+@arg.command()
+@arg.BUNDLE
 @click.argument("inputs", nargs=-1, required=True, metavar="PROMPT|IMAGE...")
-@click.option("-o", "--output", type=FOLDER, default=Path("tokens.png"), show_default=True, help="PNG file.")
-@click.option(
+@arg.option("-o --output", "PNG file of the tokens over the pictures.", arg.PNG, "tokens.png")
+@arg.option(
     "--checkpoint",
-    type=FOLDER,
-    help="What BUNDLE was exported from: shows the training cells nearest to a code, and tells the codes of "
+    "Checkpoint that BUNDLE was exported from: shows the training cells nearest to a code, and tells the codes of "
     "pictures that `generate` did not draw. Needs PyTorch.",
+    arg.PATH,
 )
-@click.option(
-    "--top",
-    "num_codes",
-    type=click.IntRange(1),
-    default=6,
-    show_default=True,
-    help="Codes of a picture to explain, the rarest in training first.",
-)
-@click.option(
-    "--scenes",
-    "num_scenes",
-    type=click.IntRange(1),
-    default=1000,
-    show_default=True,
-    help="Training scenes to look through.",
-)
-@click.option(
-    "--objects",
-    "num_objects",
-    type=click.IntRange(2, 32),
-    default=16,
-    show_default=True,
-    help="Objects that the model was trained with.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Input i uses seed + i.")
-@click.option("--size", metavar="HxW", help="Height and width in pixels, such as 48x48.")
-@bundle_options
-@click.option("--json", "as_json", is_flag=True, help="Print the tokens, for `generate --rep-tokens`.")
+@arg.option("--top num_codes", "Codes of a picture to explain, the rarest in training first.", arg.COUNT, 6)
+@arg.option("--scenes num_scenes", "Training scenes to look through.", arg.COUNT, 1000)
+@arg.OBJECTS
+@arg.option("--seed", "Seed of the first input; input i uses seed + i.", arg.SEED, 0)
+@arg.option("--size", "Height and width in pixels.", arg.SIZE, shown="the model's")
+@arg.bundle_options
+@arg.flag("--json as_json", "Print the tokens as JSON, for `generate --rep-tokens`.")
 def tokens(
     bundle: Path,
     inputs: tuple[str, ...],
@@ -418,7 +337,7 @@ def tokens(
     num_scenes: int,
     num_objects: int,
     seed: int,
-    size: str | None,
+    size: tuple[int, int] | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -430,14 +349,16 @@ def tokens(
     rf-export tokens bundle "a red car" --json > grid.json
     """
     from rf_export.tokens.view import look_at, stack_figures
-    from runtime.options import GenerationOptions
+    from runtime.options import GenerationOptions, plan_drawing
     from runtime.pictures.png import save_png
     from runtime.pictures.token_file import PNG_KEY
 
-    require_writable(output, "--output")
-    height, width = parse_size(size)
+    arg.require_writable(output, "--output")
+    height, width = size or (None, None)
     chosen = GenerationOptions(height=height, width=width)
-    pipeline, guide = load(bundle, options), None
+    pipeline, guide = arg.load(bundle, options), None
+    with arg.usage_errors():
+        plan_drawing(chosen, pipeline.bundle.manifest)
     if checkpoint is not None:
         import torch
 
@@ -446,7 +367,7 @@ def tokens(
         if options["threads"] is not None:
             torch.set_num_threads(options["threads"])
         expected = pipeline.bundle.manifest.checkpoint["sha256"]
-        with usage_errors(), progress("training scenes") as report:
+        with arg.usage_errors((ValueError,)), progress("training scenes") as report:
             guide = make_codebook(checkpoint, expected, num_scenes, num_objects, report)
     shown = [look_at(pipeline, source, seed=seed + i, options=chosen, guide=guide) for i, source in enumerate(inputs)]
     grids = [each.grid.to_dict() for each in shown]

@@ -59,7 +59,8 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
     model = load_checkpoint(checkpoint)
     with write_atomically(out, force=options.force) as folder:
         copy_tokenizer(checkpoint, folder / "tokenizer.json")
-        PromptTokenizer(folder / "tokenizer.json", model.config.vocab_size)  # refuses ids that the model lacks
+        # Refuses what is no tokenizer, and ids that the model lacks.
+        PromptTokenizer(checkpoint / "tokenizer.json", model.config.vocab_size, remedy="Add the model's own.")
         spec = model_spec(model)
         entries: list[GraphEntry] = []
         done = 1
@@ -87,7 +88,7 @@ def _export_precision(
 ) -> list[GraphEntry]:
     """Trace and write the graphs of one precision in all dialects, and the weights that they share."""
     source = model if precision == "fp32" else copy.deepcopy(model).half()
-    _refuse_non_finite(source, precision)
+    _refuse_non_finite(model, source, precision)
     location = f"weights/{precision}.bin"
     entries: list[GraphEntry] = []
     with SharedWeights(folder / "graphs", location) as weights:
@@ -130,13 +131,20 @@ def _passed(graph: ir.Model, file_name: str, dialect: Dialect, plan: ExportPlan)
     return tuple(passed)
 
 
-def _refuse_non_finite(model: RFModel, precision: str) -> None:
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
+def _refuse_non_finite(model: RFModel, cast: RFModel, precision: str) -> None:
+    """Refuse values that are not finite: in the checkpoint itself, or only in a precision that is too narrow."""
+    weights = model.state_dict()
+    for name, tensor in cast.state_dict().items():
+        if torch.isfinite(tensor).all():
+            continue
+        if not torch.isfinite(weights[name]).all():
             raise RFError(
-                f"{name} has values that are not finite in {precision}; the checkpoint is broken, or it needs "
-                "another precision: export with --precision fp32"
+                f"{name} has values that are not finite: the checkpoint is broken. Save finite weights again."
             )
+        largest = weights[name].abs().max().item()
+        raise RFError(
+            f"{name} has values up to {largest:.3g}, too large for {precision}. Export --precision fp32 alone."
+        )
 
 
 def _manifest(

@@ -22,16 +22,17 @@ class PromptTokenizer:
     Args:
         path: A `tokenizer.json`.
         vocab_size: Number of ids that the model knows.
+        remedy: What to do where the file is none, for the message.
 
     Raises:
         RFError: The file is no tokenizer, or it makes ids that the model does not know.
     """
 
-    def __init__(self, path: Path, vocab_size: int) -> None:
+    def __init__(self, path: Path, vocab_size: int, *, remedy: str = "Export the bundle again.") -> None:
         from tokenizers import Tokenizer
 
         content = read_limited(path, MAX_TOKENIZER_BYTES)
-        with _refusing(f"{path} is not a tokenizer", "Export the bundle again."):
+        with _refusing(f"{path} is not a tokenizer", remedy):
             self._tokenizer = Tokenizer.from_buffer(content)
         self._vocab_size = vocab_size
         self._tokenizer.no_padding()

@@ -101,7 +101,7 @@ class TensorRTBuilder:
 
     def compile(self, bundle: Bundle, config: EngineConfig, folder: Path, report: Report) -> dict[GraphName, str]:
         """Compile the graphs one after another."""
-        cache = self._timing_cache(bundle)
+        cache = self._timing_cache(bundle, config)
         slots = self._cache_slots(bundle, config.precision)
         dims = resolve_dims(bundle.manifest.model, self._config.dims, slots)
         self._details = {
@@ -178,12 +178,14 @@ class TensorRTBuilder:
             )
         return slots
 
-    def _timing_cache(self, bundle: Bundle) -> Path | None:
+    def _timing_cache(self, bundle: Bundle, config: EngineConfig) -> Path | None:
         """Where timings are kept: they belong to a version and a GPU. TensorRT-RTX measures nothing."""
         if self._name == "tensorrt-rtx":
             return None
         if self._config.timing_cache is not None:
             return Path(self._config.timing_cache)
+        if config.output is not None:  # the bundle may be read-only
+            return None
         assert self._gpu is not None
         key = f"{self._name}-{self._trt.__version__}-{self._gpu.device}-{self._gpu.name}.cache"
         return bundle.path / "engines" / "timing" / re.sub(r"[^\w.]+", "-", key)

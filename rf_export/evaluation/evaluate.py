@@ -3,8 +3,7 @@
 Knows nothing of how pictures are judged: see `metric`.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from rf_export.evaluation.metric import SceneScore, evaluation_demands, score_pictures
 from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig
 from runtime.bundle.manifest import MANIFEST_NAME
-from runtime.commands.sheet import contact_sheet
 from runtime.errors import RFError
 from runtime.events import PictureEvent
 from runtime.pictures.png import save_png
+from runtime.pictures.sheet import contact_sheet
 from runtime.signature import Precision
 
 if TYPE_CHECKING:
@@ -66,8 +65,21 @@ class Evaluation:
     def table(self) -> str:
         """For people."""
         prompts = "held-out (colour, object) pairs" if self.options.held_out else "new captions"
-        checker = json.dumps(self.score.checker)
-        return f"{self.model}, drawn by {self.drawn_by}; {prompts}\n{self.score}\nchecker's own figures: {checker}"
+        return (
+            f"{self.model}, drawn by {self.drawn_by}; {prompts}\n\n{self.score}\n\n{_checker_line(self.score.checker)}"
+        )
+
+
+def _checker_line(figures: Mapping[str, Any]) -> str:
+    """How far the checker can be trusted; --json has all of its figures."""
+    try:
+        right, wrong = figures["accepted"]["overall"], figures["wrongly_accepted"]["captions"]["overall"]
+    except KeyError:
+        return "the checker has no figures of its own"
+    return (
+        f"the checker accepts {right['value']:.1%} of {right['n']} right pictures, and {wrong['value']:.1%} of "
+        f"{wrong['n']} wrong ones; --json tells all of its figures"
+    )
 
 
 def evaluate_model(

@@ -92,8 +92,12 @@ class SceneScore:
         }
 
     def __str__(self) -> str:
-        rows = [("overall", self.overall), *self.kinds.items(), *self.aspects.items()]
-        return "\n".join(f"{name:<10}{rate}" for name, rate in rows)
+        lines = [f"{'':<10}{'right':>7}  {'95 % interval':<16}{'of':>5}"]
+        for name, rate in [("overall", self.overall), *self.kinds.items(), *self.aspects.items()]:
+            low, high = rate.interval
+            figures = f"{rate.value:>7.1%}  {f'{low:.1%} to {high:.1%}':<16}" if rate.num else f"{'-':>7}  {'':<16}"
+            lines.append(f"{name:<10}{figures}{rate.num:>5}")
+        return "\n".join(lines)
 
 
 def judge(seen: Sequence[Detection], demand: Demand) -> Verdict:

@@ -17,8 +17,6 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,7 +33,7 @@ from rf_export.evaluation.checker import (
 )
 from rf_export.evaluation.practice import NAMED_HEAT, PracticeBatch, practice_batch
 from rf_export.training.scenes import COLOURS, DATA_VERSION, SceneConfig
-from runtime.commands.terminal import progress_columns
+from runtime.commands.terminal import progress
 
 STYLES = ("fluent-flat", "fluent-3d", "noto")
 WIDTHS = (32, 64, 88)  # channels of the stem, of the detail layer and of the blocks
@@ -164,13 +162,11 @@ def train_with_progress(config: TrainingConfig, scenes: SceneConfig) -> tuple[di
     torch.manual_seed(config.seed)
     start = time.process_time()
     detector = Detector(3 + len(COLOURS) + len(scenes.objects))
-    *columns, time_left = progress_columns()
-    with Progress(*columns, "left", time_left, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("checker", total=config.num_steps)
+    with progress("checker") as report:
         average = math.nan
-        for loss in train(config, scenes, detector):
+        for step, loss in enumerate(train(config, scenes, detector), 1):
             average = loss if math.isnan(average) else 0.98 * average + 0.02 * loss
-            progress.update(bar, advance=1, description=f"checker, loss {average:.3f}")
+            report(f"checker, loss {average:.3f}", step, config.num_steps)
     return detector.eval().folded_weights(), (time.process_time() - start) / 60
 
 

@@ -1,12 +1,10 @@
-"""A training run as a person watches it: progress bar, log, live sample sheet, snapshots, resume."""
+"""A training run as a person watches it: progress, log, live sample sheet, snapshots, resume."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress, TextColumn
 
 from rf_export.checkpoint import save_checkpoint
 from rf_export.config import ModelConfig
@@ -15,37 +13,42 @@ from rf_export.training.samples import SHEET_PROMPTS, draw_eager
 from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_json
 from runtime.bundle.atomic import locked
 from runtime.bundle.strict_json import read_json
-from runtime.commands.sheet import contact_sheet
-from runtime.commands.terminal import progress_columns
 from runtime.errors import RFError
 from runtime.pictures.png import save_png
+from runtime.pictures.sheet import contact_sheet
 
 SAVE_EVERY = 250
 SAMPLE_EVERY = 500
 
 
 def run_training(
-    config: TrainConfig, model_config: ModelConfig, folder: Path, *, resume: bool, start: Path | None = None
+    config: TrainConfig,
+    model_config: ModelConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    start: Path | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
     """Train to the end of the recipe; returns the folder of the final EMA checkpoint.
+
+    `on_progress` is told (phase and losses, steps done, steps in all) after every step.
 
     Raises:
         RFError: the folder holds another run, or a state that cannot be resumed.
     """
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.absolute()):  # a second run in one folder would write over the state of the first
-        return _run(Trainer(config, model_config, folder, start), folder, resume=resume)
+        return _run(Trainer(config, model_config, folder, start), folder, resume=resume, on_progress=on_progress)
 
 
-def _run(trainer: Trainer, folder: Path, *, resume: bool) -> Path:
+def _run(trainer: Trainer, folder: Path, *, resume: bool, on_progress: Callable[[str, int, int], None] | None) -> Path:
     _claim(folder, trainer, resume=resume)
-    console = Console(stderr=True)
-    columns = (*progress_columns(), TextColumn("{task.fields[losses]}"))
-    with Progress(*columns, console=console) as progress, (folder / "log.jsonl").open("a") as log:
-        task = progress.add_task("train", total=trainer.num_steps, completed=trainer.step, losses="")
+    with (folder / "log.jsonl").open("a") as log:
         for report in trainer.run():
             log.write(json.dumps(asdict(report)) + "\n")
-            progress.update(task, completed=report.step, description=report.phase, losses=_summary(report))
+            if on_progress is not None:
+                on_progress(f"{report.phase}, {_summary(report)}", report.step, trainer.num_steps)
             _keep(trainer, report.step, log.flush)
     draw_curves([folder], folder / "curves.png")
     target = folder / "checkpoint"

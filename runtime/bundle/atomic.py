@@ -9,6 +9,7 @@ to nobody; a process number would say little, since containers use the same numb
 """
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -26,6 +27,7 @@ except ImportError:  # Windows: no locks, so leftovers stay until someone delete
 
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
+_LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix stands behind
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MOUNTS = Path("/proc/self/mountinfo")  # of Linux
 
@@ -43,7 +45,7 @@ def locked(out: Path) -> Iterator[bool]:
     if is_temporary(out):  # nobody else knows of it
         yield True
         return
-    path = out.with_name(f".{out.name}{_PARTIAL}lock")
+    path = _beside(out, f"{_PARTIAL}lock", hidden=True)
     descriptor = _lock(path, out)
     try:
         yield descriptor is not None
@@ -93,6 +95,15 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return False
 
 
+def _beside(out: Path, suffix: str, *, hidden: bool = False) -> Path:
+    """A temporary name beside `out`; of a long name a part and its hash stay, since names have an end."""
+    name = os.fsencode(out.name)
+    if len(name) > _LONGEST_NAME:
+        kept = name[: _LONGEST_NAME // 2].decode(errors="ignore")
+        name = f"{kept}~{hashlib.sha256(name).hexdigest()[:16]}".encode()
+    return out.with_name(f"{'.' * hidden}{os.fsdecode(name)}{suffix}")
+
+
 def is_no_file(path: Path) -> bool:
     """Whether something is there that no file may replace: a folder, or a device such as /dev/null or /dev/stdout."""
     try:
@@ -120,7 +131,7 @@ def write_file(out: Path) -> Iterator[Path]:
     if special:
         raise RFError(f"{out} exists and is not a regular file, so it is not replaced. Choose another output path.")
     with locked(out) as is_alone:
-        partial = out.with_name(f".{out.name}{_PARTIAL}{0 if is_alone else os.getpid()}")
+        partial = _beside(out, f"{_PARTIAL}{0 if is_alone else os.getpid()}", hidden=True)
         try:
             yield partial
             _flush_entry(partial)
@@ -164,7 +175,7 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
     """
     out = out.absolute()  # the caller may change the working directory
     _check_target(out, replaceable, force, what)
-    partial = out.with_name(f"{out.name}{_PARTIAL}{os.getpid()}")
+    partial = _beside(out, f"{_PARTIAL}{os.getpid()}")
     try:
         _make(out.parent, out, exist_ok=True)
         with locked(out) as is_alone:
@@ -230,7 +241,7 @@ def killed_replacement(out: Path) -> Path | None:
 def _siblings(out: Path, kind: str) -> list[Path]:
     if not out.parent.is_dir():
         return []
-    start = out.name + kind
+    start = _beside(out, kind).name
     return [
         path
         for path in out.parent.iterdir()
@@ -267,7 +278,7 @@ def _is_mount_point(folder: Path) -> bool:
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
-    replaced = out.with_name(f"{out.name}{_REPLACED}{os.getpid()}")
+    replaced = _beside(out, f"{_REPLACED}{os.getpid()}")
     if out.exists():
         _move_away(out, replaced)
     try:

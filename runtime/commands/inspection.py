@@ -14,6 +14,12 @@ from runtime.bundle.verdict import engine_verdict
 from runtime.commands.memory_plan import MIB, Fit, Workload, fits
 from runtime.errors import RFError
 
+_CHECKED = {
+    "size": "files: sizes are as the manifest says",
+    "auto": "files: sizes are as the manifest says, and sha256 of the smallest ones, up to 200 MB; --verify hashes all",
+    "hash": "files: sha256 of all is as the manifest says",
+}
+
 
 def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]:
     """Describe a bundle.
@@ -112,7 +118,8 @@ def format_description(description: dict[str, Any]) -> str:
         "  " + ", ".join(f"{name} {version}" for name, version in description["created_by"].items()),
     ]
     ids = description["understanding"]
-    lines.append(f"  answers questions, between id {ids['start_id']} and {ids['stop_ids']}" if ids else "  draws only")
+    stops = " or ".join(map(str, ids["stop_ids"])) if ids else ""
+    lines.append(f"  answers questions, from id {ids['start_id']} to id {stops}" if ids else "  draws only")
     for graph in description["graphs"]:
         lines.append(f"\n{graph['name']} {graph['precision']} {graph['dialect']} (opset {graph['opset']})")
         lines += [f"  in   {text}" for text in _folded(graph["inputs"])]
@@ -121,17 +128,37 @@ def format_description(description: dict[str, Any]) -> str:
     lines.append("\nfiles")
     lines += [f"  {size / MIB:10.2f} MiB  {name}" for name, size in sorted(description["files"].items())]
     lines.append("\nengines" + ("" if description["engines"] else ": none; build one with rf-export build-engine"))
-    for engine in description["engines"]:
-        lines.append(
-            f"  {engine['path']}: "
-            + (engine.get("error") or f"{engine['precision']}, {engine['verdict']}, {engine['target']}")
-        )
+    lines += [f"  {_engine_text(engine)}" for engine in description["engines"]]
     lines.append("\nverified" + ("" if description["verified"] else ": by nobody"))
-    for precision, figures in description["verified"].items():
-        plain = {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
-        lines.append(f"  {precision}: " + ", ".join(f"{name} {value}" for name, value in plain.items()))
-    lines.append(f"files checked by {description['files_checked_by']}")
+    lines += [f"  {name}: {_verdict_text(record)}" for name, record in description["verified"].items()]
+    lines.append(_CHECKED[description["files_checked_by"]])
     return "\n".join(lines)
+
+
+def _engine_text(engine: dict[str, Any]) -> str:
+    if "error" in engine:
+        return f"{engine['path']}: {engine['error']}"
+    target = engine["target"]
+    return (
+        f"{engine['path']}\n    {engine['precision']} {engine['dialect']}, {engine['bytes'] / MIB:.2f} MiB, for "
+        f"{target['backend']} {target['version']} on {target['device']}; verification: {engine['verdict']}"
+    )
+
+
+def _verdict_text(record: dict[str, Any]) -> str:
+    """A verdict as it is in the manifest, of whatever version wrote it."""
+    parts = [str(record.get("verdict", "verdict unknown"))]
+    if "reference" in record:
+        parts.append(f"against {record['reference']}")
+    if "date" in record:
+        parts.append(f"on {str(record['date'])[:10]}")
+    text = " ".join(parts)
+    for name, what in (("rep_tokens", "representation tokens"), ("answer_tokens", "tokens of answers")):
+        if f"{name}_equal" in record:
+            text += f", {record[f'{name}_equal']} of {record.get(name)} {what} equal"
+    if isinstance(psnr := record.get("picture_psnr_db"), int | float):
+        text += f", PSNR of pictures {psnr:.1f} dB"
+    return text + "".join(f"; {record[name]}" for name in ("first_failure", "reason") if record.get(name))
 
 
 def _folded(specs: list[str]) -> list[str]:

@@ -1,77 +1,124 @@
-"""What the commands share on a terminal: parameter types, a progress bar, and usage errors. Knows no command."""
+"""What commands tell while they work: a bar on a terminal, plain lines elsewhere. Knows no command.
+
+Also the streams themselves: one that the caller closed leads nowhere, so that no file takes its number.
+"""
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
 
 import click
 
-from runtime.bundle.atomic import is_no_file
-
-if TYPE_CHECKING:
-    from rich.progress import ProgressColumn
-
-FOLDER = click.Path(path_type=Path)
-PRECISION = click.Choice(["fp32", "fp16", "int8", "int8-fp16"])
-DIALECT = click.Choice(["classic", "modern"])
+SECONDS_BETWEEN_LINES = 15.0
+Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
-def progress_columns() -> "tuple[ProgressColumn, ...]":
-    """What every progress bar shows: what is done, the bar, how many of how many, time gone and time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+def open_streams() -> None:
+    """Give closed streams a place that leads nowhere, and let names of files pass as they are.
 
-    return (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    With `2>&-` Python has no `sys.stderr`, and the next file that is opened, such as a picture, would get its number
+    and with it the messages of every native library.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(opened, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - for the whole run
+    with suppress(AttributeError):  # whoever replaced it decides
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr with time left; calls are (what, done, total)."""
-    from rich.console import Console
-    from rich.progress import Progress
+def progress(description: str) -> Iterator[Report]:
+    """Shows on stderr what the block reports, and the time that is left."""
+    with _bar(description) if sys.stderr.isatty() else _lines() as report:
+        yield report
 
-    with Progress(*progress_columns(), console=Console(stderr=True), transient=not sys.stderr.isatty()) as bar:
+
+@contextmanager
+def _bar(description: str) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    what, left = TextColumn("{task.description}"), TimeRemainingColumn()
+    columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
+class PlainProgress:
+    """Lines for logs: one when something else is done, and one whenever nothing was told for a while.
+
+    Args:
+        tell: Takes a line.
+        clock: Tells the seconds.
+    """
+
+    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._tell, self._clock = tell, clock
+        self._lock = threading.Lock()
+        self._what, self._done, self._total = "", 0, 0
+        self._started = self._counted_from = clock()
+        self._done_before = 0  # when the count began
+        self._told = -SECONDS_BETWEEN_LINES
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Hear how far the work is."""
+        with self._lock:
+            if total != self._total or done < self._done:  # another count
+                self._counted_from, self._done_before = self._clock(), done
+            is_new = what.partition(",")[0] != self._what.partition(",")[0]  # figures may stand behind a comma
+            self._what, self._done, self._total = what, done, total
+            if (is_new and self._clock() - self._told >= 1) or self._is_due():
+                self._line()
+
+    def tick(self) -> None:
+        """Tell that the work goes on, if nothing was told for a while."""
+        with self._lock:
+            if self._what and self._is_due():
+                self._line()
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._told >= SECONDS_BETWEEN_LINES
+
+    def _line(self) -> None:
+        self._told = self._clock()
+        line = f"{self._what}: {self._done} of {self._total}, {_minutes(self._told - self._started)} gone"
+        steps = self._done - self._done_before
+        if steps > 0:
+            left = (self._told - self._counted_from) / steps * (self._total - self._done)
+            line += f", about {_minutes(left)} left"
+        self._tell(line)
+
+
 @contextmanager
-def usage_errors() -> Iterator[None]:
-    """Values that a config refuses are wrong options."""
+def _lines() -> Iterator[Report]:
+    plain, ended = PlainProgress(lambda line: click.echo(line, err=True)), threading.Event()
+
+    def remind() -> None:
+        while not ended.wait(1):
+            plain.tick()
+
+    threading.Thread(target=remind, daemon=True).start()
     try:
-        yield
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+        yield plain.report
+    finally:
+        ended.set()
 
 
-def require_writable(path: Path | None, option: str) -> None:
-    """Refuse, before the work is done, a file that could not be written afterwards; raises click.BadParameter."""
-    if path is None:
-        return
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise click.BadParameter(f"{parent} is not a folder", param_hint=option)
-    if path.is_dir():
-        raise click.BadParameter(f"{path} is a folder", param_hint=option)
-    if is_no_file(path):
-        raise click.BadParameter(f"{path} is not a regular file, so it cannot be replaced", param_hint=option)
-    if not os.access(parent, os.W_OK):
-        raise click.BadParameter(f"nothing can be written into {parent}", param_hint=option)
-
-
-def parse_size(text: str | None) -> tuple[int | None, int | None]:
-    """Read HxW; raises click.BadParameter."""
-    if text is None:
-        return None, None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise click.BadParameter(f"expected HxW in pixels such as 48x48, got {text!r}", param_hint="--size")
-    return int(height), int(width)
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -32,6 +32,7 @@ from runtime.pictures.token_file import RepGrid, read_grid
 
 if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
+    from runtime.request import Request
 
 _SPAN: Final = r"(\d{1,6})?(:)?(\d{1,6})?"
 _REGION: Final = re.compile(rf"\s*{_SPAN}\s*,\s*{_SPAN}\s*", re.ASCII)
@@ -161,6 +162,15 @@ def _span(start: str | None, colon: str | None, stop: str | None) -> Span | None
     return Span(int(start or 0), None if stop is None else int(stop))
 
 
+def require_fit(edits: Sequence[Edit], grid: tuple[int, int], manifest: Manifest) -> None:
+    """Refuse regions that are not inside a grid, and codes that the model lacks; raises RFError."""
+    limit = manifest.model.rep_vocab_size
+    for edit in edits:
+        edit.region.of(np.zeros(grid, np.int64))
+        if isinstance(edit.source, Fill) and edit.source.code >= limit:
+            raise RFError(f"The edit {edit} paints with a code that does not exist: they are 0 to {limit - 1}.")
+
+
 def choose_tokens(
     pipeline: "Pipeline",
     prompts: Sequence[str],
@@ -169,6 +179,7 @@ def choose_tokens(
     options: GenerationOptions,
     base: RepGrid | None,
     edits: Sequence[Edit],
+    batch_size: int | None = None,
 ) -> npt.NDArray[np.int64] | None:
     """The tokens to draw prompts from.
 
@@ -179,6 +190,7 @@ def choose_tokens(
         options: How to draw; of the size of `base`.
         base: Given tokens, the same for every picture; None stands for those that the model draws.
         edits: What to change in them.
+        batch_size: Prompts drawn together, at most; None draws all of them together.
 
     Returns:
         [R, N], or None where the model draws all of them.
@@ -190,13 +202,17 @@ def choose_tokens(
         return None
     manifest = pipeline.bundle.manifest
     if base is not None:
-        base.require_fit(manifest, "rep_tokens")
+        base.require_fit(manifest, "--rep-tokens")
     grid = plan_drawing(options, manifest).grid
     if base is not None and base.rep_ids.shape != grid:
-        raise RFError(f"rep_tokens are those of {base.height} x {base.width} pixels: leave out another size.")
-    _apply(np.zeros(grid, np.int64), edits, manifest)  # refuses edits before anything is drawn
+        raise RFError(
+            f"--rep-tokens has those of {base.height} x {base.width} pixels, and another size was asked for. "
+            "Leave out --size."
+        )
+    require_fit(edits, grid, manifest)
+    _apply(np.zeros(grid, np.int64), edits, manifest)  # refuses files before anything is drawn
     if base is None:
-        rep_ids = draw_rep_ids(pipeline, prompts, seed=seed, options=options)
+        rep_ids = draw_rep_ids(pipeline, prompts, seed=seed, options=options, batch_size=batch_size)
     else:
         rep_ids = np.stack([base.rep_ids.ravel()] * len(prompts))
         pipeline.check(prompts, seed=seed, options=options, rep_ids=rep_ids)
@@ -206,7 +222,8 @@ def choose_tokens(
             for each in changed:
                 edit.region.of(each)[:] = -1
             again = seed + 1 if edit.source.seed is None else edit.source.seed
-            drawn = draw_rep_ids(pipeline, prompts, seed=again, options=options, rep_ids=changed.reshape(rep_ids.shape))
+            given = changed.reshape(rep_ids.shape)
+            drawn = draw_rep_ids(pipeline, prompts, seed=again, options=options, rep_ids=given, batch_size=batch_size)
             changed = drawn.reshape(changed.shape)
     return changed.reshape(rep_ids.shape)
 
@@ -218,27 +235,32 @@ def draw_rep_ids(
     seed: int,
     options: GenerationOptions | None = None,
     rep_ids: npt.NDArray[np.int64] | None = None,  # [R, N]
+    batch_size: int | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Run the first stage only: [R, N]; `rep_ids` as in `Pipeline.generate`."""
+    """Run the first stage only: [R, N]; `rep_ids` as in `Pipeline.generate`, `batch_size` as in `choose_tokens`."""
+    requests = pipeline.check(prompts, seed=seed, options=options, rep_ids=rep_ids)
+    size = batch_size or len(requests)
+    batches = [_first_stage(pipeline, requests[i : i + size]) for i in range(0, len(requests), size)]
+    return keep_drawn(np.concatenate(batches), rep_ids)
+
+
+def _first_stage(pipeline: "Pipeline", requests: Sequence["Request"]) -> npt.NDArray[np.int64]:
     drawn: list[npt.NDArray[np.int64]] = []
-    with contextlib.closing(pipeline.generate(prompts, seed=seed, options=options, rep_ids=rep_ids)) as events:
+    with contextlib.closing(pipeline.run(requests)) as events:
         for event in events:
             assert isinstance(event, TokenEvent)
             drawn.append(event.rep_ids)
             if event.step + 1 == event.num_steps:
                 break
-    return keep_drawn(np.stack(drawn, axis=1), rep_ids)
+    return np.stack(drawn, axis=1)
 
 
 def _apply(rep_ids: npt.NDArray[np.int64], edits: Sequence[Edit], manifest: Manifest) -> npt.NDArray[np.int64]:
     """Fill and copy, [rows, columns]; regions that the model draws again stay as they are."""
     changed: npt.NDArray[np.int64] = rep_ids.copy()
-    limit = manifest.model.rep_vocab_size
     for edit in edits:
         target = edit.region.of(changed)
         if isinstance(edit.source, Fill):
-            if edit.source.code >= limit:
-                raise RFError(f"The edit {edit} paints with a code that does not exist: they are 0 to {limit - 1}.")
             target[:] = edit.source.code
         elif isinstance(edit.source, Copy):
             target[:] = _copied(rep_ids, edit, edit.source, target.shape, manifest)

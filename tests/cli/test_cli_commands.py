@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
-from runtime.commands.commands import _draw
 from runtime.events import StepEvent
 from runtime.pictures.png import read_parameters
 
@@ -128,7 +127,15 @@ def test_build_engine_then_generate_gives_the_same_picture(tiny_bundle: Path, tm
 
 def test_inspect_shows_graphs_sizes_and_what_verified_it(tiny_bundle: Path) -> None:
     text = run("inspect", tiny_bundle, "--verify")
-    for word in ("text_decoder", "rep_decoder", "denoiser", "weights/fp16.bin", "cache", "picture_psnr_db", "hash"):
+    for word in (
+        "text_decoder",
+        "rep_decoder",
+        "denoiser",
+        "weights/fp16.bin",
+        "cache",
+        "PSNR of pictures",
+        "sha256 of all",
+    ):
         assert word in text
     described = json.loads(run("inspect", tiny_bundle, "--json"))
     assert described["verified"]["fp32"]["verdict"] == "passed"

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 import cli
 import runtime.bundle.verdict
 from runtime import Pipeline
-from runtime.commands.commands import _split_question
+from runtime.commands.understand import split_question
 from runtime.errors import RFError
 
 ROOT = Path(__file__).parents[2]
@@ -258,7 +258,7 @@ def test_a_picture_whose_name_is_too_long_is_told(tiny_bundle: Path) -> None:
 
 def test_a_question_may_be_longer_than_a_name_of_a_file() -> None:
     question = "how many fish, " * 30 + "are there?"
-    assert _split_question(("car.png", question), None) == (["car.png"], question)
+    assert split_question(("car.png", question), None) == (["car.png"], question)
 
 
 def test_a_bundle_that_a_killed_command_left_under_another_name_is_named(bundle: Path) -> None:

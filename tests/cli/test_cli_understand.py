@@ -13,7 +13,7 @@ from PIL import Image
 
 import cli
 from runtime import AnswerOptions, Pipeline
-from runtime.commands.caption_match import agreement, format_agreements
+from runtime.understanding.caption_match import agreement, format_agreements
 
 ROOT = Path(__file__).parents[2]
 

@@ -289,7 +289,8 @@ def _prompt(folder: Path) -> tuple[Read, list[bytes]]:
 
 def _prompts_file(folder: Path) -> tuple[Read, list[bytes]]:
     from calibration.config import CalibrationConfig
-    from calibration.examples import read_prompts, split_prompts
+    from calibration.examples import split_prompts
+    from runtime.prompts import read_prompts
 
     def read(data: bytes) -> object:
         (folder / "prompts.txt").write_bytes(data)

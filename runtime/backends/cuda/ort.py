@@ -17,7 +17,7 @@ from runtime.backends.cuda.device import CudaDevice
 from runtime.backends.cuda.session import Enqueue
 from runtime.backends.cuda.stages import DeviceStages, WorkspacePool
 from runtime.backends.cuda.text import DeviceTextRow
-from runtime.backends.host.ort import OrtSession, session_options
+from runtime.backends.host.ort import OrtSession, require_utf8, session_options
 from runtime.backends.interface import Drawing, Session, StageRunner, Target
 from runtime.errors import RFError
 from runtime.signature import Dialect, GraphName, ModelSpec, Precision
@@ -44,6 +44,7 @@ class OrtCudaBackend:
 
     def open(self, path: Path, *, num_threads: int | None, compiled: bool) -> "OrtCudaSession":
         """Load a graph; see `runtime.backends.interface.Backend.open`."""
+        require_utf8(path)
         if hasattr(ort, "preload_dlls"):  # finds the CUDA libraries of NVIDIA's Python packages
             ort.preload_dlls()
         # TF32 would round the products of fp32 graphs to 10 bits, and is on where it is not refused.

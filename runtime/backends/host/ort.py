@@ -62,6 +62,7 @@ def open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSessio
         RFError: ONNX Runtime refuses it.
         MemoryError: It has no memory for it.
     """
+    require_utf8(path)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library has no common base class for its errors
@@ -71,6 +72,14 @@ def open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSessio
             f"ONNX Runtime {ort.__version__} cannot load {path}: {error} "
             "Install a newer onnxruntime, or export the bundle again."
         ) from error
+
+
+def require_utf8(path: Path) -> None:
+    """Refuse a name of other bytes, which ONNX Runtime cannot open; raises RFError."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RFError(f"ONNX Runtime opens no file whose path is not UTF-8: {str(path)!r}. Rename it.") from None
 
 
 class OrtSession:

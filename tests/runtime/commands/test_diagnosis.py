@@ -11,7 +11,7 @@ import cli
 from runtime import RFError
 from runtime.backends.cuda import driver as cuda_driver
 from runtime.backends.cuda.driver import Gpu, probe_gpu, require_gpu
-from runtime.commands.doctor import Machine, examine, format_report
+from runtime.commands.diagnosis import Machine, examine, format_report
 
 ORIN = Gpu(name="Orin", compute_capability="8.7", memory_mib=62840, cuda_version="12.6")
 RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37\n"

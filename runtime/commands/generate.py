@@ -1,0 +1,211 @@
+"""The command `generate`: pictures for prompts, drawn in batches that fit into the memory."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from runtime.commands import parameters as arg
+from runtime.commands.outputs import Outputs
+from runtime.commands.terminal import progress
+from runtime.options import MAX_GUIDANCE, MAX_STEPS, MAX_TEMPERATURE
+
+if TYPE_CHECKING:
+    from runtime.commands.outputs import Frame
+    from runtime.events import PictureEvent, StepEvent
+    from runtime.options import GenerationOptions
+    from runtime.pictures.token_file import RepGrid
+    from runtime.pipeline import Pipeline
+    from runtime.request import Request
+
+BATCH_BYTES: Final = 256 << 20  # of keys, values and activations at once: more makes no drawing on a CPU faster
+BATCH_OF_OLD_BUNDLES: Final = 8  # whose manifest does not tell how much memory a picture takes
+GUIDANCE, TEMPERATURE = arg.number(-MAX_GUIDANCE, MAX_GUIDANCE), arg.number(0, MAX_TEMPERATURE)
+EDIT_HELP: Final = (
+    "Change of representation tokens before the pixels are drawn. SOURCE: a code, ROWS,COLUMNS to copy from, FILE or "
+    "FILE@ROWS,COLUMNS, or redraw:SEED; see docs/tokens.md."
+)
+
+
+@arg.command()
+@arg.BUNDLE
+@click.argument("prompts", nargs=-1)
+@arg.option("--prompts prompts_file", "Text file of more prompts, one per line; # begins a comment.", arg.OLD_FILE)
+@arg.option(
+    "-o --output",
+    "PNG file of the picture; several prompts make a sheet. With - it goes to stdout, and results to stderr.",
+    *(arg.PNG_OR_STDOUT, "picture.png"),
+)
+@arg.option("--each", "Folder into which every picture is written as well.", arg.PATH)
+@arg.option("--preview", "PNG file of a strip: what the pictures looked like on the way.", arg.PNG)
+@arg.option("--seed", "Seed of the first prompt; prompt i uses seed + i.", arg.SEED, shown="0, or that of --rep-tokens")
+@arg.option("--rep-tokens", "Picture of `generate`, or output of `tokens --json`, whose tokens are drawn.", arg.FILE)
+@arg.many("--edit edits", EDIT_HELP, metavar="ROWS,COLUMNS=SOURCE")
+@arg.option("--steps num_steps", "Denoising steps.", click.IntRange(1, MAX_STEPS), shown=arg.BUNDLES)
+@arg.option("--rep-guidance rep_guidance_scale", "Guidance of representation tokens.", GUIDANCE, shown=arg.BUNDLES)
+@arg.option("--pix-guidance pix_guidance_scale", "Guidance of the pixels.", GUIDANCE, shown=arg.BUNDLES)
+@arg.option("--temperature", "Temperature of representation tokens; 0 is greedy.", TEMPERATURE, shown=arg.BUNDLES)
+@arg.option("--top-k", "Number of likeliest tokens among which each is drawn.", arg.COUNT, shown=arg.BUNDLES)
+@arg.option("--size", "Height and width in pixels.", arg.SIZE, shown="the model's, or that of --rep-tokens")
+@arg.option("--batch-size", "Prompts drawn together, at most.", arg.COUNT, shown="as many as take 256 MiB")
+@arg.bundle_options
+@arg.flag("--then-understand", "Let the model say what it drew, and compare that with the prompts.")
+@arg.flag("--json as_json", "Print parameters, tokens and seconds as JSON.")
+def generate(
+    bundle: Path,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    rep_tokens: Path | None,
+    edits: tuple[str, ...],
+    seed: int | None,
+    batch_size: int | None,
+    then_understand: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Draw one picture per PROMPT; the parameters are kept in the PNG files.
+
+    \b
+    rf-export generate bundle "a red car" -o car.png --seed 7
+    rf-export generate bundle "a red car" "two blue fish" -o sheet.png --preview steps.png
+    rf-export generate bundle --prompts prompts.txt --each pictures
+    rf-export generate bundle "a red car" --then-understand
+    rf-export generate bundle "a red car" --rep-tokens car.png --edit 0:2,0:2=redraw:5 --edit 3,:=2,: -o edited.png
+    """
+    from runtime.commands.token_edits import choose_tokens, parse_edit, require_fit
+    from runtime.options import plan_drawing
+    from runtime.pictures.token_file import read_grid
+    from runtime.understanding.caption_match import agreement, format_agreements
+
+    prompts = _all_prompts(prompts, prompts_file)
+    outputs = Outputs(**{name: options[name] for name in ("output", "each", "preview")})
+    with arg.usage_errors():
+        changes = [parse_edit(text) for text in edits]
+    base = None if rep_tokens is None else read_grid(rep_tokens)
+    seed = seed if seed is not None else base.seed if base is not None else 0
+    chosen = _chosen(options, base)
+    outputs.require(len(prompts))
+    pipeline = arg.load(bundle, options)
+    with arg.usage_errors():
+        plan = plan_drawing(chosen, pipeline.bundle.manifest)
+        require_fit(changes, plan.grid, pipeline.bundle.manifest)
+    if then_understand:
+        pipeline.converse()  # refuses a model that answers nothing before anything is drawn
+    batch_size = batch_size or fitting_batch(pipeline, pipeline.check(prompts, seed=seed, options=chosen))
+    started = time.perf_counter()
+    rep_ids = choose_tokens(
+        pipeline, prompts, seed=seed, options=chosen, base=base, edits=changes, batch_size=batch_size
+    )
+    requests = pipeline.check(prompts, seed=seed, options=chosen, rep_ids=rep_ids)
+    pictures, strips = draw(pipeline, requests, batch_size, keep_steps=outputs.preview is not None)
+    seconds = time.perf_counter() - started
+    common = _parameters(pipeline, chosen, edits)
+    files = outputs.write(pictures, strips, [_parameters_of(each, common, pipeline) for each in pictures])
+    agreements = [agreement(p.prompt, pipeline.understand(p.picture)) for p in pictures] if then_understand else []
+    if as_json:
+        printed: list[dict[str, Any]] = [
+            {"prompt": p.prompt, "seed": p.seed, "rep_ids": p.rep_ids.tolist()} for p in pictures
+        ]
+        for row, each in zip(printed, agreements, strict=False):
+            row["understood"] = each.to_dict()
+        text = json.dumps({**common, "files": files, "seconds": seconds, "pictures": printed}, indent=1)
+    else:
+        text = "\n".join([*files, *format_agreements(agreements)])
+    click.echo(text, err=outputs.output == arg.STDOUT)
+
+
+def _all_prompts(prompts: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
+    from runtime.prompts import read_prompts
+
+    prompts += () if file is None else tuple(read_prompts(file))
+    if not prompts:
+        raise click.UsageError("there is nothing to draw; give a PROMPT, or a file that holds some with --prompts")
+    return prompts
+
+
+def _chosen(options: Mapping[str, Any], base: "RepGrid | None") -> "GenerationOptions":
+    """How to draw; given tokens are of a size of their own."""
+    from runtime.options import GenerationOptions
+
+    height, width = options["size"] or ((None, None) if base is None else (base.height, base.width))
+    names = ("num_steps", "rep_guidance_scale", "pix_guidance_scale", "temperature", "top_k")
+    with arg.usage_errors():
+        return GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
+
+
+def fitting_batch(pipeline: "Pipeline", requests: "Sequence[Request]") -> int:
+    """How many pictures to draw together: as many as an engine takes, the memory holds, and speed has any use for."""
+    from runtime.backends.host.machine import usable_memory
+    from runtime.commands.memory_plan import Workload, largest_batch
+    from runtime.errors import RFError
+
+    plan, longest = requests[0].plan, max(len(request.ids) for request in requests)
+    work = Workload(height=plan.height, width=plan.width, prompt_tokens=longest)
+    memory = usable_memory()
+    available = BATCH_BYTES if memory is None else min(BATCH_BYTES, memory.available // 2)
+    try:
+        fitting = largest_batch(pipeline.bundle.manifest.model, pipeline.precision, 0, work, available)
+    except RFError:
+        fitting = BATCH_OF_OLD_BUNDLES
+    build = {} if pipeline.engine is None else pipeline.engine.record.build
+    most = str(build.get("dims", {}).get("batch", "")).rpartition(":")[2]  # such as 1:1:4, of TensorRT
+    return max(1, min(fitting, int(most) if most.isdecimal() else fitting))
+
+
+def draw(
+    pipeline: "Pipeline", requests: "Sequence[Request]", batch_size: int, *, keep_steps: bool
+) -> "tuple[list[PictureEvent], list[list[Frame]]]":
+    """Draw batch by batch, and show how far it is; returns the pictures, and of each the steps of a preview, if any."""
+    from runtime.events import PictureEvent, StepEvent
+
+    pictures: list[PictureEvent] = []
+    strips: list[list[Frame]] = []
+    with progress("tokens") as report:
+        for start in range(0, len(requests), batch_size):
+            batch = requests[start : start + batch_size]
+            which = "" if len(batch) == len(requests) else f" of pictures {start + 1} to {start + len(batch)}"
+            shown: list[StepEvent] = []
+            for event in pipeline.run(batch):
+                if isinstance(event, PictureEvent):
+                    pictures.append(event)
+                    continue
+                denoising = isinstance(event, StepEvent)
+                report(f"{'denoising' if denoising else 'tokens'}{which}", event.step + 1, event.num_steps)
+                if isinstance(event, StepEvent) and keep_steps and is_shown(event.step, event.num_steps):
+                    shown.append(event)
+            strips += [_strip(shown, index) for index in range(len(batch))]
+    return pictures, strips
+
+
+def is_shown(step: int, num_steps: int) -> bool:
+    """Whether a preview shows a step: the last one, and the first ones of the first seven eighths."""
+    eighth, before, last = (i * 8 // num_steps for i in (step, step - 1, num_steps - 1))
+    return step == num_steps - 1 or eighth not in (before, last)
+
+
+def _strip(steps: "Sequence[StepEvent]", index: int) -> "list[Frame]":
+    """The estimates of a picture of a batch."""
+    from runtime.events import to_picture
+
+    return [(to_picture(step.x_pred[index]), f"step {step.step + 1}") for step in steps]
+
+
+def _parameters(pipeline: "Pipeline", chosen: "GenerationOptions", edits: tuple[str, ...]) -> dict[str, Any]:
+    """What all pictures have in common."""
+    return {
+        "bundle_id": pipeline.bundle.manifest.bundle_id,
+        "precision": pipeline.precision,
+        "dialect": pipeline.dialect,
+        **{name: value for name, value in vars(chosen).items() if value is not None},
+        **({"edits": edits} if edits else {}),
+    }
+
+
+def _parameters_of(picture: "PictureEvent", common: Mapping[str, Any], pipeline: "Pipeline") -> dict[str, Any]:
+    from runtime.pictures.token_file import PNG_KEY, RepGrid
+
+    tokens = RepGrid.of(picture, pipeline.bundle.manifest).to_dict()
+    return {"prompt": picture.prompt, "seed": picture.seed, **common, PNG_KEY: tokens}
