@@ -63,7 +63,7 @@ class OneSentenceErrors(click.Group):
     def main(self, *arguments: Any, **settings: Any) -> Any:
         """Run the program."""
         open_streams()
-        return super().main(*arguments, **settings)
+        return super().main(*arguments, **{"prog_name": "rf-export", **settings})
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

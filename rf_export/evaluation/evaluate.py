@@ -65,9 +65,8 @@ class Evaluation:
     def table(self) -> str:
         """For people."""
         prompts = "held-out (colour, object) pairs" if self.options.held_out else "new captions"
-        return (
-            f"{self.model}, drawn by {self.drawn_by}; {prompts}\n\n{self.score}\n\n{_checker_line(self.score.checker)}"
-        )
+        title = f"{self.model}, drawn by {self.drawn_by}; {prompts}"
+        return f"{title}\n\n{self.score}\n\n{_checker_line(self.score.checker)}"
 
 
 def _checker_line(figures: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ def test_unknown_word(tiny_bundle: Path) -> None:
 
 
 def test_size_that_is_not_a_multiple(tiny_bundle: Path) -> None:
-    refused(run("generate", tiny_bundle, "a red car", "--size", "17x24"), "multiple of 8", "17")
+    refused(run("generate", tiny_bundle, "a red car", "--size", "17x24"), "multiple of 8", "17", code=2)
 
 
 def test_size_that_is_no_size(tiny_bundle: Path) -> None:
@@ -145,17 +145,26 @@ def test_size_that_is_no_size(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "word"),
+    ("option", "value", "name"),
     [
         ("--steps", "0", "num_steps"),
-        ("--temperature", "-1", "temperature"),
+        ("--steps", "1001", "num_steps"),
+        ("--temperature", "-1", " temperature"),
+        ("--temperature", "nan", " temperature"),
         ("--top-k", "0", "top_k"),
         ("--top-k", "99", "top_k"),
+        ("--rep-guidance", "1e4", "rep_guidance_scale"),
         ("--pix-guidance", "nan", "pix_guidance_scale"),
+        ("--seed", "-1", " seed"),
+        ("--seed", str(2**64), " seed"),
+        ("--batch-size", "0", "batch_size"),
+        ("--threads", "0", "num_threads"),
     ],
 )
-def test_option_out_of_range(tiny_bundle: Path, option: str, value: str, word: str) -> None:
-    refused(run("generate", tiny_bundle, "a red car", option, value), word)
+def test_an_option_out_of_range_is_told_by_its_name(tiny_bundle: Path, option: str, value: str, name: str) -> None:
+    result = run("generate", tiny_bundle, "a red car", option, value)
+    refused(result, option, value if value != "1e4" else "10000", code=2)
+    assert name not in result.stderr  # of the parameter in Python
 
 
 def test_unknown_option(tiny_bundle: Path) -> None:
@@ -163,7 +172,7 @@ def test_unknown_option(tiny_bundle: Path) -> None:
 
 
 def test_unknown_backend(tiny_bundle: Path) -> None:
-    refused(run("build-engine", tiny_bundle, "--backend", "abacus"), "abacus", "ort")
+    refused(run("build-engine", tiny_bundle, "--backend", "abacus"), "abacus", "ort", code=2)
 
 
 def test_precision_that_the_bundle_lacks(tiny_bundle: Path) -> None:

@@ -23,8 +23,8 @@ def drawn(*arguments: str | Path) -> str:
     return result.stdout
 
 
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 1, result.output
+def refused(result: Result, *words: str, code: int = 1) -> None:
+    assert result.exit_code == code, result.output
     assert result.stderr.count("Error:") == 1
     assert "Traceback" not in result.output
     for word in words:
@@ -118,6 +118,6 @@ def test_generate_refuses_wrong_tokens_and_edits_in_a_sentence(tiny_bundle: Path
         (tmp_path / "grid.json").write_text(json.dumps(content))
         refused(run(*command, "--rep-tokens", tmp_path / "grid.json"), message)
     refused(run(*command, "--rep-tokens", car, "--size", "24x16"), "those of 16 x 24 pixels")
-    refused(run(*command, "--edit", "top left=7"), "'top left=7' is not understood", "redraw:5")
-    refused(run(*command, "--edit", "0:3,0=7"), "not inside a grid of 2 rows and 3 columns")
+    refused(run(*command, "--edit", "top left=7"), "'top left=7' is not understood", "redraw:5", code=2)
+    refused(run(*command, "--edit", "0:3,0=7"), "not inside a grid of 2 rows and 3 columns", code=2)
     assert not (tmp_path / "out.png").exists()

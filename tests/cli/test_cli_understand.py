@@ -72,7 +72,12 @@ def test_json_has_the_answer_its_options_and_times(tiny_bundle: Path, pipeline: 
 def test_images_may_be_read_at_another_size(tiny_bundle: Path, images: list[Path]) -> None:
     run("understand", tiny_bundle, images[0], "--size", "32x32")
     for size in ("9x9", "0x0"):
-        refused(invoke("understand", tiny_bundle, images[0], "--size", size), "height must be a multiple of 8")
+        refused(
+            invoke("understand", tiny_bundle, images[0], "--size", size),
+            "--size",
+            "height must be a multiple of 8",
+            code=2,
+        )
 
 
 def test_an_engine_answers_what_the_graphs_answer(tiny_bundle: Path, images: list[Path], tmp_path: Path) -> None:
@@ -88,7 +93,7 @@ def test_what_cannot_be_answered_is_one_sentence(tiny_bundle: Path, images: list
     refused(invoke("understand", tiny_bundle, tmp_path / "text.png"), "no picture of a known kind")
     refused(invoke("understand", tiny_bundle, "how many?"), "at least one IMAGE", code=2)
     refused(invoke("understand", tiny_bundle, images[0], "a zebra"), "does not know 'zebra'")
-    refused(invoke("understand", tiny_bundle, images[0], "--top-p", "2"), "top_p must be above 0")
+    refused(invoke("understand", tiny_bundle, images[0], "--top-p", "2"), "--top-p", "0<x<=1", code=2)
     refused(invoke("understand", tiny_bundle, images[0], "--max-tokens", "500"), "the model has 128 positions")
 
 

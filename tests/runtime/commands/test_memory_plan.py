@@ -92,4 +92,4 @@ def test_inspect_shows_it_for_every_precision(tiny_bundle):
     )
     assert four["memory"]["cache"] == 4 * one["memory"]["cache"]
     refused = CliRunner().invoke(cli.main, [*arguments, "--size", "17x16"])
-    assert refused.exit_code == 1 and "does not draw such pictures" in refused.stderr
+    assert refused.exit_code == 2 and "--size" in refused.stderr and "multiple of 8" in refused.stderr

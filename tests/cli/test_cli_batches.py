@@ -1,0 +1,110 @@
+"""Many prompts: from a file, and drawn in batches that fit into the memory, with the pictures of one batch."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from running import invoke, refused, run
+
+from runtime import GenerationOptions, Pipeline
+from runtime.backends.host.machine import UsableMemory
+from runtime.commands.generate import BATCH_BYTES, BATCH_OF_OLD_BUNDLES, fitting_batch
+from runtime.commands.memory_plan import Workload, drawing_memory
+from runtime.pictures.png import read_parameters
+
+PROMPTS = ("a red car", "two blue fish", "", "a cup", "a green tree")
+
+
+def pictures(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path)).astype(int) for path in sorted(folder.glob("0*.png"))])
+
+
+@pytest.mark.parametrize("batch_size", ["1", "2", "4", "99"])
+@pytest.mark.parametrize("edits", [[], ["--edit", "0,:=redraw:7", "--edit", "1,0=3"]], ids=["plain", "edited"])
+def test_batches_draw_what_one_batch_draws(
+    tiny_bundle: Path, tmp_path: Path, batch_size: str, edits: list[str]
+) -> None:
+    common = ("generate", tiny_bundle, *PROMPTS, "--steps", "2", "--seed", "3", *edits)
+    for name, size in (("together", "5"), ("apart", batch_size)):
+        folder = tmp_path / name
+        run(
+            *common,
+            "--each",
+            folder,
+            "-o",
+            tmp_path / f"{name}.png",
+            "--batch-size",
+            size,
+            "--preview",
+            tmp_path / f"{name}-steps.png",
+        )
+    assert np.abs(pictures(tmp_path / "together") - pictures(tmp_path / "apart")).max() <= 1
+    rows = [read_parameters(tmp_path / f"{name}.png")["pictures"] for name in ("together", "apart")]
+    assert rows[0] == rows[1]
+    assert [row["seed"] for row in rows[0]] == [3, 4, 5, 6, 7]
+    strips = [np.asarray(Image.open(tmp_path / f"{name}-steps.png")).astype(int) for name in ("together", "apart")]
+    assert np.abs(strips[0] - strips[1]).max() <= 1
+
+
+@pytest.mark.parametrize("available", [None, 96 << 20, 48 << 20, 1])
+def test_a_batch_is_what_the_memory_holds(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, available: int | None
+) -> None:
+    memory = None if available is None else UsableMemory(1 << 40, available, 0)
+    monkeypatch.setattr("runtime.backends.host.machine.usable_memory", lambda: memory)
+    requests = pipeline.check(["a red car"] * 500, options=GenerationOptions(height=32, width=32))
+    size = fitting_batch(pipeline, requests)
+    limit = min(BATCH_BYTES, (available or 2 * BATCH_BYTES) // 2)
+    model, prompt = pipeline.bundle.manifest.model, len(requests[0].ids)
+    need = [
+        drawing_memory(model, "fp32", 0, Workload(num_requests=n, height=32, width=32, prompt_tokens=prompt)).total
+        for n in (size, size + 1)
+    ]
+    assert need[0] <= limit or size == 1
+    assert need[1] > limit
+
+
+def test_an_old_bundle_that_tells_no_sizes_is_drawn_in_small_batches(pipeline: Pipeline) -> None:
+    manifest = pipeline.bundle.manifest
+    old = replace(manifest, model=replace(manifest.model, num_heads=None))
+
+    loaded: Any = SimpleNamespace(bundle=replace(pipeline.bundle, manifest=old), precision="fp32", engine=None)
+    assert fitting_batch(loaded, pipeline.check(["a red car"])) == BATCH_OF_OLD_BUNDLES
+
+
+@pytest.mark.parametrize(("dims", "size"), [({"batch": "1:1:4"}, 4), ({"batch": "2:2:2"}, 2), ({}, None)])
+def test_a_batch_is_no_larger_than_what_an_engine_takes(
+    pipeline: Pipeline, dims: dict[str, str], size: int | None
+) -> None:
+    engine = SimpleNamespace(record=SimpleNamespace(build={"dims": dims}))
+    built: Any = SimpleNamespace(bundle=pipeline.bundle, precision="fp32", engine=engine)
+    requests = pipeline.check(["a red car"])
+    assert fitting_batch(built, requests) == (size or fitting_batch(pipeline, requests))
+
+
+def test_prompts_may_be_lines_of_a_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("# two lines\na red car\n\n  two blue fish  \n")
+    out = tmp_path / "x.png"
+    run("generate", tiny_bundle, "--prompts", file, "-o", out, "--steps", "1")
+    assert [row["prompt"] for row in read_parameters(out)["pictures"]] == ["a red car", "two blue fish"]
+    run("generate", tiny_bundle, "a cup", "--prompts", file, "-o", out, "--steps", "1")
+    assert [row["prompt"] for row in read_parameters(out)["pictures"]] == ["a cup", "a red car", "two blue fish"]
+
+
+@pytest.mark.parametrize(
+    ("content", "word", "code"), [(b"# nothing\n\n", "--prompts", 2), (b"caf\xe9", "one prompt per line", 1)]
+)
+def test_a_file_without_prompts_is_refused(
+    tiny_bundle: Path, tmp_path: Path, content: bytes, word: str, code: int
+) -> None:
+    (tmp_path / "prompts.txt").write_bytes(content)
+    refused(invoke("generate", tiny_bundle, "--prompts", tmp_path / "prompts.txt"), word, code=code)
+
+
+def test_no_prompt_at_all_is_refused(tiny_bundle: Path) -> None:
+    refused(invoke("generate", tiny_bundle), "give a PROMPT", "--prompts", code=2)
