@@ -45,6 +45,7 @@ SYSTEM_ERRORS += (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.
 EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "matplotlib"), "export"),
     **{"onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "pycuda": "cuda"},
+    "jinja2": "report",
 }
 INTERRUPTED = 130  # as shells report SIGINT
 INT8_FORMAT = click.Choice(["static", "weight-only", "weight-only-4"])
@@ -197,10 +198,11 @@ def verify(
     from runtime.bundle.atomic import restore
     from verification import Remembering, VerifyOptions, verify
     from verification.rebuilds import verify_rebuilds
-    from verification.report import write_report
     from verification.verify import NotRecordedError
 
     arg.require_writable(report_path, "--report")
+    if report_path is not None:
+        from verification.report import write_report  # needs Jinja2, which nothing else does here
     if not no_record:
         restore(bundle)
     reference = None if checkpoint is None else Remembering(_eager(bundle, checkpoint, options["num_threads"]))

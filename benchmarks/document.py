@@ -5,7 +5,7 @@ from typing import Any
 
 from rf_export.benchmark.compare import drifts, shown_interval
 from rf_export.benchmark.tables import TITLES, describe
-from verification.pages.plots import number
+from verification.pages.page import number
 
 
 def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | None) -> str:
@@ -43,7 +43,7 @@ def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | 
 HOW = """Every fp32 contender first has to draw the picture and give the answers of an independent eager loop; what the
 others draw is told below, not judged. Then all take turns within each round, in a rotating order, after a round that
 does not count. Figures are medians over rounds with 95% intervals from order statistics (with fewer than six rounds
-their whole range, which is no 95% interval); ratios are medians of the rounds' ratios. The floor is what one step has
+their whole range, which is no 95% interval); a ratio is that of the two medians. The floor is what one step has
 to read and compute, by the bandwidth and the matrix rate that are measured on the spot. Weights of shapes other than
 `reference` are random: speed does not depend on them. `rf-export bench --report FILE.html` has plots: roofline, steps
 of one picture, scaling.

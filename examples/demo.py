@@ -9,6 +9,7 @@ that it never saw; parity, and latency against eager PyTorch.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -20,8 +21,8 @@ import numpy as np
 
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import run_bench
-from rf_export.benchmark.bench_report import latency_section
-from rf_export.benchmark.tables import format_bench
+from rf_export.benchmark.bench_report import latency
+from rf_export.benchmark.tables import describe, footprint_lines, format_bench
 from rf_export.benchmark.task import BenchOptions
 from rf_export.evaluation.metric import SceneScore, score_pictures
 from rf_export.evaluation.understanding import SCENE_SEED, Asked, everything_to_ask
@@ -34,7 +35,7 @@ from runtime.pictures.png import save_png
 from runtime.pictures.sheet import contact_sheet
 from runtime.pipeline import Pipeline
 from runtime.understanding.caption_match import Agreement, agreement
-from verification.pages import html as report
+from verification.pages.page import Picture, render
 
 CHECKPOINT = Path(__file__).parent / "reference" / "checkpoint"
 SEED = 7
@@ -151,91 +152,59 @@ def preview_steps(steps: list[StepEvent]) -> list[StepEvent]:
     return [steps[round(i * (len(steps) - 1) / 7)] for i in range(8)]
 
 
+COMMANDS = (  # that the report recommends
+    'rf-export generate {bundle} "a red car" -o car.png',
+    'rf-export understand {bundle} car.png "what is it?"',
+    "rf-export eval {bundle} --num-prompts 200",
+    "rf-export bench {bundle} --checkpoint examples/reference/checkpoint --threads 1 --threads 2",
+)
+
+
 def write_report(
     out: Path, manifest: Manifest, drawn: Drawn, read: Read, bench: dict[str, Any], minutes: float
 ) -> None:
     """Write `report.html`."""
-    marks = ["right" if verdict.correct else "wrong" for verdict in drawn.score.verdicts]
-    seen = ["seen as the same" if each.is_exact else f"seen as “{each.caption}”" for each in read.own]
-    captions = [
-        (event.picture, f"{event.prompt}: {mark}; {what}")
-        for event, mark, what in zip(drawn.pictures, marks, seen, strict=True)
-    ]
-    first = drawn.pictures[0].prompt
-    previews = [(to_picture(step.x_pred[0]), f"step {step.step + 1}") for step in preview_steps(drawn.steps)]
-    sections = [
-        report.Section(
-            "Drawing",
-            report.pictures(captions)
-            + report.note(
-                f"Drawn together in {drawn.seconds:.1f} s by the compiled fp32 engine, seed {SEED} onwards, first try. "
-                f"The checker, trained on composed scenes only, accepts {drawn.score.overall.successes} of "
-                f"{drawn.score.overall.num}; twelve pictures are no score: rf-export eval draws hundreds. "
-                f"Then what the model itself reads in it: {sum(each.is_exact for each in read.own)} times the prompt."
-            ),
-        ),
-        reading_section(read),
-        report.Section(f"How “{first}” comes out of the noise", report.pictures(previews)),
-        report.Section("Parity with eager PyTorch", parity_table(manifest)),
-        latency_section(bench),
-        report.Section("Do it yourself", report.commands(COMMANDS)),
-    ]
-    subtitle = (
-        f"{manifest.model.num_parameters:,} parameters, bundle {manifest.bundle_id}, "
-        f"{manifest.model.default_height} px, made in {minutes:.1f} minutes"
+    text = render(
+        Path(__file__).with_suffix(".html"),
+        title="rf-export demo",
+        subtitle=f"{manifest.model.num_parameters:,} parameters, bundle {manifest.bundle_id}, "
+        f"{manifest.model.default_height} px, made in {minutes:.1f} minutes",
+        pictures=_drawn_pictures(drawn, read),
+        scenes=[Picture(pixels=scene[0][0].picture, caption=_answers(scene)) for scene in read.scenes],
+        previews=[
+            Picture(pixels=to_picture(step.x_pred[0]), caption=f"step {step.step + 1}")
+            for step in preview_steps(drawn.steps)
+        ],
+        drawn=drawn,
+        read=read,
+        seed=SEED,
+        num_exact=sum(each.is_exact for each in read.own),
+        verified=manifest.verified,
+        latency=list(latency(bench)),
+        ours=bench["runs"][0]["ours"],
+        notes=[*describe(bench), *footprint_lines(bench)],
+        commands=[command.format(bundle=shlex.quote(str(out / "bundle"))) for command in COMMANDS],
     )
-    (out / "report.html").write_text(report.page("rf-export demo", subtitle, sections), encoding="utf-8")
+    (out / "report.html").write_text(text, encoding="utf-8")
 
 
-def reading_section(read: Read) -> report.Section:
-    """Scenes, and what the model answered about them."""
-    shown = []
-    for scene in read.scenes:
-        lines = [
-            f"{asked.question or 'caption'}: {answer}"
-            + ("" if answer in asked.right else f" (wrong: {min(asked.right)})")
-            for asked, answer in scene
-        ]
-        shown.append((scene[0][0].picture, "\n".join(lines)))
-    return report.Section(
-        "Reading",
-        report.pictures(shown)
-        + report.note(
-            f"Scenes that were never trained on; {sum(read.marks)} of {len(read.marks)} greedy answers are right. All "
-            f"answers and the captions above took {read.seconds:.1f} s; a picture is encoded once for all of its "
-            "questions. Hundreds of scenes: rf-export eval examples/reference/checkpoint --understanding."
-        ),
-    )
+def _drawn_pictures(drawn: Drawn, read: Read) -> list[Picture]:
+    pictures = []
+    for event, verdict, seen in zip(drawn.pictures, drawn.score.verdicts, read.own, strict=True):
+        mark = "right" if verdict.correct else "wrong"
+        what = "seen as the same" if seen.is_exact else f"seen as “{seen.caption}”"
+        pictures.append(Picture(pixels=event.picture, caption=f"{event.prompt}: {mark}; {what}"))
+    return pictures
 
 
-COMMANDS = (
-    "rf-export export examples/reference/checkpoint -o bundle",
-    "rf-export build-engine bundle --backend ort",
-    'rf-export generate bundle "a red car" -o car.png',
-    'rf-export understand bundle car.png "what is it?"',
-    "rf-export eval bundle --num-prompts 200",
-    "rf-export bench bundle --checkpoint examples/reference/checkpoint --threads 1 --threads 2",
-)
-
-
-def parity_table(manifest: Manifest) -> str:
-    """The figures that the export recorded."""
-    header = ["precision", "logits, worst cosine", "tokens equal", "x_pred, worst cosine", "picture PSNR", "steps"]
-    rows: list[list[Any]] = [
-        [
-            precision,
-            f"{figures['figures']['rep_decoder']['logits']['cosine']:.9f}",
-            f"{figures['rep_tokens_equal']} of {figures['rep_tokens']}",
-            f"{figures['figures']['denoiser']['x_pred']['cosine']:.9f}",
-            f"{figures['picture_psnr_db']:.1f} dB",
-            figures["denoising_steps"],
-        ]
-        for precision, figures in manifest.verified.items()
-    ]
-    return report.table(header, rows) + report.note(
-        "Two prompts of different length drawn together by the graphs and one by one in eager fp32, with the same "
-        "noise and the same tokens; an export that fails here writes no bundle."
-    )
+def _answers(scene: list[tuple[Asked, str]]) -> str:
+    """What was asked about a scene and answered, a line each."""
+    lines = []
+    for asked, answer in scene:
+        question = asked.question.replace(" ?", "?") or "caption:"
+        wrong = "" if answer in asked.right else f" (wrong: {min(asked.right)})"
+        lines.append(f"{question} {answer}{wrong}")
+    return "\n".join(lines)
 
 
 def progress_line(what: str, done: int, total: int) -> None:

@@ -18,9 +18,11 @@ from documents import DOCUMENTS, ROOT, Command, anchors, commands, links, python
 from PIL import Image
 
 import cli
+from examples.demo import COMMANDS
 from rf_export.export import ExportOptions, export
 
-ALL = [command for document in DOCUMENTS for command in commands(document)]
+DEMO = [Command(ROOT / "examples/demo.py", text.format(bundle="bundle"), True) for text in COMMANDS]
+ALL = [command for document in DOCUMENTS for command in commands(document)] + DEMO
 OURS = [command for command in ALL if command.words[0] == "rf-export"]
 SMALLER = (
     (r"train (\S+) --steps \d+", r"train \1 --steps 2 --describe-steps 0 --no-compile --batch-size 2"),
@@ -141,6 +143,16 @@ def test_every_block_runs(document, desk, exported, tmp_path):
         shutil.copytree(exported, folder / "bundle")
     for command in blocks:
         run_or_refuse(command, folder)
+
+
+@pytest.mark.slow
+def test_what_the_demo_report_recommends_runs(desk, exported, tmp_path):
+    folder = tmp_path / "desk"
+    shutil.copytree(desk, folder, symlinks=True)
+    shutil.copytree(exported, folder / "bundle")
+    for command in DEMO:
+        run_or_refuse(command, folder)
+    assert (folder / "car.png").is_file()
 
 
 @pytest.mark.slow

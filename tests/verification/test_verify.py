@@ -217,7 +217,7 @@ def test_the_command_needs_no_torch_writes_a_report_and_exits_with_the_verdict(b
     assert result.returncode == 0, result.stderr
     assert "graphs fp16 classic: passed" in result.stdout
     page = report.read_text()
-    assert page.count("<polyline") >= 3 and page.count("data:image/png") == 9
+    assert page.count('<figure class="columns">') >= 3 and page.count("data:image/png") == 9
     assert "http" not in page.replace("http-equiv", "")
     forget(bundle)
     result = subprocess.run(run, capture_output=True, text=True, check=False)
