@@ -154,7 +154,7 @@ def preview_steps(steps: list[StepEvent]) -> list[StepEvent]:
 
 COMMANDS = (  # that the report recommends
     'rf-export generate {bundle} "a red car" -o car.png',
-    'rf-export understand {bundle} car.png "what is it?"',
+    'rf-export understand {bundle} car.png "what colour is the car?"',
     "rf-export eval {bundle} --num-prompts 200",
     "rf-export bench {bundle} --checkpoint examples/reference/checkpoint --threads 1 --threads 2",
 )
