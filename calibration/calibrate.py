@@ -164,7 +164,7 @@ def calibrate(
         total = sum(len(bench.kinds) * len(config.formats_of(name)) + 3 for name, bench in benches.items())
         counted = _Counter(report, total)
         decisions = {name: decide(bench, config, timed=timed, report=counted) for name, bench in benches.items()}
-        shutil.copy2(bundle.file(bundle.manifest.tokenizer), folder / bundle.manifest.tokenizer)
+        shutil.copy2(bundle.file(bundle.manifest.tokenizer.file), folder / bundle.manifest.tokenizer.file)
         after, quality = _pass_gate(base, folder, backend, benches, decisions, originals, config, lint, report)
         if scorer is not None:
             quality = _score(base, after, quality, scorer, report)
@@ -189,7 +189,7 @@ def calibrate(
                 f"{report_path}. To take it anyway: --force"
             )
         _link_rest(bundle.path, folder)
-        write_manifest(folder, replace(manifest, verified={**manifest.verified, config.precision: summary}))
+        write_manifest(folder, manifest.replace(verified={**manifest.verified, config.precision: summary}))
     return outcome
 
 
@@ -218,7 +218,7 @@ def record(
     manifest = base.bundle.manifest
     key = {
         "graphs": [base.bundle.graph_sha256(name, config.base) for name in GRAPHS],
-        "tokenizer": manifest.files[manifest.tokenizer].sha256,
+        "tokenizer": manifest.files[manifest.tokenizer.file].sha256,
         "defaults of sampling": {
             **asdict(manifest.sampling),
             "height": manifest.model.default_height,
@@ -311,13 +311,13 @@ def _write_graphs(
             entry = bundle.graph(name, config.base)
             signature = GraphSignature.of(name, bundle.manifest.model, precision)
             entries.append(
-                replace(
-                    entry,
+                entry.replace(
                     precision=precision,
                     opset=model.opset_imports[""],
                     file=f"graphs/{file_name}",
                     weights=(f"graphs/{location}",),
-                    signature=signature,
+                    inputs=signature.inputs,
+                    outputs=signature.outputs,
                     lint=targets,
                 )
             )
@@ -331,7 +331,7 @@ def _with_graphs(manifest: Manifest, folder: Path, entries: Sequence[GraphEntry]
     files = {name: entry for name, entry in manifest.files.items() if name not in old or name in used}
     for name in dict.fromkeys(name for entry in entries for name in entry.files):
         files[name] = describe_file(folder / name)
-    return replace(manifest, graphs=(*others, *entries), files=files)
+    return manifest.replace(graphs=(*others, *entries), files=files)
 
 
 def _pass_gate(

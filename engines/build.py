@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -128,7 +128,7 @@ def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -
             **builder.details(),
         }
         described = describe_engine(opened, (config.precision, config.dialect), target, folder, files)
-        replace(described, build=details, verified=verified).write(folder)
+        described.replace(build=details, verified=verified).write(folder)
     return Built(out, is_new=True)
 
 

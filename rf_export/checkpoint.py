@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from rf_export.config import ModelConfig
 from rf_export.model import RFModel
 from runtime.bundle.atomic import write_file, write_text
-from runtime.bundle.strict_json import read_json
+from runtime.bundle.strict_json import parse_json, read_json
 from runtime.errors import RFError
+from runtime.tokenizer import MAX_TOKENIZER_BYTES
 
 SHARD_BYTES = 2_000_000_000
 MAX_HEADER_BYTES = 16 << 20  # more than 100,000 tensors
@@ -27,14 +28,23 @@ SINGLE_NAME = "model.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a checkpoint folder, weights in `dtype`, sharded above 2 GB; replaces the weights that are there.
+def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint folder, sharded above 2 GB; replaces the weights that are there.
+
+    Args:
+        model: Its config and weights.
+        tokenizer_json: The content of its `tokenizer.json`.
+        folder: Is made if it is not there.
+        dtype: Of the weights in the file; None keeps what they are.
 
     Raises:
-        RFError: the disk is full.
+        RFError: `dtype` cannot hold a weight, and nothing was written; or the disk is full.
     """
+    tensors = {
+        name: (tensor.detach() if dtype is None else _rounded(name, tensor.detach(), dtype)).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     shards = split_shards(tensors)
     names = (
         [SINGLE_NAME]
@@ -60,6 +70,28 @@ def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: to
     write_text(folder / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")  # no checkpoint without
 
 
+def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in another type; raises RFError where more than the last digits is lost.
+
+    A value that becomes 0 is lost where it counts: where it is more than a rounding error of the largest in its row or
+    in its column, so that no small but living channel dies.
+    """
+    rounded = tensor.to(dtype)
+    sizes = tensor.abs().reshape(len(tensor) if tensor.dim() > 1 else 1, -1)
+    largest = sizes.amax(1, keepdim=True)
+    if tensor.dim() > 1:
+        largest = torch.minimum(largest, sizes.amax(0, keepdim=True))
+    vanished = (rounded == 0) & (sizes > torch.finfo(dtype).eps * largest).reshape(tensor.shape)
+    lost = tensor[(rounded.isinf() & tensor.isfinite()) | vanished]
+    if lost.numel():
+        value = float(lost.flatten()[0])
+        raise RFError(
+            f"{lost.numel()} values of {name} do not fit {dtype}, such as {value:.3g}, which would become "
+            f"{float(lost.flatten()[0].to(dtype)):.3g}. Keep the model's own type (dtype=None), or scale the model."
+        )
+    return rounded
+
+
 def split_shards(tensors: dict[str, torch.Tensor], limit: int = SHARD_BYTES) -> list[dict[str, torch.Tensor]]:
     """Cut a state into shards of at most `limit` bytes each (a larger tensor gets its own)."""
     shards: list[dict[str, torch.Tensor]] = [{}]
@@ -80,13 +112,9 @@ def load_config(folder: Path) -> ModelConfig:
     if not (folder / "config.json").exists():
         raise RFError(f"{folder} has no config.json; expected a folder written by rf-export train")
     _refuse_pointer(folder / "config.json")
-    content = read_json(folder / "config.json")
-    if not isinstance(content, dict):
-        raise RFError(f"{folder}/config.json must hold a JSON object, got {type(content).__name__}")
-    try:
-        return ModelConfig.from_dict(content)
-    except (ValueError, TypeError) as error:
-        raise RFError(f"{folder}/config.json does not describe an RF model: {error}") from None
+    return ModelConfig.from_dict(
+        read_json(folder / "config.json"), f"{folder}/config.json does not describe an RF model"
+    )
 
 
 def load_checkpoint(folder: Path) -> RFModel:
@@ -101,11 +129,14 @@ def load_checkpoint(folder: Path) -> RFModel:
         model = RFModel(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
+    for file, names in _weight_map(folder).items():
         shard = _read_shard(file)
         twice = tensors.keys() & shard.keys()
         if twice:
             raise RFError(f"{file} has tensors that another shard has too ({_some(sorted(twice))}); copy them again")
+        if names is not None and names != shard.keys():
+            other = _some(sorted(names ^ shard.keys()))
+            raise RFError(f"{file} holds other tensors than {INDEX_NAME} says ({other}); copy them all again")
         tensors |= shard
     problems = _differences(expected, tensors)
     if problems:
@@ -115,18 +146,31 @@ def load_checkpoint(folder: Path) -> RFModel:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order; raises RFError if one is missing."""
-    names = [SINGLE_NAME]
+    """The safetensors files of a checkpoint, in order; raises RFError if one is missing or which ones is not sure."""
+    return list(_weight_map(folder))
+
+
+def _weight_map(folder: Path) -> dict[Path, set[str] | None]:
+    """The tensors of every file as the index tells them; None where there is none."""
+    files: dict[str, set[str] | None] = {SINGLE_NAME: None}
     if (folder / INDEX_NAME).exists():
         try:
-            names = sorted(set(read_json(folder / INDEX_NAME)["weight_map"].values()))
+            places = read_json(folder / INDEX_NAME)["weight_map"]
+            files = {
+                name: {tensor for tensor in places if places[tensor] == name} for name in sorted(set(places.values()))
+            }
         except (RFError, KeyError, TypeError, AttributeError) as error:
             raise RFError(f"{folder}/{INDEX_NAME} is damaged ({error!r}); copy the checkpoint again") from None
-    for name in names:
+        if SINGLE_NAME not in files and (folder / SINGLE_NAME).exists():
+            raise RFError(
+                f"{folder} has {SINGLE_NAME}, and {INDEX_NAME} names other weights: only one of them can be meant. "
+                "Move the older one away"
+            )
+    for name in files:
         # os.path.isfile is False for names that no file can have, where Path.is_file raises.
         if Path(str(name)).name != name or not os.path.isfile(folder / name):  # noqa: PTH113
             raise RFError(f"{folder} lacks {name}; expected safetensors weights there (pickle files are never read)")
-    return [folder / name for name in names]
+    return {folder / name: tensors for name, tensors in files.items()}
 
 
 def _refuse_pointer(file: Path) -> None:
@@ -140,12 +184,14 @@ def _read_shard(file: Path) -> dict[str, torch.Tensor]:
     _refuse_pointer(file)
     with file.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")
+        header = stream.read(min(header_bytes, MAX_HEADER_BYTES))
     if header_bytes > MAX_HEADER_BYTES:
         raise RFError(
             f"{file} cannot be read as safetensors (a header of {header_bytes} bytes, at most {MAX_HEADER_BYTES} are "
             "read); it may be damaged, copy it again"
         )
     try:
+        parse_json(header, "its header")  # the library takes a name that is there twice
         with safe_open(file, framework="pt") as shard:
             return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # the library raises its own kinds, and torch others for dtypes that it lacks
@@ -180,8 +226,9 @@ def checkpoint_sha256(folder: Path) -> str:
 
 
 def copy_tokenizer(folder: Path, target: Path) -> None:
-    """Copy `tokenizer.json`; raises RFError if the checkpoint has none."""
+    """Copy `tokenizer.json`; raises RFError if the checkpoint has none, or it says something twice."""
     if not (folder / "tokenizer.json").is_file():
         raise RFError(f"{folder} has no tokenizer.json (Hugging Face tokenizers format); add the model's own")
     _refuse_pointer(folder / "tokenizer.json")
+    read_json(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)  # the library takes a word that is there twice
     shutil.copyfile(folder / "tokenizer.json", target)

@@ -1,134 +1,109 @@
 """The shape of an RF model, from the tiny reference to Qwen3 sizes. Knows nothing of weights."""
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, get_type_hints
 
-from runtime.signature import MAX_LAYERS
+import msgspec
+from msgspec import Meta
 
-MAX_SIZE = 1 << 24  # of any dimension: beyond every model, and a product of two is far from overflowing
-MODEL_TYPE = "representation-forcing"
+from runtime.bundle.manifest import SamplingDefaults, UnderstandingDefaults
+from runtime.bundle.strict_json import Record, expected, read_as, shortened
+from runtime.errors import RFError
+from runtime.signature import MAX_LAYERS, MAX_TOP_K, PictureSizes, Positive
+
+MAX_SIZE: Final = 1 << 24  # of any dimension: beyond every model, and a product of two is far from overflowing
+_LARGEST: Final = 1e30  # fits fp32
+MODEL_TYPE: Final = "representation-forcing"
 Expert = Literal["understanding", "representation", "pixel"]
 EXPERTS: tuple[Expert, ...] = ("understanding", "representation", "pixel")
 
+_Size = Annotated[int, Meta(ge=1, le=MAX_SIZE, description=f"a whole number 1 to {MAX_SIZE}")]
+_Layers = Annotated[int, Meta(ge=1, le=MAX_LAYERS, description=f"a whole number 1 to {MAX_LAYERS}")]
+_Scale = Annotated[float, Meta(ge=-_LARGEST, le=_LARGEST, description="a finite number")]
+_AboveZero = Annotated[float, Meta(gt=0, le=_LARGEST, description="a finite number > 0")]
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+
+def _check(part: Record | PictureSizes) -> None:
+    """Hold the values of a part against their annotations, for those who make one in Python; raises ValueError."""
+    for name, kind in get_type_hints(type(part), include_extras=True).items():
+        try:
+            msgspec.convert(getattr(part, name), kind)
+        except msgspec.ValidationError:
+            raise ValueError(f"{name} must be {expected(kind)}, got {getattr(part, name)!r}") from None
+
+
+class SamplingConfig(SamplingDefaults, frozen=True, kw_only=True):
     """Defaults of generation that belong to a checkpoint (arXiv 2605.31604, inference)."""
 
-    num_steps: int = 25
-    rep_guidance_scale: float = 2.0
-    pix_guidance_scale: float = 3.0
-    temperature: float = 1.0
-    top_k: int = 50
-    shift: float = 1.0  # at `shift_base_patches` patches; grows with the square root of their number
-    shift_base_patches: int = 256
+    num_steps: Positive = 25
+    rep_guidance_scale: _Scale = 2.0
+    pix_guidance_scale: _Scale = 3.0
+    temperature: Annotated[float, Meta(ge=0, le=_LARGEST, description="a finite number >= 0")] = 1.0
+    top_k: Annotated[int, Meta(ge=1, le=MAX_TOP_K, description=f"a whole number 1 to {MAX_TOP_K}")] = 50
+    shift: _AboveZero = 1.0  # at `shift_base_patches` patches; grows with the square root of their number
+    shift_base_patches: Positive = 256
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be >= 1, got {self.num_steps}")
-        if not 1 <= self.top_k <= 1024:
-            raise ValueError(f"top_k must be 1..1024, got {self.top_k}")
-        if self.temperature < 0 or self.shift <= 0 or self.shift_base_patches < 1:
-            raise ValueError("temperature must be >= 0, shift > 0 and shift_base_patches >= 1")
+        _check(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnderstandingConfig:
+class UnderstandingConfig(UnderstandingDefaults, frozen=True, kw_only=True):
     """How the model was trained to read pictures: `[image features][start_id][question][answer][one of stop_ids]`."""
 
-    start_id: int
-    stop_ids: list[int]
-    max_tokens: int = 64  # of an answer, where the caller does not say
+    max_tokens: Positive = 64  # of an answer, where the caller does not say
 
     def __post_init__(self) -> None:
-        if not self.stop_ids or min(self.start_id, *self.stop_ids) < 0 or self.max_tokens < 1:
-            raise ValueError(
-                f"understanding must have ids >= 0, at least one of stop_ids, and max_tokens >= 1, got {self}"
-            )
+        _check(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(Record, frozen=True, kw_only=True):
     """Shape of the ViT image encoder. Its patch size is the decoder's."""
 
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    ffn_size: int
+    hidden_size: _Size
+    num_layers: _Layers
+    num_heads: _Size
+    ffn_size: _Size
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 1 <= value <= MAX_SIZE:
-                raise ValueError(f"encoder {name} must be 1 to {MAX_SIZE}, got {value}")
-        _check_layers("encoder num_layers", self.num_layers)
+        _check(self)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"encoder hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(PictureSizes, frozen=True, kw_only=True, omit_defaults=False):
     """Shape of an RF model.
 
     A Qwen3-style decoder with one shared attention per layer and three feed-forward experts, chosen by token type.
     Sizes of pictures are multiples of `2 * patch_size`: one representation token stands for 2x2 pixel patches.
     """
 
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    ffn_sizes: dict[str, int]  # per expert
-    vocab_size: int
-    rep_vocab_size: int
-    patch_size: int
-    max_grid: int  # largest number of representation tokens per side
-    default_height: int
-    default_width: int
+    hidden_size: _Size
+    num_layers: _Layers
+    num_heads: _Size
+    num_kv_heads: _Size
+    head_dim: _Size
+    ffn_sizes: dict[Expert, _Size]
+    vocab_size: _Size
+    rep_vocab_size: _Size
+    patch_size: _Size
+    max_grid: _Size
     encoder: EncoderConfig
-    max_positions: int = 40960
-    rope_theta: float = 1e6
-    norm_eps: float = 1e-6
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    max_positions: _Size = 40960
+    rope_theta: _AboveZero = 1e6
+    norm_eps: _AboveZero = 1e-6
+    sampling: SamplingConfig = SamplingConfig()
     understanding: UnderstandingConfig | None = None  # None: trained to draw only
 
     def __post_init__(self) -> None:
-        for name in (
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "vocab_size",
-            "rep_vocab_size",
-            "patch_size",
-            "max_grid",
-            "max_positions",
-        ):
-            if not 1 <= getattr(self, name) <= MAX_SIZE:
-                raise ValueError(f"{name} must be 1 to {MAX_SIZE}, got {getattr(self, name)}")
-        _check_layers("num_layers", self.num_layers)
+        _check(self)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}")
-        if set(self.ffn_sizes) != set(EXPERTS):
+        if len(self.ffn_sizes) != len(EXPERTS):
             raise ValueError(f"ffn_sizes must name exactly {EXPERTS}, got {tuple(self.ffn_sizes)}")
-        if self.rope_theta <= 0 or self.norm_eps <= 0:
-            raise ValueError(f"rope_theta and norm_eps must be > 0, got {self.rope_theta} and {self.norm_eps}")
-        if not 1 <= min(self.ffn_sizes.values()) <= max(self.ffn_sizes.values()) <= MAX_SIZE:
-            raise ValueError(f"ffn_sizes must be 1 to {MAX_SIZE}, got {self.ffn_sizes}")
         self.rep_grid(self.default_height, self.default_width)
         if self.understanding:
-            largest = max(self.understanding.start_id, *self.understanding.stop_ids)
-            if largest >= self.vocab_size:
-                raise ValueError(f"understanding has id {largest}, and vocab_size is {self.vocab_size}")
-
-    @property
-    def cell(self) -> int:
-        """Side of the pixel square that one representation token stands for."""
-        return 2 * self.patch_size
+            self.understanding.require_known(self.vocab_size)
 
     @property
     def patch_dim(self) -> int:
@@ -140,75 +115,26 @@ class ModelConfig:
         """Input id of the start token of the representation sequence; it is never predicted."""
         return self.rep_vocab_size
 
-    def rep_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of representation tokens of a picture; raises ValueError for sizes that do not fit."""
-        for name, value in (("height", height), ("width", width)):
-            if value < self.cell or value % self.cell or value // self.cell > self.max_grid:
-                limit = self.cell * self.max_grid
-                raise ValueError(f"{name} must be a multiple of {self.cell} from {self.cell} to {limit}, got {value}")
-        return height // self.cell, width // self.cell
-
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json`."""
-        content = {"model_type": MODEL_TYPE, **dataclasses.asdict(self)}
+        content = {"model_type": MODEL_TYPE, **msgspec.to_builtins(self)}
         if self.understanding is None:
             del content["understanding"]
         return content
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Self:
-        """Parse `config.json`; raises ValueError naming unknown or missing keys and values out of range."""
-        values = dict(content)
-        model_type = values.pop("model_type", None)
-        if model_type != MODEL_TYPE:
-            raise ValueError(f'model_type must be "{MODEL_TYPE}", got {model_type!r}')
-        parts = (("encoder", EncoderConfig), ("sampling", SamplingConfig), ("understanding", UnderstandingConfig))
-        if "understanding" in values and values["understanding"] is None:
-            raise ValueError("understanding must be an object, got null; leave it out for a model that only draws")
-        for name, part in parts:
-            if isinstance(values.get(name), dict):
-                values[name] = _checked(part, values[name], f"{name}.")
-        config: Self = _checked(cls, values, "")
-        return config
-
-
-def _check_layers(name: str, value: int) -> None:
-    if value > MAX_LAYERS:
-        raise ValueError(f"{name} must be at most {MAX_LAYERS}, got {value}")
-
-
-def _checked(cls: type[Any], values: dict[str, Any], prefix: str) -> Any:
-    fields = dataclasses.fields(cls)
-    required = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
-    unknown = sorted(set(values) - {f.name for f in fields})
-    missing = sorted(required - set(values))
-    if unknown or missing:
-        parts = [f"unknown {prefix}{name}" for name in unknown] + [f"missing {prefix}{name}" for name in missing]
-        raise ValueError("; ".join(parts))
-    for f in fields:
-        if f.name in values and not _fits(values[f.name], f.type):
-            wanted = {
-                int: "a whole number",
-                float: "a finite number",
-                dict[str, int]: "an object of whole numbers",
-                list[int]: "a list of whole numbers",
-            }
-            expected = wanted.get(f.type, "an object")  # type: ignore[call-overload]
-            raise ValueError(f"{prefix}{f.name} must be {expected}, got {values[f.name]!r}")
-    return cls(**values)
-
-
-def _fits(value: object, wanted: object) -> bool:
-    """Whether a value from JSON has the type of its field; an integer is a float too, but true is no integer."""
-    if wanted is int:
-        return type(value) is int
-    if wanted is float:
-        return type(value) in (int, float) and -1e30 < value < 1e30  # type: ignore[operator] # no NaN, fits fp32
-    if wanted == list[int]:
-        return isinstance(value, list) and all(type(each) is int for each in value)
-    if wanted == dict[str, int]:
-        return isinstance(value, dict) and all(type(size) is int for size in value.values())
-    return isinstance(value, wanted)  # type: ignore[arg-type]
+    def from_dict(cls, content: Any, where: str) -> "ModelConfig":
+        """Read `config.json`; raises RFError naming unknown or missing keys and values out of range."""
+        if not isinstance(content, dict) or content.get("model_type") != MODEL_TYPE:
+            found = shortened(content.get("model_type") if isinstance(content, dict) else content)
+            raise RFError(
+                f'{where}: model_type must be "{MODEL_TYPE}", found {found}. Give a checkpoint of such a model.'
+            )
+        if content.get("understanding", {}) is None:
+            raise RFError(
+                f"{where}: 'understanding' must be an object, found null. Leave it out if the model only draws."
+            )
+        return read_as(cls, {key: value for key, value in content.items() if key != "model_type"}, where)
 
 
 def _qwen3(hidden_size: int, num_layers: int, num_heads: int, ffn_size: int) -> ModelConfig:
@@ -250,7 +176,7 @@ def preset(name: str) -> ModelConfig:
             rope_theta=1e4,
             encoder=EncoderConfig(hidden_size=24, num_layers=1, num_heads=2, ffn_size=48),
             sampling=SamplingConfig(top_k=10, shift_base_patches=24),
-            understanding=UnderstandingConfig(start_id=2, stop_ids=[3], max_tokens=16),
+            understanding=UnderstandingConfig(start_id=2, stop_ids=(3,), max_tokens=16),
         )
     if name == "reference":
         return ModelConfig(
@@ -270,7 +196,7 @@ def preset(name: str) -> ModelConfig:
             rope_theta=1e4,
             encoder=EncoderConfig(hidden_size=128, num_layers=4, num_heads=4, ffn_size=256),
             sampling=SamplingConfig(shift_base_patches=64),
-            understanding=UnderstandingConfig(start_id=2, stop_ids=[3], max_tokens=32),  # [BOS] and [EOS]
+            understanding=UnderstandingConfig(start_id=2, stop_ids=(3,), max_tokens=32),  # [BOS] and [EOS]
         )
     if name == "base-90m":
         return ModelConfig(

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
+from msgspec.structs import asdict
 
 from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpoint, load_config
 from rf_export.eager_reference import EagerReference
@@ -26,7 +27,7 @@ from rf_export.model import RFModel, model_spec
 from rf_export.shared_weights import SharedWeights
 from rf_export.trace import trace
 from runtime.bundle.folder import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
-from runtime.bundle.manifest import GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults
+from runtime.bundle.manifest import GraphEntry, Manifest, SamplingDefaults, TokenizerEntry, UnderstandingDefaults
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision
 from runtime.tokenizer import PromptTokenizer
@@ -100,6 +101,7 @@ def _export_precision(
             if plan.opsets[dialect] == OLD_OPSET:
                 to_opset_17(graph)
             weights.save(graph, file_name)
+            signature = GraphSignature.of(name, spec, precision, dialect, cache_slots)
             entry = GraphEntry(
                 name=name,
                 precision=precision,
@@ -107,7 +109,8 @@ def _export_precision(
                 opset=graph.opset_imports[""],
                 file=f"graphs/{file_name}",
                 weights=(f"graphs/{location}",),
-                signature=GraphSignature.of(name, spec, precision, dialect, cache_slots),
+                inputs=signature.inputs,
+                outputs=signature.outputs,
                 lint=_passed(graph, file_name, dialect, plan),
             )
             entries.append(entry)
@@ -156,11 +159,12 @@ def _manifest(
         created_by={"rf_export": VERSION, "torch": torch.__version__, "onnx": onnx.__version__},
         checkpoint={"name": checkpoint.resolve().name, "sha256": checkpoint_sha256(checkpoint)},
         model=spec,
-        sampling=SamplingDefaults(**{**vars(sampling), "top_k": min(sampling.top_k, spec.max_top_k)}),
-        tokenizer="tokenizer.json",
+        sampling=SamplingDefaults(**{**asdict(sampling), "top_k": min(sampling.top_k, spec.max_top_k)}),
+        tokenizer=TokenizerEntry(file="tokenizer.json"),
         graphs=tuple(entries),
         files={name: describe_file(folder / name) for name in names},
-        understanding=UnderstandingDefaults(**{**vars(ids), "stop_ids": tuple(ids.stop_ids)}) if ids else None,
+        verified={},
+        understanding=UnderstandingDefaults(**asdict(ids)) if ids else None,
     )
 
 

@@ -61,7 +61,7 @@ class Pipeline:
         self.num_threads = num_threads
         self._sessions = sessions
         manifest = bundle.manifest
-        self._tokenizer = PromptTokenizer(bundle.file(manifest.tokenizer), manifest.model.vocab_size)
+        self._tokenizer = PromptTokenizer(bundle.file(manifest.tokenizer.file), manifest.model.vocab_size)
 
     @classmethod
     def load(
@@ -101,7 +101,7 @@ class Pipeline:
         entries = {name: bundle.graph(name, precision, dialect) for name in GRAPHS}
         require_verified(bundle, precision, dialect, chosen, allow_unverified=allow_unverified)
         needed = [] if chosen else [file for entry in entries.values() for file in entry.files]
-        bundle.verify([*needed, bundle.manifest.tokenizer], verify)
+        bundle.verify([*needed, bundle.manifest.tokenizer.file], verify)
         sessions: dict[GraphName, Session] = {}
         for name, entry in entries.items():
             file = chosen.file(name) if chosen else bundle.file(entry.file)

@@ -38,15 +38,17 @@ be bound to the same memory. There P may be one fixed number in all graphs that 
 place only into a cache of fixed length.
 """
 
-from dataclasses import dataclass, replace
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
+
+from msgspec import Meta, Struct
 
 from runtime.errors import RFError
 
 GraphName: TypeAlias = Literal["text_decoder", "rep_decoder", "denoiser", "vision_encoder"]
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8-fp16"]
 Dialect: TypeAlias = Literal["classic", "modern"]
-Dim: TypeAlias = int | str
+Positive: TypeAlias = Annotated[int, Meta(ge=1, description="a whole number >= 1")]
+Dim: TypeAlias = Annotated[int, Meta(ge=1, description="a size >= 1")] | str
 
 GRAPHS: Final[tuple[GraphName, ...]] = get_args(GraphName)
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
@@ -57,38 +59,47 @@ MAX_ANSWER: Final = 256  # so many tokens of an answer, the last ones, a repetit
 MAX_TOP_K: Final = 1024  # the in-graph TopK is this wide, or as wide as a vocabulary that is smaller
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """What a host has to know of a model, the `model` section of the manifest. Sizes are in pixels."""
+class PictureSizes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The pictures that a model knows, in pixels."""
 
-    patch_size: int
-    hidden_size: int  # width d of the decoder
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    rep_vocab_size: int
-    rep_start_id: int
-    max_grid: int  # largest number of representation tokens per side
-    max_positions: int
-    default_height: int
-    default_width: int
-    num_parameters: int
-    num_heads: int | None = None  # of queries; None, as the next, in bundles made before these were told
-    ffn_size: int | None = None  # width of the widest expert
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
-        if self.num_layers > MAX_LAYERS:  # signatures list every layer: a damaged manifest must not fill the memory
-            raise ValueError(f"num_layers must be at most {MAX_LAYERS}, got {self.num_layers}")
-        self.rep_grid(self.default_height, self.default_width)
+    patch_size: Positive
+    max_grid: Positive  # largest number of representation tokens per side
+    default_height: Positive
+    default_width: Positive
 
     @property
     def cell(self) -> int:
         """Side in pixels of the square that one representation token stands for."""
         return 2 * self.patch_size
+
+    def rep_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of representation tokens of a picture; raises ValueError for other sizes."""
+        for name, value in (("height", height), ("width", width)):
+            if value < self.cell or value % self.cell or value // self.cell > self.max_grid:
+                limit = self.cell * self.max_grid
+                raise ValueError(f"{name} must be a multiple of {self.cell} from {self.cell} to {limit}, got {value}")
+        return height // self.cell, width // self.cell
+
+
+class ModelSpec(PictureSizes, frozen=True, kw_only=True, omit_defaults=True):
+    """What a host has to know of a model, the `model` section of the manifest."""
+
+    hidden_size: Positive  # width d of the decoder
+    num_layers: Positive
+    num_kv_heads: Positive
+    head_dim: Positive
+    vocab_size: Positive
+    rep_vocab_size: Positive
+    rep_start_id: Positive
+    max_positions: Positive
+    num_parameters: Positive
+    num_heads: Positive | None = None  # of queries; None, as the next, in bundles made before these were told
+    ffn_size: Positive | None = None  # width of the widest expert
+
+    def __post_init__(self) -> None:
+        if self.num_layers > MAX_LAYERS:  # signatures list every layer: a damaged manifest must not fill the memory
+            raise ValueError(f"num_layers must be at most {MAX_LAYERS}, got {self.num_layers}")
+        self.rep_grid(self.default_height, self.default_width)
 
     @property
     def max_top_k(self) -> int:
@@ -104,17 +115,8 @@ class ModelSpec:
         """Height and width in pixels, the model's where they are None; a size of 0 is none of its sizes."""
         return self.default_height if height is None else height, self.default_width if width is None else width
 
-    def rep_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of representation tokens of a picture; raises ValueError for other sizes."""
-        for name, value in (("height", height), ("width", width)):
-            if value < self.cell or value % self.cell or value // self.cell > self.max_grid:
-                limit = self.cell * self.max_grid
-                raise ValueError(f"{name} must be a multiple of {self.cell} from {self.cell} to {limit}, got {value}")
-        return height // self.cell, width // self.cell
 
-
-@dataclass(frozen=True)
-class TensorSpec:
+class TensorSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """Name, NumPy dtype name and shape of an input or output; a free dimension is its name."""
 
     name: str
@@ -125,8 +127,7 @@ class TensorSpec:
         return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
 
 
-@dataclass(frozen=True)
-class GraphSignature:
+class GraphSignature(Struct, frozen=True):
     """The ordered inputs and outputs of a graph."""
 
     inputs: tuple[TensorSpec, ...]
@@ -234,7 +235,8 @@ def _kv(prefix: Literal["past_key_values", "present"], model: ModelSpec, kv: str
 
 
 def _fix_cache(specs: tuple[TensorSpec, ...], slots: int) -> tuple[TensorSpec, ...]:
-    return tuple(replace(spec, shape=tuple(slots if dim == "cache" else dim for dim in spec.shape)) for spec in specs)
+    shapes = (tuple(slots if dim == "cache" else dim for dim in spec.shape) for spec in specs)
+    return tuple(TensorSpec(spec.name, spec.dtype, shape) for spec, shape in zip(specs, shapes, strict=True))
 
 
 def _text_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:

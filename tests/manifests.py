@@ -1,6 +1,13 @@
 """A small manifest that is right, for tests that spoil it. Knows nothing of what is spoilt."""
 
-from runtime.bundle.manifest import FileEntry, GraphEntry, Manifest, SamplingDefaults, UnderstandingDefaults
+from runtime.bundle.manifest import (
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    SamplingDefaults,
+    TokenizerEntry,
+    UnderstandingDefaults,
+)
 from runtime.signature import GRAPHS, GraphSignature, ModelSpec
 
 MODEL = ModelSpec(
@@ -41,7 +48,8 @@ def sample_manifest(precision="fp32"):
             opset=20,
             file=f"graphs/{name}.{precision}.classic.onnx",
             weights=(weights,),
-            signature=GraphSignature.of(name, MODEL, precision),
+            inputs=GraphSignature.of(name, MODEL, precision).inputs,
+            outputs=GraphSignature.of(name, MODEL, precision).outputs,
         )
         for name in GRAPHS
     )
@@ -51,7 +59,7 @@ def sample_manifest(precision="fp32"):
         checkpoint={"name": "tiny", "sha256": "0" * 64},
         model=MODEL,
         sampling=SAMPLING,
-        tokenizer="tokenizer.json",
+        tokenizer=TokenizerEntry(file="tokenizer.json"),
         graphs=graphs,
         files={name: FileEntry(sha256=f"{i:064x}", size=i) for i, name in enumerate(names)},
         verified={"fp32": {"logits_cosine": 1.0}},

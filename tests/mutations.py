@@ -5,7 +5,6 @@ exchanged functions of the runtime. `python tests/mutations.py` prints the table
 """
 
 import contextlib
-import dataclasses
 import re
 import shutil
 import sys
@@ -53,8 +52,8 @@ def mutate(source: Path, out: Path, mutation: Mutation) -> Path:
         mutation.edit(model.graph, out)
         ir.save(model, out / entry.file)
         files = {**manifest.files, entry.file: describe_file(out / entry.file)}
-        manifest = dataclasses.replace(manifest, files=files)
-    write_manifest(out, dataclasses.replace(manifest, verified={}))
+        manifest = manifest.replace(files=files)
+    write_manifest(out, manifest.replace(verified={}))
     return out
 
 

@@ -6,7 +6,6 @@ TensorRT 10 and a GPU that runs the engine.
 """
 
 import time
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
@@ -70,7 +69,7 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
             "refitted_from": record.bundle_id,
         }
         described = describe_engine(opened, kind, record.target, folder, files)
-        replace(described, build=build, verified=verified).write(folder)
+        described.replace(build=build, verified=verified).write(folder)
     return out
 
 

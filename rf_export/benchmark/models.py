@@ -6,10 +6,11 @@ Knows nothing of measuring. Speed does not depend on the weights. Works without 
 from pathlib import Path
 
 import torch
+from msgspec.structs import asdict
 
 from rf_export.config import preset
 from rf_export.model import RFModel, model_spec
-from runtime.bundle.manifest import FileEntry, Manifest, SamplingDefaults
+from runtime.bundle.manifest import FileEntry, Manifest, SamplingDefaults, TokenizerEntry
 from runtime.signature import ModelSpec
 
 REFERENCE = Path(__file__).parents[2] / "examples" / "reference" / "checkpoint"
@@ -54,13 +55,14 @@ def preset_spec(name: str) -> ModelSpec:
 
 def manifest_of(model: RFModel) -> Manifest:
     """A manifest without graphs: what a workload is made from where nothing was exported."""
-    spec, sampling = model_spec(model), vars(model.config.sampling)
+    spec, sampling = model_spec(model), asdict(model.config.sampling)
     return Manifest(
         created_by={},
         checkpoint={},
         model=spec,
         sampling=SamplingDefaults(**{**sampling, "top_k": min(sampling["top_k"], spec.max_top_k)}),
-        tokenizer="tokenizer.json",
+        tokenizer=TokenizerEntry(file="tokenizer.json"),
         graphs=(),
         files={"tokenizer.json": FileEntry(sha256="", size=0)},
+        verified={},
     )

@@ -188,7 +188,7 @@ def _compiled_answerer(model: Path, precision: Precision, num_threads: int | Non
         return [read_answer(conversation, question) for question in questions]
 
     graphs = "ONNX graphs" if pipeline.engine is None else "engine"
-    return answer, pipeline.bundle.file(pipeline.bundle.manifest.tokenizer), f"runtime, {precision} {graphs}"
+    return answer, pipeline.bundle.file(pipeline.bundle.manifest.tokenizer.file), f"runtime, {precision} {graphs}"
 
 
 def eager_answerer(model: "RFModel", tokenizer: "Tokenizer", size: tuple[int, int] | None = None) -> Answerer:

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rf_export.checkpoint import save_checkpoint
 from rf_export.config import ModelConfig
 from rf_export.training.curves import draw_curves
@@ -52,7 +54,7 @@ def _run(trainer: Trainer, folder: Path, *, resume: bool, on_progress: Callable[
             _keep(trainer, report.step, log.flush)
     draw_curves([folder], folder / "curves.png")
     target = folder / "checkpoint"
-    save_checkpoint(trainer.average, trainer.tokenizer.to_str(pretty=True), target)
+    save_checkpoint(trainer.average, trainer.tokenizer.to_str(pretty=True), target, torch.float16)
     return target
 
 
@@ -68,7 +70,7 @@ def _keep(trainer: Trainer, step: int, flush: object) -> None:
         write_samples(trainer)
     if joint_step > 0 and joint_step % trainer.config.snapshot_every == 0:
         target = trainer.folder / f"snapshot-{joint_step:06}"
-        save_checkpoint(trainer.average, trainer.tokenizer.to_str(pretty=True), target)
+        save_checkpoint(trainer.average, trainer.tokenizer.to_str(pretty=True), target, torch.float16)
 
 
 def write_samples(trainer: Trainer) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
@@ -22,8 +23,7 @@ Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 FillNoise: TypeAlias = Callable[[int, npt.NDArray[np.float32]], None]  # step, [R, K] to be written
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True, forbid_unknown_fields=True):
     """What compiled graphs belong to: a backend, its exact version, and the features of a device."""
 
     backend: str

@@ -1,7 +1,8 @@
 """Files and folders that are there as a whole or not at all, written by one process at a time.
 
 Knows nothing of what is in them. What is new is written under a temporary name beside its final one, flushed to the
-disk and renamed. Whoever is killed on the way leaves a name that nothing reads and that the next run removes.
+disk and renamed. Whoever is killed on the way leaves a name that nothing reads and that the next run removes. What is
+new has the mode that a plain `open` gives, whatever a library gave it; what replaces something has the mode of that.
 
 A writer holds the lock of its path: the file `.<name>.partial-lock`, locked by the system, which lets go of it when the
 process ends, however it ends. A second writer waits. So whoever holds the lock knows that other temporary names belong
@@ -27,7 +28,7 @@ except ImportError:  # Windows: no locks, so leftovers stay until someone delete
 
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
-_LONGEST_NAME = 200  # bytes; file systems take 255, and a suffix stands behind
+_LONGEST_NAME = 100  # bytes; file systems take 143 (eCryptfs) to 255, and a suffix stands behind
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MOUNTS = Path("/proc/self/mountinfo")  # of Linux
 
@@ -133,7 +134,9 @@ def write_file(out: Path) -> Iterator[Path]:
     with locked(out) as is_alone:
         partial = _beside(out, f"{_PARTIAL}{0 if is_alone else os.getpid()}", hidden=True)
         try:
+            mode = _mode(out) or _plain_mode(partial)
             yield partial
+            _set_mode(partial, mode)
             _flush_entry(partial)
             partial.replace(out)
         except OSError as error:
@@ -185,6 +188,7 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
             try:
                 _make(partial, out)
                 yield partial
+                _set_modes(partial, out)
                 _flush(partial)
                 _check_target(out, replaceable, force, what)
                 _move_into_place(partial, out)
@@ -249,9 +253,47 @@ def _siblings(out: Path, kind: str) -> list[Path]:
     ]
 
 
+def _mode(path: Path) -> int | None:
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _plain_mode(path: Path) -> int:
+    """The mode of a file that a plain `open` makes here: umask and folder decide. The empty file is left."""
+    path.unlink(missing_ok=True)
+    path.touch()
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    with suppress(PermissionError):  # a file system without modes
+        path.chmod(mode)
+
+
+def _set_modes(folder: Path, before: Path) -> None:
+    plain = _plain_mode(folder / _PARTIAL)
+    (folder / _PARTIAL).unlink()
+    for path in reversed([folder, *folder.rglob("*")]):  # what is in a folder before the folder
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            mode = _mode(before / path.relative_to(folder))  # a new one has the plain mode already
+        elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:  # a second name of a file elsewhere is left alone
+            mode = _mode(before / path.relative_to(folder)) or plain
+        else:
+            mode = None
+        if mode is not None:
+            _set_mode(path, mode)
+
+
 def _check_target(out: Path, replaceable: Callable[[Path], bool], force: bool, what: str) -> None:
-    if not os.path.lexists(out):
+    try:
+        out.lstat()
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise _not_written(out, error) from error
     if not out.is_dir() or out.is_symlink():
         raise RFError(f"{out} exists and is not a folder. Choose another output path.")
     if _is_mount_point(out):

@@ -10,18 +10,18 @@ and to the target that it was built on, and is refused elsewhere with one senten
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from runtime.backends.interface import Target
 from runtime.bundle.atomic import is_temporary
 from runtime.bundle.compatibility import device_fits, version_fits
 from runtime.bundle.folder import Bundle, Verify, check_files
-from runtime.bundle.manifest import FileEntry, read_files
-from runtime.bundle.strict_json import Section, read_json, seal
+from runtime.bundle.manifest import FileEntry, check_table
+from runtime.bundle.strict_json import Record, read_as, read_document, read_json, seal
 from runtime.errors import RFError
-from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, GraphName, Precision
+from runtime.signature import GRAPHS, Dialect, GraphName, Precision
 
 FORMAT: Final = "rf-export-engine"
 FORMAT_VERSION: Final = 2
@@ -30,30 +30,34 @@ ENGINE_NAME: Final = "engine.json"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineGraph:
+class EngineGraph(Record, frozen=True, kw_only=True):
     """A compiled graph: its file, and `Bundle.graph_sha256` of what it was made from."""
 
     file: str
     source_sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineRecord:
+class EngineRecord(Record, frozen=True, kw_only=True):
     """The content of `engine.json`."""
 
     target: Target
     precision: Precision
-    dialect: Dialect
+    dialect: Dialect = "classic"  # engines of before there was a choice do not say it
     bundle_id: str
     graphs: dict[GraphName, EngineGraph]
     files: dict[str, FileEntry]
     build: dict[str, Any]  # options, seconds, peak memory, names for people
     verified: dict[str, Any]  # per graph: largest relative error against the ONNX graph
 
+    def __post_init__(self) -> None:
+        for name in GRAPHS:
+            if name not in self.graphs:
+                raise ValueError(f"graph {name!r} is missing")
+        check_table(self.files, [graph.file for graph in self.graphs.values()])
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object; `from_dict` reads it back."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **super().to_dict()}
 
     def text(self) -> str:
         """What `engine.json` holds: the object with its checksum."""
@@ -66,28 +70,7 @@ class EngineRecord:
     @classmethod
     def from_dict(cls, content: Any, where: str) -> "EngineRecord":
         """Check and read a JSON object; raises RFError."""
-        top = Section(content, where)
-        if top.take("format") != FORMAT or top.integer("format_version", 1) != FORMAT_VERSION:
-            raise RFError(f"{where} is of another format or version than this rf-export reads.")
-        top.check_seal()
-        target = top.section("target")
-        record = cls(
-            target=Target(target.string("backend"), target.string("version"), target.string("device")),
-            precision=cast(Precision, top.string("precision", PRECISIONS)),
-            # Engines of before there was a choice do not say it.
-            dialect=cast(Dialect, top.string("dialect", DIALECTS)) if "dialect" in top.names() else "classic",
-            bundle_id=top.string("bundle_id"),
-            graphs=_read_graphs(top.section("graphs")),
-            files=read_files(top.section("files")),
-            build=top.mapping("build"),
-            verified=top.mapping("verified"),
-        )
-        target.done()
-        top.done()
-        for graph in record.graphs.values():
-            if graph.file not in record.files:
-                raise RFError(f"{where}: {graph.file!r} is not in the table of files.")
-        return record
+        return read_as(cls, read_document(content, where, FORMAT, FORMAT_VERSION, "Build the engine"), where)
 
 
 @dataclass(frozen=True)
@@ -235,13 +218,3 @@ def _build_command(bundle: Bundle, target: Target, precision: Precision, dialect
     suffix = "" if precision == "fp32" else f" --precision {precision}"
     suffix += "" if dialect == "classic" else f" --dialect {dialect}"
     return f"rf-export build-engine {bundle.path} --backend {target.backend}{suffix}"
-
-
-def _read_graphs(section: Section) -> dict[GraphName, EngineGraph]:
-    graphs = {}
-    for name in GRAPHS:
-        entry = section.section(name)
-        graphs[name] = EngineGraph(file=entry.string("file"), source_sha256=entry.string("source_sha256"))
-        entry.done()
-    section.done()
-    return graphs

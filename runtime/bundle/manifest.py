@@ -7,11 +7,12 @@ graph has the signature that its model gives it.
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import PurePosixPath
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final
 
-from runtime.bundle.strict_json import Section, seal
+from msgspec import Meta
+
+from runtime.bundle.strict_json import LARGEST, Finite, NotNegative, Record, read_as, read_document, seal, shortened
 from runtime.errors import RFError
 from runtime.signature import (
     DIALECTS,
@@ -21,6 +22,7 @@ from runtime.signature import (
     GraphName,
     GraphSignature,
     ModelSpec,
+    Positive,
     Precision,
     TensorSpec,
     check_signature,
@@ -30,63 +32,66 @@ FORMAT: Final = "rf-export-bundle"
 FORMAT_VERSION: Final = 2  # in 1 there was no vision_encoder
 MANIFEST_NAME: Final = "manifest.json"
 
+_Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
 
-@dataclass(frozen=True, kw_only=True)
-class FileEntry:
+
+class FileEntry(Record, frozen=True, kw_only=True):
     """Hash and size in bytes of a file of the bundle."""
 
-    sha256: str
-    size: int
+    sha256: _Sha256
+    size: NotNegative
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingDefaults:
+class SamplingDefaults(Record, frozen=True, kw_only=True):
     """How a picture is drawn where the caller does not say otherwise, and the shift of the timesteps."""
 
-    num_steps: int
-    rep_guidance_scale: float
-    pix_guidance_scale: float
-    temperature: float
-    top_k: int
-    shift: float
-    shift_base_patches: int
-
-    def __post_init__(self) -> None:
-        if min(self.num_steps, self.top_k, self.shift_base_patches) < 1:
-            raise ValueError("num_steps, top_k and shift_base_patches must be >= 1")
-        if self.temperature < 0 or self.shift <= 0:
-            raise ValueError("temperature must be >= 0 and shift > 0")
+    num_steps: Positive
+    rep_guidance_scale: Finite
+    pix_guidance_scale: Finite
+    temperature: Annotated[float, Meta(ge=0, le=LARGEST, description="a finite number >= 0")]
+    top_k: Positive
+    shift: Annotated[float, Meta(gt=0, le=LARGEST, description="a finite number > 0")]  # at shift_base_patches
+    shift_base_patches: Positive
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnderstandingDefaults:
+class UnderstandingDefaults(Record, frozen=True, kw_only=True):
     """The ids around a question and its answer, and how many tokens an answer has at the most."""
 
-    start_id: int  # between images and question
-    stop_ids: tuple[int, ...]  # the end of an answer
-    max_tokens: int
+    start_id: NotNegative  # between images and question
+    # The end of an answer.
+    stop_ids: Annotated[tuple[NotNegative, ...], Meta(min_length=1, description="a list of one id at least")]
+    max_tokens: Positive
 
-    def __post_init__(self) -> None:
-        if not self.stop_ids or min(self.start_id, *self.stop_ids) < 0 or self.max_tokens < 1:
-            raise ValueError("understanding needs ids >= 0, one stop_id at least, and max_tokens >= 1")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object."""
-        return {**asdict(self), "stop_ids": list(self.stop_ids)}
+    def require_known(self, vocab_size: int) -> None:
+        """Raises ValueError where an id is beyond the vocabulary."""
+        largest = max(self.start_id, *self.stop_ids)
+        if largest >= vocab_size:
+            raise ValueError(f"understanding has id {largest}, and the model knows {vocab_size}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class GraphEntry:
+class TokenizerEntry(Record, frozen=True, kw_only=True):
+    """Where the tokenizer lies."""
+
+    file: str
+
+
+class GraphEntry(Record, frozen=True, kw_only=True):
     """One ONNX file. Paths are relative to the bundle, with forward slashes."""
 
     name: GraphName
     precision: Precision
     dialect: Dialect
-    opset: int
+    opset: Positive
     file: str
     weights: tuple[str, ...]  # the external-data files that it reads
-    signature: GraphSignature
     lint: tuple[str, ...] = ()  # the targets that would take the graph, as rf_export/lint/rules.py told at the export
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def signature(self) -> GraphSignature:
+        """Inputs and outputs."""
+        return GraphSignature(self.inputs, self.outputs)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -94,25 +99,21 @@ class GraphEntry:
         return (self.file, *self.weights)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
+class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The content of `manifest.json`. `verified` has verdicts, see runtime/bundle/verdict.py."""
 
     created_by: dict[str, str]
     checkpoint: dict[str, str]
     model: ModelSpec
     sampling: SamplingDefaults
-    tokenizer: str  # path of tokenizer.json
+    understanding: UnderstandingDefaults | None = None  # None where the model answers no questions
+    tokenizer: TokenizerEntry
     graphs: tuple[GraphEntry, ...]
     files: dict[str, FileEntry]
-    verified: dict[str, Any] = field(default_factory=dict)
-    understanding: UnderstandingDefaults | None = None  # None where the model answers no questions
+    verified: dict[str, dict[str, Any]]
 
     def __post_init__(self) -> None:
-        names = [name for graph in self.graphs for name in graph.files] + [self.tokenizer]
-        for name in names:
-            if name not in self.files:
-                raise ValueError(f"{name!r} is not in the table of files")
+        check_table(self.files, [name for graph in self.graphs for name in graph.files] + [self.tokenizer.file])
         keys = [(graph.name, graph.precision, graph.dialect) for graph in self.graphs]
         for key in keys:
             if keys.count(key) > 1:
@@ -125,9 +126,7 @@ class Manifest:
         if self.sampling.top_k > self.model.max_top_k:
             raise ValueError(f"top_k must be at most {self.model.max_top_k}, got {self.sampling.top_k}")
         if self.understanding:
-            largest = max(self.understanding.start_id, *self.understanding.stop_ids)
-            if largest >= self.model.vocab_size:
-                raise ValueError(f"understanding has id {largest}, and the model knows {self.model.vocab_size}")
+            self.understanding.require_known(self.model.vocab_size)
 
     @property
     def bundle_id(self) -> str:
@@ -149,20 +148,8 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object; `from_dict` reads it back."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "bundle_id": self.bundle_id,
-            "created_by": self.created_by,
-            "checkpoint": self.checkpoint,
-            "model": {name: value for name, value in asdict(self.model).items() if value is not None},
-            "sampling": asdict(self.sampling),
-            **({"understanding": self.understanding.to_dict()} if self.understanding else {}),
-            "tokenizer": {"file": self.tokenizer},
-            "graphs": [_graph_to_dict(graph) for graph in self.graphs],
-            "files": {name: asdict(entry) for name, entry in sorted(self.files.items())},
-            "verified": self.verified,
-        }
+        start = {"format": FORMAT, "format_version": FORMAT_VERSION, "bundle_id": self.bundle_id}
+        return {**start, **super().to_dict()}
 
     @classmethod
     def from_dict(cls, content: Any, where: str) -> "Manifest":
@@ -175,28 +162,18 @@ class Manifest:
         Raises:
             RFError: Says what is wrong, and where.
         """
-        top = Section(content, where)
-        _check_format(top)
-        top.check_seal()
-        bundle_id = top.string("bundle_id")
-        model = _read_model(top.section("model"))
-        try:
-            manifest = cls(
-                created_by=top.strings("created_by"),
-                checkpoint=top.strings("checkpoint"),
-                model=model,
-                sampling=_read_sampling(top.section("sampling")),
-                tokenizer=_read_tokenizer(top.section("tokenizer")),
-                graphs=tuple(_read_graph(section, model) for section in top.sections("graphs")),
-                files=read_files(top.section("files")),
-                verified=_read_verified(top.section("verified")),
-                understanding=_read_understanding(top) if "understanding" in top.names() else None,
-            )
-        except ValueError as error:
-            raise RFError(f"{where}: {error}.") from error
-        top.done()
+        content = read_document(content, where, FORMAT, FORMAT_VERSION, "Export the bundle")
+        bundle_id = content.pop("bundle_id", None)
+        manifest = read_as(cls, content, where)
+        for index, graph in enumerate(manifest.graphs):
+            slots = graph.signature.cache_slots if graph.dialect == "modern" else None
+            signature = GraphSignature.of(graph.name, manifest.model, graph.precision, graph.dialect, slots)
+            check_signature(signature, graph.signature, f"{where}, graphs[{index}]")
         if bundle_id != manifest.bundle_id:
-            raise RFError(f"{where}: bundle_id {bundle_id} does not fit the table of files: it was changed.")
+            raise RFError(
+                f"{where}: 'bundle_id' must be {manifest.bundle_id!r} as the table of files has it, found "
+                f"{shortened(bundle_id)}: it was changed. Export the bundle again."
+            )
         return manifest
 
 
@@ -216,133 +193,14 @@ def format_manifest(manifest: Manifest) -> str:
     return json.dumps(seal(manifest.to_dict()), indent=1, allow_nan=False) + "\n"
 
 
-def _check_format(top: Section) -> None:
-    found = top.take("format")
-    if found != FORMAT:
-        raise RFError(f"{top.where} is not the manifest of a bundle: format is {found!r}, expected {FORMAT!r}.")
-    version = top.integer("format_version", 1)
-    if version != FORMAT_VERSION:
-        raise RFError(
-            f"{top.where} has format version {version}, and this rf-export reads {FORMAT_VERSION}. "
-            f"{'Install a newer rf-export, or export' if version > FORMAT_VERSION else 'Export'} the bundle again."
-        )
-
-
-def _read_model(section: Section) -> ModelSpec:
-    left = section.names()
-    told = [item.name for item in fields(ModelSpec) if item.default is MISSING or item.name in left]
-    values = {name: section.integer(name, 1) for name in told}
-    section.done()
-    try:
-        return ModelSpec(**values)
-    except ValueError as error:
-        raise RFError(f"{section.where}: {error}.") from error
-
-
-def _read_sampling(section: Section) -> SamplingDefaults:
-    sampling = SamplingDefaults(
-        num_steps=section.integer("num_steps", 1),
-        rep_guidance_scale=section.number("rep_guidance_scale"),
-        pix_guidance_scale=section.number("pix_guidance_scale"),
-        temperature=section.number("temperature"),
-        top_k=section.integer("top_k", 1),
-        shift=section.number("shift"),
-        shift_base_patches=section.integer("shift_base_patches", 1),
-    )
-    section.done()
-    return sampling
-
-
-def _read_understanding(top: Section) -> UnderstandingDefaults:
-    section = top.section("understanding")
-    stop_ids = section.array("stop_ids")
-    if not all(type(each) is int for each in stop_ids):
-        raise RFError(f"{section.where}: 'stop_ids' must be a list of whole numbers.")
-    understanding = UnderstandingDefaults(
-        start_id=section.integer("start_id", 0), stop_ids=tuple(stop_ids), max_tokens=section.integer("max_tokens", 1)
-    )
-    section.done()
-    return understanding
-
-
-def _read_verified(section: Section) -> dict[str, Any]:
-    verified: dict[str, Any] = {name: section.mapping(name) for name in section.names()}
-    return verified
-
-
-def _read_tokenizer(section: Section) -> str:
-    name = section.string("file")
-    section.done()
-    return name
-
-
-def _read_graph(section: Section, model: ModelSpec) -> GraphEntry:
-    weights = section.array("weights")
-    lint = section.array("lint") if "lint" in section.names() else []  # bundles made before there was a lint
-    if not all(isinstance(name, str) for name in lint):
-        raise RFError(f"{section.where}: 'lint' must be a list of targets.")
-    if not all(isinstance(name, str) for name in weights):
-        raise RFError(f"{section.where}: 'weights' must be a list of paths.")
-    entry = GraphEntry(
-        name=cast(GraphName, section.string("name", GRAPHS)),
-        precision=cast(Precision, section.string("precision", PRECISIONS)),
-        dialect=cast(Dialect, section.string("dialect", DIALECTS)),
-        opset=section.integer("opset", 1),
-        file=section.string("file"),
-        weights=tuple(weights),
-        lint=tuple(lint),
-        signature=GraphSignature(
-            inputs=tuple(_read_tensor(item) for item in section.sections("inputs")),
-            outputs=tuple(_read_tensor(item) for item in section.sections("outputs")),
-        ),
-    )
-    section.done()
-    cache_slots = entry.signature.cache_slots if entry.dialect == "modern" else None
-    expected = GraphSignature.of(entry.name, model, entry.precision, entry.dialect, cache_slots)
-    check_signature(expected, entry.signature, section.where)
-    return entry
-
-
-def _read_tensor(section: Section) -> TensorSpec:
-    shape = section.array("shape")
-    if not all(isinstance(dim, str) or (isinstance(dim, int) and dim > 0) for dim in shape):
-        raise RFError(f"{section.where}: 'shape' must hold sizes > 0 and names, found {shape}.")
-    tensor = TensorSpec(section.string("name"), section.string("dtype"), tuple(shape))
-    section.done()
-    return tensor
-
-
-def read_files(section: Section) -> dict[str, FileEntry]:
-    """Read a table of files; their paths cannot lead out of the folder. Raises RFError."""
-    files = {}
-    for name in section.names():
+def check_table(files: dict[str, FileEntry], names: list[str]) -> None:
+    """Raises ValueError where a path of a table of files leads out of the folder, or one of `names` is not there."""
+    for name in files:
         parts = PurePosixPath(name).parts
         # A backslash or a colon would lead elsewhere on Windows; what cannot be printed is no name in UTF-8 either.
         is_inside = "/".join(parts) == name and not {"..", "/"} & set(parts) and not set(name) & {"\\", ":"}
         if not parts or not is_inside or not name.isprintable() or max(len(part.encode()) for part in parts) > 255:
-            raise RFError(f"{section.where}: {name!r} is not a path inside the bundle.")
-        entry = section.section(name)
-        sha256 = entry.string("sha256")
-        if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-            raise RFError(f"{entry.where}: 'sha256' must be 64 hexadecimal digits, found {sha256!r}.")
-        files[name] = FileEntry(sha256=sha256, size=entry.integer("size", 0))
-        entry.done()
-    return files
-
-
-def _graph_to_dict(graph: GraphEntry) -> dict[str, Any]:
-    return {
-        "name": graph.name,
-        "precision": graph.precision,
-        "dialect": graph.dialect,
-        "opset": graph.opset,
-        "file": graph.file,
-        "weights": list(graph.weights),
-        "lint": list(graph.lint),
-        "inputs": [_tensor_to_dict(spec) for spec in graph.signature.inputs],
-        "outputs": [_tensor_to_dict(spec) for spec in graph.signature.outputs],
-    }
-
-
-def _tensor_to_dict(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+            raise ValueError(f"{name!r} is not a path inside the folder")
+    for name in names:
+        if name not in files:
+            raise ValueError(f"{name!r} is not in the table of files")

@@ -1,7 +1,7 @@
-"""Checked reading of JSON objects: every key is known, present and of its type.
+"""Checked reading of JSON documents: every key is known, present, of its type and in its range.
 
-Knows nothing of what the keys mean. It is there so that a damaged or foreign file is refused with a message
-that says where, and never surfaces as a KeyError in the middle of a run.
+Knows nothing of what the keys mean: the `Record`s that a document is read into say it. It is there so that a damaged
+or foreign file is refused with a sentence that says where, and never surfaces as a KeyError in the middle of a run.
 """
 
 import hashlib
@@ -10,108 +10,124 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from runtime.errors import RFError
 
 MAX_JSON_BYTES: Final = 16 << 20  # a manifest has less than 1 MiB; parsed, JSON takes up to 30 times its size
 MAX_JSON_DEPTH: Final = 50
 _SEAL: Final = "checksum"
-_LARGEST: Final = sys.float_info.max
+LARGEST: Final = sys.float_info.max
+_NAMES: Final = {int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list"}
+
+Finite = Annotated[float, Meta(ge=-LARGEST, le=LARGEST, description="a finite number")]
+NotNegative = Annotated[int, Meta(ge=0, description="a whole number >= 0")]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R", bound="Record")
 
 
-class Section:
-    """A JSON object of which every key has to be taken exactly once.
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An object of a document: the annotations have types and ranges, `__post_init__` has what belongs together."""
+
+    def replace(self: _R, **changes: Any) -> _R:
+        """The same with other values."""
+        return msgspec.structs.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object; `read_as` reads it back."""
+        plain = msgspec.to_builtins(self, enc_hook=lambda value: json.loads(json.dumps(value)))  # NumPy's numbers
+        content: dict[str, Any] = json.loads(json.dumps(plain))
+        return content
+
+
+def read_as(kind: type[_T], content: Any, where: str, path: str = "") -> _T:
+    """Check what `json.load` gave and make it one of `kind`, a `Record`.
 
     Raises:
-        RFError: From every method, naming the file, the key and what was expected.
+        RFError: Says what is wrong in the file `where`, with the path of the key.
     """
+    try:
+        return msgspec.convert(content, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half a surrogate pair
+        for key, part, value in _parts(_bare(kind), content):  # msgspec tells neither a value nor the key of a table
+            read_as(part, value, where, path + key)
+        problem = _problem(kind, content, path.lstrip("."), str(error))
+        raise RFError(f"{where}{problem}. Correct the file, or make it again.") from None
 
-    def __init__(self, content: Any, where: str) -> None:
-        self.where = where
-        if not isinstance(content, dict):
-            raise RFError(f"{where}: expected an object, found {_kind(content)}.")
-        self._content: dict[str, Any] = content
-        self._left = dict(content)
 
-    def names(self) -> list[str]:
-        """The keys that nobody took yet."""
-        return list(self._left)
+def read_document(content: Any, where: str, form: str, version: int, remedy: str) -> dict[str, Any]:
+    """What a document of a format and version of ours holds besides these; its checksum fits where it has one.
 
-    def take(self, key: str) -> Any:
-        """The value of a required key, unchecked."""
-        if key not in self._left:
-            raise RFError(f"{self.where}: {key!r} is missing.")
-        return self._left.pop(key)
+    Raises:
+        RFError: It is another one, or was changed; `remedy` is what to do again.
+    """
+    if not isinstance(content, dict) or content.get("format") != form:
+        other = shortened(content.get("format") if isinstance(content, dict) else content)
+        raise RFError(f"{where} is no file of the format {form!r}, found {other}. Give a file that rf-export wrote.")
+    found = content.get("format_version")
+    if type(found) is not int or found < 1:
+        raise RFError(
+            f"{where}: 'format_version' must be a whole number >= 1, found {shortened(found)}. {remedy} again."
+        )
+    if found != version:
+        newer = f"Install a newer rf-export, or {remedy[0].lower()}{remedy[1:]}" if found > version else remedy
+        raise RFError(f"{where} has format version {found}, and this rf-export reads {version}. {newer} again.")
+    plain = {key: value for key, value in content.items() if key != _SEAL}
+    if _SEAL in content and content[_SEAL] != _checksum(plain):  # there was none once
+        raise RFError(
+            f"{where} differs from what was written (checksum): it is damaged or was changed. Copy it again, "
+            f"make it again, or remove the key {_SEAL!r} if you changed it on purpose."
+        )
+    del plain["format"], plain["format_version"]
+    return plain
 
-    def string(self, key: str, choices: tuple[str, ...] = ()) -> str:
-        """A text; one of `choices` where these are given."""
-        value = self.take(key)
-        if not isinstance(value, str) or (choices and value not in choices):
-            expected = " or ".join(map(repr, choices)) if choices else "a text"
-            raise RFError(f"{self.where}: {key!r} must be {expected}, found {_kind(value)}.")
-        return value
 
-    def integer(self, key: str, minimum: int) -> int:
-        """A whole number that is not smaller than `minimum`."""
-        value = self.take(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            raise RFError(f"{self.where}: {key!r} must be a whole number >= {minimum}, found {_kind(value)}.")
-        return value
+def expected(kind: Any) -> str:
+    """What a value has to be, in words."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return str(next(meta.description for meta in args[1:]))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin in (Union, UnionType):
+        return " or ".join(expected(each) for each in args if each is not NoneType)
+    return _NAMES.get(origin or kind, "an object")
 
-    def number(self, key: str) -> float:
-        """A finite number."""
-        value = self.take(key)
-        # A whole number of JSON may be beyond every float.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
-            raise RFError(f"{self.where}: {key!r} must be a finite number, found {_kind(value)}.")
-        return float(value)
 
-    def array(self, key: str) -> list[Any]:
-        """A list, its items unchecked."""
-        value = self.take(key)
-        if not isinstance(value, list):
-            raise RFError(f"{self.where}: {key!r} must be a list, found {_kind(value)}.")
-        return value
+def _bare(kind: Any) -> Any:
+    while get_origin(kind) in (Annotated, Union, UnionType):
+        kind = get_args(kind)[0]
+    return kind
 
-    def mapping(self, key: str) -> dict[str, Any]:
-        """An object, its keys and values unchecked."""
-        value = self.take(key)
-        if not isinstance(value, dict):
-            raise RFError(f"{self.where}: {key!r} must be an object, found {_kind(value)}.")
-        return value
 
-    def strings(self, key: str) -> dict[str, str]:
-        """An object whose values are texts."""
-        value = self.mapping(key)
-        for name, text in value.items():
-            if not isinstance(text, str):
-                raise RFError(f"{self.where}: {key}.{name} must be a text, found {_kind(text)}.")
-        return value
+def _parts(kind: Any, content: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Key, type and value of what an object or a list holds."""
+    origin, args = get_origin(kind), get_args(kind)
+    if isinstance(content, dict) and isinstance(kind, type(Record)):
+        hints = get_type_hints(kind, include_extras=True)
+        yield from ((f".{key}", hints[key], value) for key, value in content.items() if key in hints)
+    elif isinstance(content, dict) and origin is dict:
+        for key, value in content.items():
+            yield from ((f".{key}", args[0], key), (f".{key}", args[1], value))
+    elif isinstance(content, list) and origin in (list, tuple):
+        yield from ((f"[{index}]", args[0], value) for index, value in enumerate(content))
 
-    def section(self, key: str) -> "Section":
-        """An object to be read in the same way."""
-        return Section(self.take(key), f"{self.where}, {key}")
 
-    def sections(self, key: str) -> Iterator["Section"]:
-        """A list of objects to be read in the same way."""
-        for index, item in enumerate(self.array(key)):
-            yield Section(item, f"{self.where}, {key}[{index}]")
-
-    def check_seal(self) -> None:
-        """Refuse an object that was changed since `seal`; files of before there was one are taken as they are."""
-        if _SEAL not in self._left:
-            return
-        if self._left.pop(_SEAL) != _checksum({key: value for key, value in self._content.items() if key != _SEAL}):
-            raise RFError(
-                f"{self.where} differs from what was written (checksum): it is damaged or was changed. Copy it again, "
-                f"make it again, or remove the key {_SEAL!r} if you changed it on purpose."
-            )
-
-    def done(self) -> None:
-        """Refuse the keys that nobody took."""
-        if self._left:
-            raise RFError(f"{self.where}: unknown {', '.join(map(repr, sorted(self._left)))}.")
+def _problem(kind: Any, content: Any, path: str, text: str) -> str:
+    if not (isinstance(content, dict) and isinstance(_bare(kind), type(Record))):
+        return f"{f': {path!r}' if path else ''} must be {expected(kind)}, found {shortened(content)}"
+    fields = msgspec.structs.fields(_bare(kind))
+    start = f"{path}." * bool(path)
+    missing = [f"{start}{field.name}" for field in fields if field.required and field.name not in content]
+    unknown = [f"{start}{name}" for name in sorted(content.keys() - {field.name for field in fields})]
+    if missing:
+        return f": {', '.join(map(repr, missing))} {'is' if len(missing) == 1 else 'are'} missing"
+    return f": unknown {', '.join(map(repr, unknown))}" if unknown else f": {f'{path}: ' if path else ''}{text}"
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -135,16 +151,21 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
     """The content of a JSON file; raises RFError where there is none, or it is damaged or beyond the limits."""
+    return parse_json(read_limited(path, limit), str(path))
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The content of a JSON text without double keys; raises RFError where it is damaged or nested too deeply."""
     try:
-        content = json.loads(read_limited(path, limit).decode("utf-8"), object_pairs_hook=_object)
+        content = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
         _check_depth(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise RFError(f"{path} is not valid JSON ({error}): it is damaged or was cut off.") from error
+        raise RFError(f"{where} is not valid JSON ({error}): it is damaged or was cut off.") from error
     return content
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with a checksum of itself, so that `Section.check_seal` finds a changed number in it."""
+    """A JSON object with a checksum of itself, so that `read_document` finds a changed number in it."""
     return {**content, _SEAL: _checksum(content)}
 
 
@@ -173,6 +194,7 @@ def _check_depth(content: Any) -> None:
         raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
 
 
-def _kind(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value in JSON, cut off where it is long."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

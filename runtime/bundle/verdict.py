@@ -5,7 +5,6 @@ manifest; that of an engine lies in its `engine.json`. What nobody verified does
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final, Literal, TypeAlias
 
 from runtime.bundle.atomic import locked, write_text
@@ -113,7 +112,7 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
         for key, verdict in verdicts.items():
             before = verified.get(key, {})
             verified[key] = {**(before if "calibration" in before else {}), **verdict}
-        write_text(bundle.path / MANIFEST_NAME, format_manifest(replace(now, verified=verified)))
+        write_text(bundle.path / MANIFEST_NAME, format_manifest(now.replace(verified=verified)))
 
 
 def record_engine(engine: Engine, verdict: Mapping[str, Any]) -> None:
@@ -125,4 +124,4 @@ def record_engine(engine: Engine, verdict: Mapping[str, Any]) -> None:
     record = open_engine(engine.path).record
     if record.files != engine.record.files:
         raise RFError(f"{engine.path} was built anew while it was verified. Verify it again.")
-    write_text(engine.path / ENGINE_NAME, replace(record, verified={**record.verified, **verdict}).text())
+    write_text(engine.path / ENGINE_NAME, record.replace(verified={**record.verified, **verdict}).text())

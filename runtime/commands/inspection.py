@@ -6,6 +6,8 @@ Knows nothing of running graphs.
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 from runtime.bundle.atomic import is_temporary
 from runtime.bundle.engine import ENGINE_NAME, open_engine
 from runtime.bundle.folder import Bundle, Verify, check_files, open_bundle
@@ -41,8 +43,8 @@ def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]
         "bundle_id": manifest.bundle_id,
         "created_by": manifest.created_by,
         "checkpoint": manifest.checkpoint,
-        "model": vars(manifest.model),
-        "sampling": vars(manifest.sampling),
+        "model": asdict(manifest.model),
+        "sampling": asdict(manifest.sampling),
         "understanding": manifest.understanding.to_dict() if manifest.understanding else None,
         "graphs": [_describe_graph(bundle, graph) for graph in manifest.graphs],
         "files": {name: entry.size for name, entry in manifest.files.items()},
@@ -100,7 +102,7 @@ def _describe_engines(path: Path, verify: Verify) -> list[dict[str, Any]]:
                 "precision": record.precision,
                 "dialect": record.dialect,
                 "bytes": size,
-                "target": vars(record.target),
+                "target": asdict(record.target),
                 "build": record.build,
                 "verdict": engine_verdict(engine)[0],
             }

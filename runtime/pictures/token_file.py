@@ -7,25 +7,45 @@
 Knows nothing of how tokens are drawn.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
+from msgspec.structs import asdict
 
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.strict_json import Section, read_json
+from runtime.bundle.strict_json import NotNegative, Record, read_as, read_document, read_json
 from runtime.errors import RFError
 from runtime.events import PictureEvent
 from runtime.noise import MAX_SEED
 from runtime.pictures.png import read_parameters
+from runtime.signature import Positive
 
 FORMAT: Final = "rf-export-tokens"
 FORMAT_VERSION: Final = 1
 PNG_KEY: Final = "tokens"  # in the parameters of a PNG file
 _PNG_START: Final = b"\x89PNG"
+_Id = Annotated[int, Meta(ge=0, lt=2**31, description="a whole number >= 0 and below 2**31")]
+
+
+class _Document(Record, frozen=True, kw_only=True):
+    checkpoint: str
+    height: Positive
+    width: Positive
+    rows: Positive
+    columns: Positive
+    prompt: str
+    seed: NotNegative
+    rep_ids: list[list[_Id]]
+
+    def __post_init__(self) -> None:
+        if len(self.rep_ids) != self.rows or any(len(row) != self.columns for row in self.rep_ids):
+            raise ValueError(f"'rep_ids' must be {self.rows} lists of {self.columns} numbers")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"'seed' must be below 2**64, found {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,40 +75,17 @@ class RepGrid:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document."""
         rows, columns = self.rep_ids.shape
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "checkpoint": self.checkpoint,
-            "height": self.height,
-            "width": self.width,
-            "rows": rows,
-            "columns": columns,
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "rep_ids": self.rep_ids.tolist(),
-        }
+        own = {name: value for name, value in vars(self).items() if name != "rep_ids"}
+        document = _Document(**own, rows=rows, columns=columns, rep_ids=self.rep_ids.tolist())
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **document.to_dict()}
 
     @classmethod
     def from_dict(cls, content: Any, where: str) -> "RepGrid":
         """Read a document; raises RFError naming `where` and what is wrong."""
-        top = Section(content, where)
-        top.string("format", (FORMAT,))
-        version = top.integer("format_version", 0)
-        if version != FORMAT_VERSION:
-            raise RFError(f"{where}: format_version is {version}, and this version reads {FORMAT_VERSION}.")
-        shape = (top.integer("rows", 1), top.integer("columns", 1))
-        grid = cls(
-            checkpoint=top.string("checkpoint"),
-            height=top.integer("height", 1),
-            width=top.integer("width", 1),
-            prompt=top.string("prompt"),
-            seed=top.integer("seed", 0),
-            rep_ids=_ids(top.array("rep_ids"), shape, where),
-        )
-        top.done()
-        if grid.seed > MAX_SEED:
-            raise RFError(f"{where}: 'seed' must be below 2**64, found {grid.seed}.")
-        return grid
+        document = read_document(content, where, FORMAT, FORMAT_VERSION, "Write the tokens")
+        values = asdict(read_as(_Document, document, where))
+        del values["rows"], values["columns"]
+        return cls(**{**values, "rep_ids": np.array(values["rep_ids"], np.int64)})
 
     def require_fit(self, manifest: Manifest, where: str) -> None:
         """Refuse tokens that this model does not know; raises RFError."""
@@ -142,13 +139,3 @@ def stored_grid(path: Path) -> RepGrid | None:
     if "pictures" in parameters:
         raise RFError(f"{path} is a sheet of several pictures. Draw them with --each, and give one of those files.")
     return RepGrid.from_dict(parameters[PNG_KEY], f"{path}: {PNG_KEY}") if PNG_KEY in parameters else None
-
-
-def _ids(rows: list[Any], shape: tuple[int, int], where: str) -> npt.NDArray[np.int64]:
-    """Checked by hand: NumPy would take True, 1.5 and ragged rows."""
-    if len(rows) != shape[0] or any(not isinstance(row, list) or len(row) != shape[1] for row in rows):
-        raise RFError(f"{where}: 'rep_ids' must be {shape[0]} lists of {shape[1]} numbers.")
-    for value in (value for row in rows for value in row):
-        if type(value) is not int or not 0 <= value < 2**31:
-            raise RFError(f"{where}: 'rep_ids' must be whole numbers >= 0, found {json.dumps(value)[:40]}.")
-    return np.array(rows, np.int64)

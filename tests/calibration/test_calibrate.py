@@ -353,7 +353,7 @@ def test_activations_that_overflow_are_refused(bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     entry = describe_file(path)
     del manifest["checksum"]
-    manifest["files"]["graphs/denoiser.fp32.classic.onnx"] = vars(entry)
+    manifest["files"]["graphs/denoiser.fp32.classic.onnx"] = entry.to_dict()
     manifest["bundle_id"] = compute_bundle_id({name: FileEntry(**e) for name, e in manifest["files"].items()})
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(RFError, match=r"denoiser: model\S* is fed values that are not finite in step 0"):

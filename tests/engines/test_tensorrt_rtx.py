@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,18 +252,18 @@ def add_integers(bundle):
             path = file.save(model, f"{name}.int8-fp16.classic.onnx")
             signature = GraphSignature.of(name, opened.manifest.model, "int8-fp16")
             entries.append(
-                replace(
-                    entry,
+                entry.replace(
                     precision="int8-fp16",
                     file=f"graphs/{path.name}",
-                    signature=signature,
+                    inputs=signature.inputs,
+                    outputs=signature.outputs,
                     weights=("graphs/weights/int8-fp16.bin",),
                     opset=19,
                 )
             )
     files = {name: describe_file(bundle / name) for entry in entries for name in entry.files}
     manifest = opened.manifest
-    changed = replace(manifest, graphs=(*manifest.graphs, *entries), files={**manifest.files, **files})
+    changed = manifest.replace(graphs=(*manifest.graphs, *entries), files={**manifest.files, **files})
     write_manifest(bundle, changed)
     return bundle
 

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, Final, Protocol
@@ -52,7 +52,7 @@ def write_filler_bundle(folder: Path) -> bytes:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes([index]) * (100 + index))
-    manifest = replace(manifest, files={name: describe_file(folder / name) for name in manifest.files})
+    manifest = manifest.replace(files={name: describe_file(folder / name) for name in manifest.files})
     write_manifest(folder, manifest)
     bundle, device = Bundle(folder, manifest), Device("ort", "1.0 abc", "x86-64 avx")
     engine = folder / "engines" / engine_label(device, "fp32", "classic")

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,128 @@ def test_half_precision_is_rounded_once_and_loaded_in_fp32(model: RFModel, tmp_p
     for name, tensor in load_checkpoint(tmp_path).state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, model.state_dict()[name].to(dtype).float()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_type_of_the_model_is_kept_where_none_is_named(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = RFModel(preset("tiny")).to(dtype)
+    with torch.no_grad():
+        model.text_head.weight[0, 0] = 1e5 if dtype != torch.float16 else 6e4
+        model.text_head.weight[0, 1] = 1e-8 if dtype != torch.float16 else 6e-8
+    save_checkpoint(model, "{}", tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert saved[name].dtype == tensor.dtype == dtype
+        assert torch.equal(saved[name], tensor), name
+
+
+def _set(place: str, value: float, part: object = ...) -> Callable[[RFModel], None]:
+    def change(model: RFModel) -> None:
+        model.get_parameter(place).data[part] = value  # type: ignore[index]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype", "message"),
+    [
+        (_set("text_head.weight", 1e5, (3, 4)), torch.float16, r"1 values of text_head.weight .* 1e\+05, .*become inf"),
+        (_set("pixel_in.bias", -7e4, 0), torch.float16, r"1 values of pixel_in.bias .* -7e\+04, .* become -inf"),
+        (_set("text_head.weight", 3.4e38, (0, 0)), torch.bfloat16, r"text_head.weight .*bfloat16, .* become inf"),
+        (_set("text_head.weight", 1e-8), torch.float16, r"values of text_head.weight .* 1e-08, .* become 0"),
+        (_set("text_head.weight", 2e-8, 5), torch.float16, r"67 values of text_head.weight .* 2e-08, .* become 0"),
+        (_set("text_head.weight", 2.5e-8, (slice(None), 7)), torch.float16, r"32 values .* 2.5e-08, .* become 0"),
+        (_set("pixel_in.bias", 1e-8), torch.float16, r"values of pixel_in.bias .* 1e-08, .* become 0"),
+    ],
+)
+def test_what_a_smaller_type_cannot_hold_is_refused_before_anything_is_written(
+    tmp_path: Path, change: Callable[[RFModel], None], dtype: torch.dtype, message: str
+) -> None:
+    model = RFModel(preset("tiny"))
+    change(model)
+    with pytest.raises(RFError, match=message):
+        save_checkpoint(model, "{}", tmp_path / "out", dtype)
+    assert not (tmp_path / "out").exists()
+    save_checkpoint(model, "{}", tmp_path / "out")
+    assert_equal_weights(load_checkpoint(tmp_path / "out"), model)
+
+
+def test_a_value_that_is_less_than_a_rounding_error_of_its_row_may_become_0(tmp_path: Path) -> None:
+    model = RFModel(preset("tiny"))
+    _set("text_head.weight", 1e-8, (0, 0))(model)
+    save_checkpoint(model, "{}", tmp_path, torch.float16)
+    assert load_checkpoint(tmp_path).text_head.weight[0, 0] == 0
+
+
+def test_two_sets_of_weights_are_refused_and_never_guessed(model: RFModel, shards: Path) -> None:
+    save_file({"text_head.weight": torch.zeros(2)}, shards / "model.safetensors")
+    for read in (load_checkpoint, checkpoint_sha256):
+        with pytest.raises(RFError, match="only one of them can be meant"):
+            read(shards)
+    (shards / "model.safetensors").unlink()
+    assert_equal_weights(load_checkpoint(shards), model)
+
+
+def test_tensors_in_other_shards_than_the_index_says_are_refused(shards: Path) -> None:
+    index = json.loads((shards / INDEX_NAME).read_text())
+    names = sorted(index["weight_map"])
+    for first in names[:3]:
+        second = next(name for name in names if index["weight_map"][name] != index["weight_map"][first])
+        places = {**index["weight_map"], first: index["weight_map"][second], second: index["weight_map"][first]}
+        (shards / INDEX_NAME).write_text(json.dumps({"weight_map": places}))
+        with pytest.raises(RFError, match=f"holds other tensors than .*index.json says .*{first}"):
+            load_checkpoint(shards)
+
+
+def test_a_tensor_that_two_shards_have_is_refused(shards: Path) -> None:
+    first, second, *_ = sorted(shards.glob("model-*"))
+    save_file({**load_file(first), **load_file(second)}, second)
+    with pytest.raises(RFError, match="another shard has too"):
+        load_checkpoint(shards)
+
+
+def test_a_name_that_a_header_has_twice_is_refused(folder: Path) -> None:
+    """The library would take one of them."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + size].decode().rstrip(), content[8 + size :]
+    tensors = json.loads(header)
+    places = {name: entry for name, entry in tensors.items() if name != "__metadata__"}
+    for name in sorted(places)[:3]:
+        again = f"{header[:-1]},{json.dumps(name)}:{json.dumps(places[name])}}}".encode()
+        file.write_bytes(len(again).to_bytes(8, "little") + again + data)
+        with pytest.raises(RFError, match=f"the key '{name}' is there twice"):
+            load_checkpoint(folder)
+
+
+def test_a_tokenizer_that_says_something_twice_is_refused(folder: Path, tmp_path: Path) -> None:
+    tokenizer = qwen_tokenizer().to_str()
+    for text in (
+        tokenizer.replace('"vocab":{', '"vocab":{"red":0,"red":1,'),
+        tokenizer.replace('"version":', '"version":"1.0","version":'),
+        tokenizer[:-1] + ',"model":{}}',
+    ):
+        assert text != tokenizer
+        (folder / "tokenizer.json").write_text(text)
+        with pytest.raises(RFError, match="is there twice"):
+            checkpoints.copy_tokenizer(folder, tmp_path / "copy.json")
+
+
+def test_the_files_of_a_checkpoint_have_the_modes_of_a_plain_open_and_keep_those_that_they_had(
+    model: RFModel, tmp_path: Path
+) -> None:
+    before = os.umask(0o022)
+    try:
+        save_checkpoint(model, "{}", tmp_path)
+        files = sorted(tmp_path.iterdir())
+        assert {file.name: file.stat().st_mode & 0o777 for file in files} == {file.name: 0o644 for file in files}
+        for number, file in enumerate(files):
+            file.chmod(0o640 + number)
+        save_checkpoint(model, "{}", tmp_path)
+        assert [file.stat().st_mode & 0o777 for file in files] == [0o640 + number for number in range(len(files))]
+    finally:
+        os.umask(before)
 
 
 def test_shards_come_back_as_they_were(model: RFModel, shards: Path) -> None:
@@ -126,17 +249,18 @@ def test_an_index_cannot_point_outside_the_folder(folder: Path, tmp_path: Path, 
     "text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": ["b"]}}']
 )
 def test_a_damaged_index_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / INDEX_NAME).write_text(text)
-    with pytest.raises(RFError):
+    with pytest.raises(RFError, match=r"is damaged|lacks|do not fit its config"):
         load_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_experts": 4}, "unknown num_experts"),
-        ({"sampling": {"steps": 4}}, "unknown sampling.steps"),
-        ({"encoder": {"hidden_size": 24}}, "missing encoder.ffn_size"),
+        ({"num_experts": 4}, "unknown 'num_experts'"),
+        ({"sampling": {"steps": 4}}, "unknown 'sampling.steps'"),
+        ({"encoder": {"hidden_size": 24}}, "'encoder.num_layers', 'encoder.num_heads', 'encoder.ffn_size' are missing"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"hidden_size": 32.5}, "hidden_size"),
         ({"num_layers": None}, "num_layers"),
@@ -208,6 +332,7 @@ def test_a_full_disk_is_told(model: RFModel, tmp_path: Path) -> None:
 
 
 def test_an_index_that_is_no_text_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / INDEX_NAME).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RFError, match=r"index\.json is damaged .*copy the checkpoint again"):
         load_checkpoint(folder)

@@ -31,7 +31,7 @@ def test_a_bundle_beyond_two_gigabytes_exports_loads_and_draws(tmp_path: Path) -
         for name, tensor in model.state_dict().items()
         if not name.startswith(NOT_IN_GRAPHS)
     )
-    save_checkpoint(model, build_tokenizer(SceneConfig()).to_str(), tmp_path / "checkpoint")
+    save_checkpoint(model, build_tokenizer(SceneConfig()).to_str(), tmp_path / "checkpoint", torch.float16)
     assert (tmp_path / "checkpoint" / INDEX_NAME).is_file()  # sharded
     del model
     manifest = export(tmp_path / "checkpoint", tmp_path / "bundle", ExportOptions(precisions=("fp32",)))

@@ -289,6 +289,8 @@ def test_a_log_that_a_kill_cut_off_still_makes_curves(tmp_path):
 def test_a_header_of_weights_is_not_read_if_it_is_huge_and_a_tensor_in_two_shards_is_refused(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
+    from rf_export.checkpoint import load_checkpoint
+
     read, (seed,) = TARGETS["safetensors"].make(tmp_path)
     for size in (2**24 + 1, 2**40, 2**64 - 1):
         with pytest.raises(RFError, match=f"a header of {size} bytes, at most 16777216 are read"):
@@ -300,5 +302,8 @@ def test_a_header_of_weights_is_not_read_if_it_is_huge_and_a_tensor_in_two_shard
     save_file({"pixel_out.bias": tensors["pixel_out.bias"] + 1}, tmp_path / second)
     weight_map = {**dict.fromkeys(tensors, first), "pixel_out.bias": second}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(RFError, match=r"has tensors that another shard has too \(pixel_out\.bias\)"):
+    with pytest.raises(RFError, match="only one of them can be meant"):
         read(seed)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(RFError, match=r"holds other tensors than .* says \(pixel_out\.bias\)"):
+        load_checkpoint(tmp_path)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -24,6 +25,7 @@ from rf_export.eager_reference import EagerReference
 from runtime import Pipeline
 from runtime.bundle.engine import Engine, open_engine
 from runtime.bundle.folder import open_bundle, write_manifest
+from runtime.bundle.manifest import FileEntry
 from runtime.bundle.verdict import engine_verdict, graphs_verdict, record_engine, record_graphs
 from runtime.errors import RFError
 from verification import NotRun, Outcome, VerifyOptions, verify
@@ -39,7 +41,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 def change(bundle: Path, **changes: object) -> None:
-    write_manifest(bundle, dataclasses.replace(open_bundle(bundle).manifest, **changes))  # type: ignore[arg-type]
+    write_manifest(bundle, open_bundle(bundle).manifest.replace(**changes))  # type: ignore[arg-type]
 
 
 def forget(bundle: Path) -> None:
@@ -88,7 +90,7 @@ def test_an_engine_without_a_good_verdict_is_refused(bundle: Path) -> None:
     engine = open_engine(build(bundle, EngineConfig(num_threads=1)))
     assert engine_verdict(engine) == ("passed", "")
     for verified in ({}, {"verdict": "failed", "first_failure": "denoiser x_pred"}):
-        text = dataclasses.replace(engine.record, verified=verified).to_dict()
+        text = engine.record.replace(verified=verified).to_dict()
         (engine.path / "engine.json").write_text(json.dumps(text))
         with pytest.raises(RFError, match=r"The engine .* Verify with: rf-export verify .* --backend ort"):
             Pipeline.load(bundle)
@@ -134,8 +136,8 @@ def test_what_agrees_with_unverified_graphs_is_not_verified(bundle: Path) -> Non
 
 def test_an_engine_of_another_machine_is_not_run_and_says_so(bundle: Path) -> None:
     engine = open_engine(build(bundle, EngineConfig(num_threads=1)))
-    target = dataclasses.replace(engine.record.target, device="another CPU")
-    (engine.path / "engine.json").write_text(json.dumps(dataclasses.replace(engine.record, target=target).to_dict()))
+    target = msgspec.structs.replace(engine.record.target, device="another CPU")
+    (engine.path / "engine.json").write_text(json.dumps(engine.record.replace(target=target).to_dict()))
     (outcome,) = verify(bundle, dataclasses.replace(QUICK, engines_only=True))
     assert isinstance(outcome, NotRun)
     assert "not run: " in outcome.line() and "another device" in outcome.line()
@@ -149,8 +151,8 @@ def flip_a_byte(engine: Engine) -> None:
 
 
 def pass_off(engine: Engine) -> None:
-    graphs = {name: dataclasses.replace(graph, source_sha256="0" * 64) for name, graph in engine.record.graphs.items()}
-    (engine.path / "engine.json").write_text(dataclasses.replace(engine.record, graphs=graphs).text())
+    graphs = {name: graph.replace(source_sha256="0" * 64) for name, graph in engine.record.graphs.items()}
+    (engine.path / "engine.json").write_text(engine.record.replace(graphs=graphs).text())
 
 
 @pytest.mark.parametrize(("fault", "message"), [(flip_a_byte, "is damaged"), (pass_off, "built from another")])
@@ -175,7 +177,8 @@ def test_a_verdict_keeps_the_checksum_and_is_not_given_to_a_new_engine(bundle: P
     with pytest.raises(RFError, match="checksum"):
         open_engine(engine.path)
     (engine.path / "engine.json").write_text(text)
-    other = dataclasses.replace(engine, record=dataclasses.replace(engine.record, files={}))
+    files = {**engine.record.files, "more.bin": FileEntry(sha256="0" * 64, size=1)}
+    other = dataclasses.replace(engine, record=engine.record.replace(files=files))
     with pytest.raises(RFError, match="was built anew while it was verified"):
         record_engine(other, {"verdict": "passed"})
     assert open_engine(build(bundle, config)).record.verified.get("verdict") != "failed", "what failed is built again"
@@ -190,10 +193,9 @@ def test_a_faulty_engine_fails_against_its_graphs(bundle: Path) -> None:
     opened = open_bundle(bundle)
     record = open_engine(bundle / "engines" / path.name).record
     graphs = {
-        name: dataclasses.replace(graph, source_sha256=opened.graph_sha256(name, "fp32"))
-        for name, graph in record.graphs.items()
+        name: graph.replace(source_sha256=opened.graph_sha256(name, "fp32")) for name, graph in record.graphs.items()
     }
-    text = json.dumps(dataclasses.replace(record, graphs=graphs).to_dict())
+    text = json.dumps(record.replace(graphs=graphs).to_dict())
     (bundle / "engines" / path.name / "engine.json").write_text(text)
     assert Pipeline.load(bundle, num_threads=1).engine is not None, "the build has compared it with its own graphs"
     (outcome,) = verify(bundle, dataclasses.replace(QUICK, engines_only=True))

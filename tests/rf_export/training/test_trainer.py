@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -35,7 +36,7 @@ CONFIG = TrainConfig(
     rate_warmup_steps=3,
     compile=False,
 )
-MODEL = dataclasses.replace(preset("tiny"), sampling=SamplingConfig(num_steps=2, top_k=10))  # quick sample sheets
+MODEL = msgspec.structs.replace(preset("tiny"), sampling=SamplingConfig(num_steps=2, top_k=10))  # quick sample sheets
 
 
 def make_trainer(folder: Path, **changes: object) -> Trainer:

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,7 +249,7 @@ def second(bundle, tmp_path):
     values.view(np.uint16)[values != 0] ^= 1
     values.tofile(weights)
     manifest = open_bundle(path).manifest
-    changed = replace(manifest, files={**manifest.files, "graphs/weights/fp16.bin": describe_file(weights)})
+    changed = manifest.replace(files={**manifest.files, "graphs/weights/fp16.bin": describe_file(weights)})
     write_manifest(path, changed)
     return path
 

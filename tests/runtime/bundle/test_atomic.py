@@ -3,14 +3,18 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from processes import mounting
 
 from runtime.bundle.atomic import is_temporary, remove_leftovers, restore, write_file, write_folder
@@ -205,12 +209,116 @@ def test_a_file_appears_as_a_whole_and_what_a_kill_left_goes(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
-    for out in (tmp_path / "none" / "a", tmp_path / ("x" * 255)):
+    for out in (tmp_path / "none" / "a", tmp_path / ("x" * 256)):
         with pytest.raises(RFError, match=r"was not written: .*choose another"), write_file(out) as partial:
             partial.write_text("x")
     with pytest.raises(RFError, match=r"a was not written: No space left"), write_file(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert names(tmp_path) == []
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def privately(path):
+    """As a library writes that makes a temporary file of its own: nobody else may read it."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(b"x")
+    Path(file.name).replace(path)
+
+
+def test_a_new_file_has_the_mode_that_a_plain_open_gives(tmp_path, umask):
+    for name, writer in (("private", privately), ("plain", Path.touch), ("closed", lambda path: path.chmod(0))):
+        with write_file(tmp_path / name) as partial:
+            writer(partial)
+        assert mode_of(tmp_path / name) == 0o666 & ~umask
+
+
+def test_a_file_that_replaces_another_has_its_mode(tmp_path, umask):
+    for mode in (0o600, 0o640, 0o664, 0o444, 0o755):
+        (tmp_path / "out").touch()
+        (tmp_path / "out").chmod(mode)
+        for writer in (privately, Path.touch):
+            with write_file(tmp_path / "out") as partial:
+                writer(partial)
+            assert mode_of(tmp_path / "out") == mode
+        (tmp_path / "out").unlink()
+
+
+def test_a_new_folder_and_all_in_it_have_plain_modes_and_one_that_replaces_another_has_those_of_that(tmp_path, umask):
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / "elsewhere").chmod(0o400)
+    for _ in range(2):
+        with write(tmp_path / "out", force=True) as folder:
+            fill(folder, "a")
+            privately(folder / "sub" / "data")
+            privately(folder / "weights")
+            (folder / "second name").hardlink_to(tmp_path / "elsewhere")
+            (folder / "link").symlink_to("weights")
+        assert mode_of(tmp_path / "out") == mode_of(tmp_path / "out" / "sub") == 0o777 & ~umask
+        for name in ("weights", "mark", "sub/data"):
+            assert mode_of(tmp_path / "out" / name) == 0o666 & ~umask
+        assert mode_of(tmp_path / "elsewhere") == 0o400, "a second name of a file that is not ours"
+    (tmp_path / "out").chmod(0o700)
+    (tmp_path / "out" / "sub").chmod(0o750)
+    (tmp_path / "out" / "weights").chmod(0o640)
+    with write(tmp_path / "out", force=True) as folder:
+        fill(folder, "a")
+        privately(folder / "weights")
+        (folder / "more").touch()
+    found = {name: mode_of(tmp_path / "out" / name) for name in (".", "sub", "weights", "more")}
+    assert found == {".": 0o700, "sub": 0o750, "weights": 0o640, "more": 0o666 & ~umask}
+
+
+@settings(max_examples=20)
+@given(
+    st.text("ax\u00e4\u4e16\U0001f642", min_size=1).map(
+        lambda text: (text * 255).encode()[:255].decode(errors="ignore")
+    )
+)
+def test_every_name_that_a_file_can_have_is_written(name):
+    for length in (len(name), 240 * len(name) // 255, 100 * len(name) // 255, 1):
+        with tempfile.TemporaryDirectory() as place:
+            out = Path(place, name[:length])
+            with write_file(out) as partial:
+                partial.write_text("file")
+                assert is_temporary(partial) and len(os.fsencode(partial.name)) <= 143, "eCryptfs has no longer names"
+            assert out.read_text() == "file"
+            out.unlink()
+            for text in ("old", "new"):
+                with write(out, force=True) as folder:
+                    fill(folder, text)
+            assert (out / "sub" / "data").read_text() == "new"
+            assert names(Path(place)) == [out.name]
+
+
+def test_leftovers_of_a_long_name_are_those_of_no_other_name(tmp_path):
+    first, second = tmp_path / ("a" * 200 + "1"), tmp_path / ("a" * 200 + "2")
+    with write(first) as one:
+        fill(one, "first")
+        with write(second) as two:
+            fill(two, "second")
+            assert one.name != two.name
+    for out in (first, second):
+        out.rename(one.with_name(one.name.replace("partial", "replaced")) if out == first else two)
+    restore(first)
+    assert (first / "sub" / "data").read_text() == "first"
+    assert two.exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "\u00e4" * 128, "\U0001f642" * 64])
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(tmp_path, name):
+    for writer in (write_file, write):
+        with pytest.raises(RFError, match="was not written: File name too long"), writer(tmp_path / name):
+            pytest.fail("the work was done")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "terminal", "folder"])

@@ -56,13 +56,16 @@ def test_any_other_value_of_any_key_is_read_or_refused_and_never_crashes(key, va
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "'format' must be 'rf-export-tokens'"),
-        ({"format_version": 2}, "format_version is 2"),
+        ({"format": "other"}, "no file of the format 'rf-export-tokens', found \"other\""),
+        ({"format_version": 2}, "format version 2, and this rf-export reads 1. Install a newer"),
         ({"rows": 3}, "'rep_ids' must be 3 lists of 3"),
         ({"rep_ids": [[0, 1, 2], [3, 4]]}, "'rep_ids' must be 2 lists of 3"),
-        ({"rep_ids": [[0, 1, 2], [3, 4, True]]}, "whole numbers >= 0, found true"),
-        ({"rep_ids": [[0, 1, 2], [3, 4, -1]]}, "whole numbers >= 0, found -1"),
-        ({"rep_ids": [[0, 1, 2], [3, 4, 1.0]]}, "whole numbers >= 0, found 1.0"),
+        (
+            {"rep_ids": [[0, 1, 2], [3, 4, True]]},
+            r"'rep_ids\[1\]\[2\]' must be a whole number >= 0 and below 2.*, found true",
+        ),
+        ({"rep_ids": [[0, 1, 2], [3, 4, -1]]}, "whole number >= 0 and below .*, found -1"),
+        ({"rep_ids": [[0, 1, 2], [3, 4, 1.0]]}, "whole number >= 0 and below .*, found 1.0"),
         ({"seed": 2**64}, "'seed' must be below"),
         ({"colour": "red"}, "unknown 'colour'"),
     ],

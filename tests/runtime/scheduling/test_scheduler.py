@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
-from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -461,7 +461,7 @@ def test_no_more_are_in_flight_than_the_buffers_are_for(pipeline, prompts):
 
 
 def test_a_batch_takes_memory_for_what_it_draws_and_not_for_the_longest_text_of_the_model(pipeline, prompts, alone):
-    large = replace(pipeline.bundle.manifest.model, max_positions=2**40)
+    large = msgspec.structs.replace(pipeline.bundle.manifest.model, max_positions=2**40)
     stepped = Stepped(pipeline, model=large)
     for seed, prompt in enumerate(prompts):
         stepped.submit(prompt, seed)

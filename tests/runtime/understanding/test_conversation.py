@@ -292,8 +292,8 @@ def test_a_given_answer_is_gone_on_with_and_the_events_tell_what_the_model_would
 def test_a_stop_token_ends_the_answer_and_is_no_part_of_its_text(pipeline):
     free = ask(start(pipeline, 1))[1]
     manifest = pipeline.bundle.manifest
-    defaults = dataclasses.replace(manifest.understanding, stop_ids=(free.token_ids[2],))
-    bundle = dataclasses.replace(pipeline.bundle, manifest=dataclasses.replace(manifest, understanding=defaults))
+    defaults = manifest.understanding.replace(stop_ids=(free.token_ids[2],))
+    bundle = dataclasses.replace(pipeline.bundle, manifest=manifest.replace(understanding=defaults))
     stopping = Pipeline(bundle, "fp32", None, dict(pipeline.sessions))
     first = free.token_ids.index(free.token_ids[2])
     words, last = ask(start(stopping, 1))
@@ -373,7 +373,7 @@ def test_numbers_that_overflow_are_told(pipeline):
 
 
 def test_a_model_that_only_draws_says_so(pipeline):
-    manifest = dataclasses.replace(pipeline.bundle.manifest, understanding=None)
+    manifest = pipeline.bundle.manifest.replace(understanding=None)
     drawing = Pipeline(dataclasses.replace(pipeline.bundle, manifest=manifest), "fp32", None, dict(pipeline.sessions))
     with pytest.raises(RFError, match=r"answers no questions.*understanding.*config\.json"):
         drawing.converse()
