@@ -114,10 +114,9 @@ def decide(bench: Workbench, config: CalibrationConfig, *, timed: bool, report: 
     for kind in bench.kinds:
         options = [(format, trials[kind, format], _saved(times, kind, format) if timed else None) for format in formats]
         good = _eligible(kind, options, times, config)
-        best = good[0][0] if good else None
-        rows += [_row(bench, kind, option, best, times, config) for option in options]
-        if best is not None:
-            chosen |= dict.fromkeys(bench.weights_of(kind), best)
+        rows += [_row(bench, kind, option, good[0] if good else None, times, config) for option in options]
+        if good:
+            chosen |= dict.fromkeys(bench.weights_of(kind), good[0][0])
             fallbacks[kind] = _more_exact(good)
     decision = Decision(bench.graph, chosen, rows, fallbacks)
     report(f"{bench.graph}: all together")
@@ -175,7 +174,7 @@ def _row(
     bench: Workbench,
     kind: str,
     option: Option,
-    best: Format | None,
+    best: Option | None,
     times: dict[str, StepTime],
     config: CalibrationConfig,
 ) -> Row:
@@ -186,16 +185,24 @@ def _row(
         why = f"cosine below {config.limits.cosine}"
     elif saved is not None and saved <= -_noise_ms(times, kind, format, config) and not config.force:
         why = "costs time"
-    elif format != best:
-        why = f"{best} is faster" if saved is not None else f"{best} comes first"
+    elif best is not None and best is not option:
+        is_faster = saved is not None and best[2] is not None and best[2] > saved
+        why = f"{best[0]} is faster" if is_faster else f"{best[0]} comes first"
     elif saved is None:
         why = "not timed"
     else:
-        noise = _noise_ms(times, kind, format, config)
-        why = "saves time" if saved > noise else "as fast, and smaller" if saved > -noise else "forced: costs time"
+        why = _why_kept(saved, _noise_ms(times, kind, format, config))
     share = sum(sizes[weight] for weight in weights) / sum(sizes.values())
-    kept = len(weights) if format == best else 0
+    kept = len(weights) if best is option else 0
     return Row(bench.graph, kind, format, len(weights), share, agreement.cosine, agreement.error, saved, kept, why)
+
+
+def _why_kept(saved_ms: float, noise_ms: float) -> str:
+    if saved_ms > noise_ms:
+        return "saves time"
+    if saved_ms <= -noise_ms:
+        return "forced: costs time"
+    return "as fast, and smaller" if saved_ms >= 0 else "slower by less than timing tells, and smaller"
 
 
 def settle(bench: Workbench, decision: Decision, config: CalibrationConfig, report: Report) -> None:
@@ -252,11 +259,10 @@ def _fallen_back(bench: Workbench, decision: Decision, weights: Sequence[str]) -
     """The formats with some layers at their next fallback, or gone where there is none."""
     formats = _without(decision, weights)
     for weight in weights:
-        before = decision.formats[weight]
-        chain = [before, *decision.fallbacks.get(bench.layers[weight].kind, [])]
-        after = chain[chain.index(before) + 1 :]
-        if after:
-            formats[weight] = after[0]
+        before, chain = decision.formats[weight], decision.fallbacks.get(bench.layers[weight].kind, [])
+        further = chain[chain.index(before) + 1 :] if before in chain else chain
+        if further:
+            formats[weight] = further[0]
     return formats
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,8 +21,16 @@ import cli
 from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts, workbench
 from calibration import recordings as cache
 from calibration.calibrate import load_pipeline
-from calibration.examples import split_prompts
-from calibration.gate import draw_originals, mean_interval, measure_quality, paired_change, proportion
+from calibration.examples import hold_back, split_prompts
+from calibration.gate import (
+    Interval,
+    Quality,
+    draw_originals,
+    mean_interval,
+    measure_quality,
+    paired_change,
+    proportion,
+)
 from calibration.layers import find_layers
 from calibration.statistics import missing_coverage
 from calibration.trajectory import plan_passes, with_sessions
@@ -177,7 +186,12 @@ def test_answers_that_change_fail_the_gate_though_every_picture_is_as_good(tiny_
     ir.save(model, graph)
     other = create_backend("ort").open(graph, num_threads=1, compiled=False)
 
-    same = measure_quality(originals, base, lambda done: None)
+    told: list[int] = []
+    same = measure_quality(originals, base, told.append)
+    assert told == [1, 2]
+    plan = base.check(["a red car"])[0].plan
+    assert (len(same.logits_cosine), len(same.x_pred_cosine)) == (plan.num_rep_tokens, plan.num_steps)
+    assert (same.prompts, same.tokens) == (2, 2 * plan.num_rep_tokens)
     assert same.captions.answers_equal == same.captions.answers == 3
     assert (same.failures(config.limits), same.captions.shortfall(0.8)) == ([], 0)
     changed = measure_quality(originals, with_sessions(base, {"text_decoder": other}), lambda done: None)
@@ -373,6 +387,46 @@ def test_prompts_that_cannot_do_are_refused(bundle, prompts, message):
     with pytest.raises(RFError, match=message):
         calibrate(bundle, prompts, CONFIG)
     assert content(bundle) == before
+
+
+def test_one_prompt_more_or_less_decides_at_the_limits():
+    enough = PROMPTS[:4]
+    learn, judge = split_prompts(enough, CONFIG)
+    assert (len(learn), len(judge)) == (3, 1)
+    with pytest.raises(RFError, match="3 different prompts are too few"):
+        split_prompts(enough[:3] + enough[:1], CONFIG)
+    assert [len(part) for part in hold_back(list(range(3)), CONFIG)] == [3, 0]
+    assert hold_back(list(range(8)), replace(CONFIG, gate_fraction=0.5)) == ([0, 2, 4, 6], [1, 3, 5, 7])
+    assert hold_back([0, 1], replace(CONFIG, gate_fraction=0.9)) == ([0], [1]), "half at most"
+
+
+def quality_of(**changes: Any) -> Quality:
+    """A quality that just passes the limits of `CONFIG`."""
+    at, cosine = Interval(25.0, 25.0, 25.0), CONFIG.limits.cosine
+    found = Quality(1, [1.0, cosine], [cosine, 1.0], cosine, cosine, 2, Interval(1, 1, 1), at, 25.0)
+    return replace(found, **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "failure"),
+    [
+        ({}, None),
+        ({"logits_cosine": [1.0, 0.98]}, "logits of rep_decoder: cosine 0.980000 in step 1, expected at least 0.99"),
+        ({"x_pred_cosine": [0.98, 1.0]}, "x_pred of denoiser: cosine 0.980000 in step 0, expected at least 0.99"),
+        ({"features_cosine": 0.98}, "vision_encoder: cosine 0.980000, expected at least 0.99"),
+        ({"psnr_db": Interval(24.9, 0, 99)}, "pictures: PSNR 24.9 dB, expected at least 25.0"),
+        ({"x_pred_cosine": [float("nan"), 1.0]}, "x_pred of denoiser: cosine nan in step 0, expected at least 0.99"),
+        ({"score_change": Interval(-1.0, -9, 9)}, None),
+        ({"score_change": Interval(-1.1, -9, 9)}, "task score: -1.1 points, expected a loss of at most 1.0"),
+    ],
+)
+def test_each_limit_of_the_gate_is_told_by_itself_and_the_limit_passes(change, failure):
+    quality = quality_of(**change)
+    assert quality.failures(CONFIG.limits) == ([failure] if failure else [])
+    if failure is None:
+        assert quality.shortfall(CONFIG.limits) == pytest.approx(1)
+    elif "score" not in failure and "nan" not in failure:
+        assert quality.shortfall(CONFIG.limits) > 1
 
 
 def test_prompts_of_the_gate_are_never_calibrated_with():

@@ -59,6 +59,52 @@ def test_mse_and_entropy_cut_off_rare_outliers_and_percentile_cuts_where_it_says
     assert Histogram.of(wide).range("mse") < 12
 
 
+def naive_entropy(histogram: Histogram) -> float:
+    """The range by the definition, bin by bin: merge to 128 levels, spread evenly over what was there, compare."""
+    num_bins, num_levels = 2048, LEVELS + 1
+    counts = histogram._linear(num_bins)
+    best, best_end = np.inf, num_bins
+    for end in range(num_levels, num_bins + 1, 16):
+        p = [float(count) for count in counts[:end]]
+        p[-1] += float(sum(counts[end:]))
+        groups: dict[int, list[int]] = {}
+        for i in range(end):
+            groups.setdefault(i * num_levels // end, []).append(i)
+        q = [0.0] * end
+        for members in groups.values():
+            there = [i for i in members if counts[i] > 0]
+            for i in there:
+                q[i] = sum(counts[j] for j in members) / len(there)
+        divergence, total_p, total_q = 0.0, sum(p), max(sum(q), 1e-12)
+        for a, b in zip(p, q, strict=True):
+            a, b = a / total_p, b / total_q
+            if a > 0 and b > 0:
+                divergence += a * np.log(a / b)
+            elif a > 0:
+                divergence += 10 * a
+        if divergence < best:
+            best, best_end = divergence, end
+    return histogram.largest * best_end / num_bins
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_entropy_range_is_that_of_a_naive_reference(seed):
+    rng = np.random.default_rng(seed)
+    values = (rng.exponential(1, 20_000) if seed else rng.standard_normal(20_000)).astype(np.float32)
+    values[: 1 + seed] *= 40
+    histogram = Histogram.of(values)
+    assert histogram._entropy() == naive_entropy(histogram) < histogram.largest
+
+
+def test_equal_bins_hold_every_value_once_but_for_the_first():
+    values = np.abs(np.random.default_rng(0).standard_normal(5000).astype(np.float32)) + 0.5
+    counts = Histogram.of(np.append(values, np.zeros(700, np.float32)))._linear(64)
+    assert len(counts) == 64
+    assert counts.sum() == pytest.approx(5000, rel=0.01)  # zeros are left out: nothing lies beside them here
+    middle = np.histogram(values, 64, (0, values.max()))[0]
+    assert np.abs(np.cumsum(counts) - np.cumsum(middle)).max() < 0.03 * 5000  # bins are cut in two linearly
+
+
 def test_values_that_are_all_zero_have_a_range_of_zero():
     assert [Histogram.of(np.zeros(7, np.float32)).range(method) for method in METHODS] == [0] * len(METHODS)
 
