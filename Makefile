@@ -37,8 +37,8 @@ test: lint ## Everything but the slow tests
 test-slow: $(STAMP) ## The slow tests: bundles beyond 2 GB, more kills (16 GiB of memory, 12 GiB of disk, minutes)
 	$(PY) -m pytest -m slow
 
-bench: $(STAMP) ## Measure three model sizes against eager PyTorch and torch.compile, and write docs/benchmarks.md (half an hour)
-	$(PY) benchmarks/cpu.py reference base-90m qwen3-0.6b --stage-seconds 60 --write docs/benchmarks.md
+bench: $(STAMP) ## Measure three model sizes against eager PyTorch and torch.compile, and write docs/benchmarks-cpu.md (half an hour)
+	$(PY) benchmarks/cpu.py reference base-90m qwen3-0.6b --stage-seconds 60 --write docs/benchmarks-cpu.md
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,6 @@
 """The CPU comparison for the committed checkpoint and for larger random ones, from nothing to JSON and a page.
 
-    python benchmarks/cpu.py reference base-90m qwen3-0.6b --write docs/benchmarks.md
+    python benchmarks/cpu.py reference base-90m qwen3-0.6b --write docs/benchmarks-cpu.md
 
 Exports each model in fp32, builds its ONNX Runtime engine, measures as `rf-export bench` does, prints the tables and
 writes `benchmarks/results/cpu-<name>-<threads>-threads-<cpu>.json`, and a page with plots beside the bundle. Each model

@@ -1,4 +1,4 @@
-"""`docs/benchmarks.md` from results: a page of Markdown with every table. Knows nothing of measuring."""
+"""`docs/benchmarks-cpu.md` from results: a page of Markdown with every table. Knows nothing of measuring."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,10 +13,11 @@ def document(results: Sequence[Mapping[str, Any]], planted: Mapping[str, Any] | 
     machine = results[0]["machine"]
     names = " ".join(result["preset"] for result in results)
     parts = [
-        "# Benchmarks\n",
+        "# Benchmarks on a CPU, over model sizes\n",
+        "How to measure your own bundle, and what these words mean: [benchmarks.md](benchmarks.md).\n",
         "Every number, table and sentence of this page is made by `benchmarks/cpu.py`; each shape names its "
         f"command. One that makes all of it:\n\n```\npython benchmarks/cpu.py {names} --stage-seconds 60 --write "
-        "docs/benchmarks.md\n```\n",
+        "docs/benchmarks-cpu.md\n```\n",
         f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['features'])}), "
         f"{', '.join(machine['caches']) or 'caches unknown'}, {machine['memory_gib']} GiB; {machine['system']}; "
         f"Python {machine['python']}, {', '.join(f'{name} {each}' for name, each in machine['versions'].items())}. "

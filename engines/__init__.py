@@ -7,8 +7,8 @@ and whether it may run, is the consumer's to say: runtime/bundle/engine.py.
     build("bundle", EngineConfig(backend="ort", precision="fp32"))
 
 Code map: config (what can be built) -> build (what all backends share) -> ort (ONNX Runtime) -> pool, external_data
-(its weights); tensorrt (TensorRT and TensorRT-RTX) -> tensorrt_config, tensorrt_profiles (sizes), tensorrt_network (one
-graph), tensorrt_refit (other weights), cancellable (Ctrl-C); probe (the check).
+(its weights); tensorrt/ (TensorRT and TensorRT-RTX): builder -> config, profiles (sizes), network (one graph), refit
+(other weights); cancellable (Ctrl-C); probe (the check).
 """
 
 from engines.build import build, estimate

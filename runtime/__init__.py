@@ -8,12 +8,12 @@
 Importing this package loads nothing: each name is imported when it is first used, and the library that runs
 graphs when a pipeline is loaded.
 
-Code map: signature (what goes in and out of graphs) -> manifest, bundle, engine (files) -> backends
-(libraries that run graphs) -> cache, stages, stage_runner, request, pipeline (drawing), text_row, answers, conversation
-(understanding; images reads files) -> handle, batches, dispatch, scheduler (drawing for many callers); noise, schedule,
-options, tokenizer, events, png, report, plots, doctor stand alone. On a GPU: backends/tensorrt, backends/ort_cuda ->
-backends/device_stages (drawing), backends/device_text (understanding) -> backends/device_memory, backends/cuda_device
--> backends/cuda_driver.
+Code map, from what knows least to what knows most. Alone: errors, events, noise, schedule, options, signature (what
+goes in and out of graphs), tokenizer. backends: interface (what a backend is), host (ONNX Runtime on a CPU: cache,
+stages, text), cuda (TensorRT and ONNX Runtime on a GPU: driver, memory, device, stages, text). bundle: manifest,
+folder, engine, verdict (files). pictures: load, png, token_file. loading, request, pipeline (drawing);
+understanding: conversation, answers. scheduling: scheduler, dispatch, batches, handle (many callers). commands: those
+that ship, and what they print.
 """
 
 import importlib
