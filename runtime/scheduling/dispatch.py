@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from runtime.backends.host.forks import ProcessBound
 from runtime.errors import RFError
 from runtime.scheduling.batches import Job, PixelBatch, TokenBatch
 
@@ -35,8 +36,8 @@ class _Turn:
     used_s: float = 0.0
 
 
-class Dispatcher:
-    """Hands out steps to the threads that call it; every method may be called from any thread."""
+class Dispatcher(ProcessBound):
+    """Hands out steps to the threads that call it; every method may be called from any thread of its process."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Dispatcher:
         max_queue: int,
         clock: Callable[[], float],
     ) -> None:
+        super().__init__()
         self._tokens = _Turn(tokens)
         self._pixels = [_Turn(batch) for batch in pixels]
         self._max_batch, self._max_queue, self._clock = max_batch, max_queue, clock
@@ -64,8 +66,9 @@ class Dispatcher:
             when_full: Whether to refuse it or to wait for a place where the queue is full.
 
         Raises:
-            RFError: The queue is full, or closed.
+            RFError: The queue is full, or closed, or that of a parent process.
         """
+        self.require_own_process()
         with self._changed:
             if when_full == "wait":
                 self._changed.wait_for(lambda: self._closed or len(self._queue) < self._max_queue)
@@ -90,8 +93,11 @@ class Dispatcher:
         """Take no more requests; `step` returns False as soon as nothing is left to do.
 
         Args:
-            pending: What becomes of the requests that are there: an error is what they fail with.
+            pending: What becomes of the requests that are there: an error is what they fail with. Those of a parent
+                process go on there.
         """
+        if self.inherited:  # a thread of the parent may have held the lock
+            return
         with self._changed:
             self._closed = True
             jobs = [] if pending == "finish" else self._jobs()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Literal, TypeAlias
 
+from runtime.backends.host.forks import ProcessBound
 from runtime.events import Event, PictureEvent
 from runtime.request import Request
 
@@ -16,7 +17,7 @@ Status: TypeAlias = Literal["queued", "tokens", "pixels", "done", "failed", "can
 Reports: TypeAlias = Literal["all", "picture"]
 
 
-class DrawingHandle:
+class DrawingHandle(ProcessBound):
     """A request that was submitted.
 
     Iterating gives its events as they come, the same as `Pipeline.generate` gives for one prompt; it ends
@@ -28,6 +29,7 @@ class DrawingHandle:
     """
 
     def __init__(self, request: Request, reports: Reports, on_cancel: Callable[[], None]) -> None:
+        super().__init__()
         self.request = request
         self.reports_steps = reports == "all"
         self._on_cancel = on_cancel
@@ -63,6 +65,7 @@ class DrawingHandle:
             concurrent.futures.CancelledError: The request was cancelled.
             TimeoutError: The picture is not finished yet; it goes on.
         """
+        self.require_own_process()
         with self._changed:
             if not self._changed.wait_for(lambda: self.ended, timeout_s):
                 raise TimeoutError(f"the picture was not finished in {timeout_s} s: {self._status}")
@@ -78,6 +81,7 @@ class DrawingHandle:
         Returns:
             False if it had ended before.
         """
+        self.require_own_process()
         with self._changed:
             if self.ended:
                 return False
@@ -111,6 +115,7 @@ class DrawingHandle:
                 self._changed.notify_all()
 
     def _next_event(self) -> Event | None:
+        self.require_own_process()
         with self._changed:
             self._changed.wait_for(lambda: self._events or self.ended)
             if self._events:

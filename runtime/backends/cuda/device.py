@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy.typing as npt
 
 from runtime.backends.cuda.driver import require_gpu
+from runtime.backends.host.forks import ProcessBound
 from runtime.errors import RFError
 
 _NON_BLOCKING: Final = 1  # CU_STREAM_NON_BLOCKING: nothing that others put on the default stream disturbs a capture
@@ -43,7 +44,7 @@ class BlockCopy:
     depth: int
 
 
-class CudaDevice:
+class CudaDevice(ProcessBound):
     """The first GPU, with one stream. Threads take turns: see `exclusive`.
 
     Attributes:
@@ -52,6 +53,7 @@ class CudaDevice:
 
     def __init__(self) -> None:
         """Raises RFError where there is no GPU, ModuleNotFoundError where pycuda is missing."""
+        super().__init__()
         self.gpu = require_gpu()  # before any library that crashes without a driver
         self._cuda = importlib.import_module("pycuda.driver")
         self._cuda.init()
@@ -72,6 +74,7 @@ class CudaDevice:
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Make the GPU current for this thread, and let no other thread use it meanwhile."""
+        self.require_own_process()
         with self._lock:
             self._context.push()
             try:

@@ -21,6 +21,7 @@ from runtime.backends.cuda.session import Enqueue
 from runtime.backends.cuda.stages import DeviceStages, WorkspacePool
 from runtime.backends.cuda.tensorrt_library import TensorRTName, import_library, messages_of
 from runtime.backends.cuda.text import DeviceTextRow
+from runtime.backends.host.forks import ProcessBound
 from runtime.backends.interface import Arrays, Drawing, Session, StageRunner, Target
 from runtime.errors import RFError
 from runtime.signature import ANY_DIM, Dialect, GraphName, GraphSignature, ModelSpec, Precision, TensorSpec
@@ -30,13 +31,14 @@ _DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT3
 _log = logging.getLogger(__name__)
 
 
-class TensorRTBackend:
+class TensorRTBackend(ProcessBound):
     """See `runtime.backends.interface.Backend`."""
 
     needs_engine = True
 
     def __init__(self, name: TensorRTName) -> None:
         """Raises RFError where there is no GPU, ModuleNotFoundError where a package is missing."""
+        super().__init__()
         self._name = name
         self._device = CudaDevice()  # first of all: without a driver the library crashes
         self._trt = import_library(name)
@@ -96,10 +98,11 @@ class Arena:
         return int(memory), num_bytes
 
 
-class TensorRTSession:
+class TensorRTSession(ProcessBound):
     """A loaded engine; see `runtime.backends.interface.Session` and `runtime.backends.cuda.session.DeviceSession`."""
 
     def __init__(self, trt: Any, device: CudaDevice, arena: Arena, engine: Any, name: str) -> None:
+        super().__init__()
         self._trt, self._device, self._arena, self._engine, self._name = trt, device, arena, engine, name
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         self._inputs = [each for each in names if engine.get_tensor_mode(each) == trt.TensorIOMode.INPUT]

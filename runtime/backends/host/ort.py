@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy.typing as npt
 import onnxruntime as ort
 
+from runtime.backends.host.forks import ProcessBound
 from runtime.backends.host.machine import cpu_features, is_confined, usable_cores
 from runtime.backends.host.stages import HostRunner
 from runtime.backends.interface import Arrays, Target
@@ -82,10 +83,11 @@ def require_utf8(path: Path) -> None:
         raise RFError(f"ONNX Runtime opens no file whose path is not UTF-8: {str(path)!r}. Rename it.") from None
 
 
-class OrtSession:
+class OrtSession(ProcessBound):
     """A loaded graph; see `runtime.backends.interface.Session`."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
+        super().__init__()
         self._session = session
         self._signature = GraphSignature(
             tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs()))
@@ -99,6 +101,7 @@ class OrtSession:
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run once; the outputs are new arrays."""
         names = [spec.name for spec in self._signature.outputs]
+        self.require_own_process()
         with _memory_errors():
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
 
@@ -109,13 +112,13 @@ class OrtSession:
             binding.bind_ortvalue_input(name, _shared(array))
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, _shared(array))
-        return functools.partial(_run_bound, self._session, binding, (*inputs.values(), *outputs.values()))
+        return functools.partial(self._run_bound, binding, (*inputs.values(), *outputs.values()))
 
-
-def _run_bound(session: ort.InferenceSession, binding: ort.IOBinding, _arrays: tuple[npt.NDArray[Any], ...]) -> None:
-    """Run once. Before 1.24 a binding does not keep its arrays alive: the graph would read what is no longer there."""
-    with _memory_errors():
-        session.run_with_iobinding(binding)
+    def _run_bound(self, binding: ort.IOBinding, _arrays: tuple[npt.NDArray[Any], ...]) -> None:
+        """Run once. Before 1.24 a binding does not keep its arrays: the graph would read what is no longer there."""
+        self.require_own_process()
+        with _memory_errors():
+            self._session.run_with_iobinding(binding)
 
 
 @contextlib.contextmanager
