@@ -35,7 +35,7 @@ def machine(monkeypatch):
             monkeypatch.setitem(sys.modules, key, module)
         monkeypatch.setattr(tensorrt_library, "_messages", {})
         for module in ("runtime.backends.cuda.device", "engines.tensorrt.builder", "engines.tensorrt.refit"):
-            monkeypatch.setattr(f"{module}.require_gpu", lambda: GPU)
+            monkeypatch.setattr(f"{module}.require_gpu", lambda *_: GPU)
         return types.SimpleNamespace(gpu=gpu, trt=trt, backend=name.replace("_", "-"))
 
     return make
