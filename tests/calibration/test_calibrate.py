@@ -478,7 +478,9 @@ def test_the_command_calibrates_draws_and_writes_inputs_for_other_tools(bundle, 
     entries = open_bundle(bundle).graph("denoiser", "int8").lint
     assert {"onnxruntime-1.24", "tensorrt-rtx-1.7"} <= set(entries)
     files = run("calibrate", bundle, "--prompts", prompts, "--export-inputs", tmp_path / "inputs").split()
-    assert [Path(file).name for file in files] == [f"{name}.npz" for name in sorted(GRAPHS)]
+    assert [Path(file).name for file in files] == sorted(
+        f"{name}.{kind}" for name in GRAPHS for kind in ("json", "npz")
+    )
     with np.load(tmp_path / "inputs" / "denoiser.npz") as arrays:
         signature = open_bundle(bundle).graph("denoiser", "fp32").signature
         assert set(arrays.files) == {spec.name for spec in signature.inputs}
