@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,7 +220,7 @@ def record(
         "graphs": [base.bundle.graph_sha256(name, config.base) for name in GRAPHS],
         "tokenizer": manifest.files[manifest.tokenizer.file].sha256,
         "defaults of sampling": {
-            **asdict(manifest.sampling),
+            **manifest.sampling.to_dict(),
             "height": manifest.model.default_height,
             "width": manifest.model.default_width,
         },
