@@ -25,7 +25,7 @@ from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts
 from calibration.calibrate import load_pipeline
 from calibration.examples import split_prompts
 from calibration.gate import draw_originals, measure_quality
-from calibration.trajectory import record_examples, with_sessions
+from calibration.trajectory import record_examples
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import run_bench
 from rf_export.benchmark.environment import file_label
@@ -34,6 +34,7 @@ from rf_export.benchmark.task import BenchOptions
 from rf_export.evaluation.evaluate import scene_scorer
 from runtime.backends import create_backend
 from runtime.bundle.folder import open_bundle
+from runtime.signature import Variant
 from verification.measures.timing import interleave
 
 PROMPTS = HERE.parent / "examples" / "reference" / "prompts.txt"
@@ -97,7 +98,7 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
     learn, judge = split_prompts(prompts, config)
     before, after = (load_pipeline(opened, precision, backend, config) for precision in ("fp32", "int8"))
     runs = record_examples(before, learn[:12])["denoiser"]
-    source = opened.file(opened.graph("denoiser", "fp32").file)
+    source = opened.file(opened.graph("denoiser", Variant("fp32")).file)
     plain, out = work / "plain.onnx", work / "onnxruntime-defaults.onnx"
     model = ir.load(source)
     for name, value in model.graph.initializers.items():  # it cannot read external data of a shared file
@@ -119,7 +120,7 @@ def against_defaults(bundle: Path, prompts: list[str], config: CalibrationConfig
     originals = draw_originals(before, judge[:NUM_JUDGED], [])
     rows = {}
     for name, session in sessions.items():
-        quality = measure_quality(originals, with_sessions(before, {"denoiser": session}), lambda done: None)
+        quality = measure_quality(originals, before.with_sessions({"denoiser": session}), lambda done: None)
         ms = timings[name].as_dict()["cpu_median_ms"]
         rows[name] = {
             "denoise_step_ms": ms,

@@ -66,8 +66,7 @@ class SlowPipeline(Pipeline):
     def load(cls, *arguments: Any, **options: Any) -> "SlowPipeline":
         """See `Pipeline.load`."""
         pipeline = super().load(*arguments, **options)
-        pipeline._sessions = {name: SlowSession(each) for name, each in pipeline._sessions.items()}  # type: ignore[misc]
-        return pipeline
+        return pipeline.with_sessions({name: SlowSession(each) for name, each in pipeline.sessions.items()})
 
 
 @click.command(help=__doc__)

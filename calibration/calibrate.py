@@ -34,7 +34,6 @@ from calibration.trajectory import (
     plan_passes,
     record_examples,
     steps_of,
-    with_sessions,
 )
 from calibration.workbench import Workbench
 from runtime.backends import create_backend
@@ -44,8 +43,9 @@ from runtime.bundle.folder import Bundle, describe_file, open_bundle, write_atom
 from runtime.bundle.manifest import MANIFEST_NAME, GraphEntry, Manifest
 from runtime.bundle.verdict import graphs_verdict
 from runtime.errors import RFError
+from runtime.loading import LoadedModel, open_tokenizer
 from runtime.pipeline import Pipeline
-from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision
+from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision, Variant
 from verification.graphs.weights import WeightFile
 
 _log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def calibrate(
     pictures, unseen = hold_back(pictures, config)
     with write_atomically(bundle.path, force=True) as folder:
         bundle = open_bundle(path)  # again: somebody may have changed it while we waited for the lock
-        bundle.verify([file for name in GRAPHS for file in bundle.graph(name, config.base).files], "hash")
+        bundle.verify([file for name in GRAPHS for file in bundle.graph(name, Variant(config.base)).files], "hash")
         (folder / "graphs").mkdir()
         backend = create_backend("ort")
         base = load_pipeline(bundle, config.base, backend, config)
@@ -173,12 +173,12 @@ def calibrate(
         problems = (*quality.failures(config.limits), *_slow(decisions))
         tables = [decision.to_dict(benches[name].layers) for name, decision in decisions.items()]
         outcome = Outcome(bundle.path, report_path, tables, quality, share, problems)
-        base_verdict, reason = graphs_verdict(bundle, config.base, "classic")
+        base_verdict, reason = graphs_verdict(bundle, Variant(config.base))
         verdict = {
             "verdict": "failed" if quality.failures(config.limits) else base_verdict,
             **({"reason": f"they come from {config.base} graphs that are not: {reason}"} if reason else {}),
             "reference": f"the {config.base} graphs, by the gate of the calibration",
-            "graphs": {name: after.bundle.graph_sha256(name, config.precision) for name in GRAPHS},
+            "graphs": {name: after.bundle.graph_sha256(name, Variant(config.precision)) for name in GRAPHS},
             "first_failure": next(iter(quality.failures(config.limits)), None),
         }
         summary = {**verdict, **_summary(outcome, config, recorded, len(learn))}
@@ -217,7 +217,7 @@ def record(
     recording = Recording(layers, {**num_steps, "rep_decoder": num_tokens + 1})  # and the run that fills the cache
     manifest = base.bundle.manifest
     key = {
-        "graphs": [base.bundle.graph_sha256(name, config.base) for name in GRAPHS],
+        "graphs": [base.bundle.graph_sha256(name, Variant(config.base)) for name in GRAPHS],
         "tokenizer": manifest.files[manifest.tokenizer.file].sha256,
         "defaults of sampling": {
             **manifest.sampling.to_dict(),
@@ -308,8 +308,8 @@ def _write_graphs(
             targets = tuple(lint(model)) if lint is not None else ()
             file_name = f"{name}.{precision}.classic.onnx"
             file.save(model, file_name)
-            entry = bundle.graph(name, config.base)
-            signature = GraphSignature.of(name, bundle.manifest.model, precision)
+            entry = bundle.graph(name, Variant(config.base))
+            signature = GraphSignature.of(name, bundle.manifest.model, Variant(precision))
             entries.append(
                 entry.replace(
                     precision=precision,
@@ -350,7 +350,7 @@ def _pass_gate(
 
     def alone(name: GraphName, session: Session) -> float:
         """The shortfall of one graph, the others as they were."""
-        mixed = with_sessions(base, {name: session})
+        mixed = base.with_sessions({name: session})
         return measure_quality(originals, mixed, lambda done: None).shortfall(config.limits)
 
     for number in range(MAX_STRICTER + 1):
@@ -378,9 +378,17 @@ def load_pipeline(bundle: Bundle, precision: Precision, backend: Backend, config
     """The plain graphs of a bundle whose manifest need not be on the disk."""
     sessions = {}
     for name in GRAPHS:
-        file = bundle.file(bundle.graph(name, precision).file)
+        file = bundle.file(bundle.graph(name, Variant(precision)).file)
         sessions[name] = backend.open(file, num_threads=config.num_threads, compiled=False)
-    return Pipeline(bundle, precision, None, sessions, config.num_threads)
+    return Pipeline(
+        LoadedModel(
+            bundle=bundle,
+            variant=Variant(precision),
+            sessions=sessions,
+            num_threads=config.num_threads,
+            tokenizer=open_tokenizer(bundle),
+        )
+    )
 
 
 def _score(before: Pipeline, after: Pipeline, quality: Quality, scorer: Scorer, report: Progress) -> Quality:

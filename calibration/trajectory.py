@@ -78,7 +78,7 @@ def draw_recorded(
                 taps = _add_taps(path, out, weights, file)
             session = backend.open(out, num_threads=base.num_threads, compiled=False)
             sessions[name] = TappedSession(session, base.sessions[name].signature, _taker(recording, name, taps))
-        pipeline = with_sessions(base, sessions)
+        pipeline = base.with_sessions(sessions)
         for picture in pictures:
             see(pipeline, picture)
         for done, (prompt, seed) in enumerate(prompts, 1):
@@ -91,12 +91,7 @@ def draw_recorded(
 
 def graph_file(pipeline: Pipeline, name: GraphName) -> Path:
     """Where a graph of a pipeline lies."""
-    return pipeline.bundle.file(pipeline.bundle.graph(name, pipeline.precision).file)
-
-
-def with_sessions(pipeline: Pipeline, sessions: Mapping[GraphName, Session]) -> Pipeline:
-    """The same pipeline with some of its graphs exchanged."""
-    return Pipeline(pipeline.bundle, pipeline.precision, None, {**pipeline.sessions, **sessions}, pipeline.num_threads)
+    return pipeline.bundle.file(pipeline.bundle.graph(name, pipeline.model.variant).file)
 
 
 def draw_and_see(pipeline: Pipeline, prompt: str, seed: int) -> PictureEvent:
@@ -188,7 +183,7 @@ def record_examples(base: Pipeline, prompts: Sequence[tuple[str, int]]) -> dict[
                     kept.append(copy.deepcopy(dict(inputs)))
 
             sessions[name] = TappedSession(session, session.signature, keep)
-        draw_and_see(with_sessions(base, sessions), prompt, seed)
+        draw_and_see(base.with_sessions(sessions), prompt, seed)
     return examples
 
 

@@ -24,11 +24,11 @@ from runtime.backends.cuda.tensorrt_library import TensorRTName
 from runtime.backends.host.machine import cpu_name
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.atomic import locked, write_folder
-from runtime.bundle.engine import ENGINE_NAME, EngineGraph, EngineRecord, open_engine, use_engine
+from runtime.bundle.engine import ENGINE_NAME, EngineGraph, EngineRecord, check_engine, open_engine
 from runtime.bundle.folder import Bundle, describe_file, open_bundle
 from runtime.bundle.verdict import engine_verdict, require_verified
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, Dialect, GraphName, Precision
+from runtime.signature import GRAPHS, GraphName, Variant
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ _CREATORS: Final[Mapping[str, Callable[[EngineConfig], Builder]]] = {
 
 def estimate(bundle: str | Path, config: EngineConfig) -> BuildEstimate:
     """Predict what a build needs, to be told before it starts; raises RFError as `build` does."""
-    return create_builder(config).estimate(open_bundle(bundle), config.precision)
+    return create_builder(config).estimate(open_bundle(bundle), config.variant)
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,14 @@ def build_or_keep(bundle: str | Path, config: EngineConfig, on_progress: Progres
 def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -> Built:
     builder = create_builder(config)
     target = builder.target()
-    out = config.output or opened.path / "engines" / engine_label(target, config.precision, config.dialect)
+    out = config.output or opened.path / "engines" / engine_label(target, config.variant)
     if not config.force and _is_up_to_date(out, opened, config, target, builder.options()):
         _log.info("%s is up to date", out)
         return Built(out, is_new=False)
     if config.output is None:
         _require_writable(opened.path)
-    entries = [opened.graph(name, config.precision, config.dialect) for name in GRAPHS]
-    require_verified(opened, config.precision, config.dialect, allow_unverified=config.allow_unverified)
+    entries = [opened.graph(name, config.variant) for name in GRAPHS]
+    require_verified(opened, config.variant, allow_unverified=config.allow_unverified)
     opened.verify([file for entry in entries for file in entry.files], "hash")
     # A graph is compiled and checked, and the end is written.
     report = counted(on_progress, 2 * len(GRAPHS) + 1)
@@ -122,12 +122,12 @@ def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -
             "peak_memory_mib": peak_memory_mib(),
             "cpu": cpu_name(),
             "system": platform.platform(),
-            "predicted_memory_mib": builder.estimate(opened, config.precision).memory_mib,
+            "predicted_memory_mib": builder.estimate(opened, config.variant).memory_mib,
             "num_threads": config.num_threads,
             "options": builder.options(),
             **builder.details(),
         }
-        described = describe_engine(opened, (config.precision, config.dialect), target, folder, files)
+        described = describe_engine(opened, config.variant, target, folder, files)
         described.replace(build=details, verified=verified).write(folder)
     return Built(out, is_new=True)
 
@@ -142,11 +142,10 @@ def _require_writable(bundle: Path) -> None:
         )
 
 
-def engine_label(target: Target, precision: Precision, dialect: Dialect) -> str:
+def engine_label(target: Target, variant: Variant) -> str:
     """The name of an engine's folder. For people: nothing is read from it."""
-    suffix = "" if dialect == "classic" else f"-{dialect}"
     device = hashlib.sha256(target.device.encode()).hexdigest()[:8]
-    return f"{target.backend}-{target.version.split()[0]}-{platform.machine()}-{device}-{precision}{suffix}"
+    return f"{target.backend}-{target.version.split()[0]}-{platform.machine()}-{device}-{variant.key.replace('.', '-')}"
 
 
 def peak_memory_mib() -> int | None:
@@ -176,7 +175,7 @@ def create_builder(config: EngineConfig) -> Builder:
 def _is_up_to_date(out: Path, bundle: Bundle, config: EngineConfig, target: Target, options: Mapping[str, Any]) -> bool:
     try:
         engine = open_engine(out)
-        use_engine(engine, bundle, config.precision, target, "hash", config.dialect)
+        check_engine(engine, bundle, config.variant, target, "hash")
     except RFError:
         return False
     if engine_verdict(engine)[0] == "failed":
@@ -208,13 +207,13 @@ def _check(
     bundle: Bundle, config: EngineConfig, builder: Builder, backend: Backend, name: GraphName, compiled: Path
 ) -> float:
     """Run a compiled graph and its ONNX graph on the same inputs; the largest relative error."""
-    entry = bundle.graph(name, config.precision, config.dialect)
+    entry = bundle.graph(name, config.variant)
     source = bundle.file(entry.file)
     # ONNX Runtime on the CPU is the reference of every backend.
     reference = create_backend("ort").open(source, num_threads=config.num_threads, compiled=False)
     session = backend.open(compiled, num_threads=config.num_threads, compiled=True)
     error = 0.0
-    for sizes in builder.probes(bundle, name, config.precision):
+    for sizes in builder.probes(bundle, name, config.variant):
         inputs = probe_inputs(entry.signature, bundle.manifest.model, sizes)
         error = max(error, largest_error(reference.run(inputs), session.run(inputs)))
     limit = builder.max_relative_error(config.precision)
@@ -227,17 +226,18 @@ def _check(
 
 
 def describe_engine(
-    bundle: Bundle, kind: tuple[Precision, Dialect], target: Target, folder: Path, files: Mapping[GraphName, str]
+    bundle: Bundle, variant: Variant, target: Target, folder: Path, files: Mapping[GraphName, str]
 ) -> EngineRecord:
     """What an engine belongs to, and what it consists of."""
-    precision, dialect = kind
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return EngineRecord(
         target=target,
-        precision=precision,
-        dialect=dialect,
+        precision=variant.precision,
+        dialect=variant.dialect,
         bundle_id=bundle.manifest.bundle_id,
-        graphs={name: EngineGraph(file=files[name], source_sha256=bundle.graph_sha256(name, *kind)) for name in GRAPHS},
+        graphs={
+            name: EngineGraph(file=files[name], source_sha256=bundle.graph_sha256(name, variant)) for name in GRAPHS
+        },
         files={name: describe_file(folder / name) for name in names},
         build={},
         verified={},

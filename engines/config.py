@@ -9,7 +9,7 @@ from engines.tensorrt.config import TensorRTConfig
 from runtime.backends.host.machine import UsableMemory
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.folder import Bundle
-from runtime.signature import Dialect, GraphName, Precision
+from runtime.signature import Dialect, GraphName, Precision, Variant
 
 Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, stages done, stages in all
 
@@ -37,6 +37,11 @@ class EngineConfig:
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
     allow_unverified: bool = False
     output: Path | None = None
+
+    @property
+    def variant(self) -> Variant:
+        """The graphs that are built."""
+        return Variant(self.precision, self.dialect)
 
 
 @dataclass(frozen=True)
@@ -99,10 +104,10 @@ class Builder(Protocol):
     def max_relative_error(self, precision: Precision) -> float:
         """The largest error against the ONNX graph with which an engine is written."""
 
-    def probes(self, bundle: Bundle, name: GraphName, precision: Precision) -> list[Mapping[str, int]]:
+    def probes(self, bundle: Bundle, name: GraphName, variant: Variant) -> list[Mapping[str, int]]:
         """Sizes of free dimensions on which a graph is checked; what is not named has a usual size."""
 
-    def estimate(self, bundle: Bundle, precision: Precision) -> BuildEstimate:
+    def estimate(self, bundle: Bundle, variant: Variant) -> BuildEstimate:
         """Predict what a build needs."""
 
     def compile(self, bundle: Bundle, config: EngineConfig, folder: Path, report: Report) -> dict[GraphName, str]:

@@ -21,7 +21,7 @@ from runtime.backends.host.ort import open_session, session_options
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.folder import Bundle
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, GraphName, Precision
+from runtime.signature import GRAPHS, GraphName, Precision, Variant
 
 _POOL: Final = "weights.bin"
 # The same kernels on the same weights, so only the order of sums may differ.
@@ -54,7 +54,7 @@ class OrtBuilder:
         """The largest error against the ONNX graph with which an engine is written."""
         return MAX_RELATIVE_ERROR[precision]
 
-    def probes(self, bundle: Bundle, name: GraphName, precision: Precision) -> list[Mapping[str, int]]:
+    def probes(self, bundle: Bundle, name: GraphName, variant: Variant) -> list[Mapping[str, int]]:
         """One check; these engines take every size."""
         return [{}]
 
@@ -66,7 +66,7 @@ class OrtBuilder:
         """Nothing comes of the bundle."""
         return {}
 
-    def estimate(self, bundle: Bundle, precision: Precision) -> BuildEstimate:
+    def estimate(self, bundle: Bundle, variant: Variant) -> BuildEstimate:
         """One graph at a time: its weights as they are and packed; in fp16 both in fp32, since the CPU computes so.
 
         Measured (fp32): 474 MiB of 570 predicted for 341 MiB of weights, 4.8 of 6.0 GiB for 4.1 GiB of weights.
@@ -74,11 +74,13 @@ class OrtBuilder:
         blobs: dict[tuple[str, int], int] = {}
         largest = 0
         for name in GRAPHS:
-            own = external_sizes(bundle.file(bundle.graph(name, precision).file))
+            own = external_sizes(bundle.file(bundle.graph(name, variant).file))
             blobs |= own
             largest = max(largest, sum(own.values()))
-        copies = _COPIES[precision]
-        memory = (copies if precision == "fp32" else copies + 1) * largest  # other precisions are converted first
+        copies = _COPIES[variant.precision]
+        memory = (
+            copies if variant.precision == "fp32" else copies + 1
+        ) * largest  # other precisions are converted first
         disk = copies * (sum(blobs.values()) + largest)
         return BuildEstimate(_BASE_MEMORY_MIB + (memory >> 20), 1 + (disk >> 20))
 
@@ -88,7 +90,7 @@ class OrtBuilder:
         with WeightPool(folder / _POOL) as pool:
             for name in GRAPHS:
                 report(f"compiling {name}")
-                source = bundle.file(bundle.graph(name, config.precision).file)
+                source = bundle.file(bundle.graph(name, config.variant).file)
                 optimised = folder / f"{name}.unpooled.onnx"
                 _optimise(source, optimised, config.num_threads)
                 files[name] = f"{name}.{config.precision}.onnx"

@@ -29,7 +29,7 @@ from rf_export.trace import trace
 from runtime.bundle.folder import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.bundle.manifest import GraphEntry, Manifest, SamplingDefaults, TokenizerEntry, UnderstandingDefaults
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision
+from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision, Variant
 from runtime.tokenizer import PromptTokenizer
 from verification import Outcome, VerifyOptions, verify
 
@@ -94,10 +94,11 @@ def _export_precision(
     entries: list[GraphEntry] = []
     with SharedWeights(folder / "graphs", location) as weights:
         for dialect, name in itertools.product(plan.dialects, GRAPHS):
-            report(f"tracing {name} in {precision} {dialect}", len(entries))
+            variant = Variant(precision, dialect)
+            report(f"tracing {name} in {variant}", len(entries))
             file_name = f"{name}.{precision}.{dialect}.onnx"
             cache_slots = plan.cache_slots if dialect == "modern" else None
-            graph = trace(source, name, precision, spec, dialect, cache_slots)
+            graph = trace(source, name, variant, spec, cache_slots)
             if plan.opsets[dialect] == OLD_OPSET:
                 to_opset_17(graph)
             weights.save(graph, file_name)

@@ -24,7 +24,7 @@ from rf_export.graphs.modern import TRANSLATIONS
 from rf_export.graphs.modules import GRAPHS
 from rf_export.model import RFModel
 from runtime.errors import RFError
-from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, Precision, TensorSpec, check_signature
+from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, TensorSpec, Variant, check_signature
 
 # 18 is what torch's exporter writes natively: TensorRT from 10 on and ONNX Runtime take it as it is.
 OPSETS: Final[dict[Dialect, int]] = {"classic": 18, "modern": 24}
@@ -42,21 +42,15 @@ _EXAMPLE_SIZES = {
 
 
 def trace(
-    model: RFModel,
-    graph: GraphName,
-    precision: Precision,
-    spec: ModelSpec,
-    dialect: Dialect = "classic",
-    cache_slots: int | None = None,
+    model: RFModel, graph: GraphName, variant: Variant, spec: ModelSpec, cache_slots: int | None = None
 ) -> ir.Model:
-    """Trace a graph of `model`, whose weights already have the dtype of `precision`.
+    """Trace a graph of `model`, whose weights already have the dtype of its precision.
 
     Args:
         model: the model.
         graph: which graph of it.
-        precision: dtype of the cache and of the weights.
+        variant: dtype of the cache and of the weights, and how the decoder is spelt.
         spec: from `model_spec`.
-        dialect: how the decoder is spelt.
         cache_slots: fixed length of the cache, `modern` only.
 
     Returns:
@@ -65,18 +59,18 @@ def trace(
     Raises:
         RFError: the traced graph does not have the signature that it was asked to have, or not at every size.
     """
-    signature = GraphSignature.of(graph, spec, precision, dialect, cache_slots)
+    signature = GraphSignature.of(graph, spec, variant, cache_slots)
     inputs, free = _example_inputs(signature, model.config)
     num_plain = sum(not spec.name.startswith("past_key_values.") for spec in signature.inputs)
     with _quiet_exporter():
         program = torch.onnx.export(
-            GRAPHS[graph](model, dialect).eval(),
+            GRAPHS[graph](model, variant.dialect).eval(),
             tuple(inputs),
             dynamo=True,
             dynamic_shapes=(*free[:num_plain], *([tuple(free[num_plain:])] if free[num_plain:] else [])),
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
-            opset_version=OPSETS[dialect],
+            opset_version=OPSETS[variant.dialect],
             custom_translation_table=TRANSLATIONS,
             verbose=False,
         )

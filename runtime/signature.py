@@ -59,6 +59,38 @@ MAX_ANSWER: Final = 256  # so many tokens of an answer, the last ones, a repetit
 MAX_TOP_K: Final = 1024  # the in-graph TopK is this wide, or as wide as a vocabulary that is smaller
 
 
+@dataclass(frozen=True)
+class Variant:
+    """Which graphs of a bundle: how they compute, and how they are spelt.
+
+    Attributes:
+        precision: Decides the dtype of keys and values, and where INT8 is.
+        dialect: Decides who writes the cache: the runtime (classic) or the graphs (modern).
+    """
+
+    precision: Precision = "fp32"
+    dialect: Dialect = "classic"
+
+    def __str__(self) -> str:
+        return f"{self.precision} {self.dialect}"
+
+    @property
+    def is_half(self) -> bool:
+        """Whether everything that is not INT8 is float16, the cache too."""
+        return is_half(self.precision)
+
+    @property
+    def key(self) -> str:
+        """Where a manifest has the verdict on these graphs: `fp32` for the classic ones, else `fp32.modern`."""
+        return self.precision if self.dialect == "classic" else f"{self.precision}.{self.dialect}"
+
+    @property
+    def options(self) -> str:
+        """How a command is told them: " --precision fp16 --dialect modern", without what is the default."""
+        named = {"precision": (self.precision, "fp32"), "dialect": (self.dialect, "classic")}
+        return "".join(f" --{name} {value}" for name, (value, default) in named.items() if value != default)
+
+
 class PictureSizes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The pictures that a model knows, in pixels."""
 
@@ -151,24 +183,18 @@ class GraphSignature(Struct, frozen=True):
 
     @classmethod
     def of(
-        cls,
-        graph: GraphName,
-        model: ModelSpec,
-        precision: Precision,
-        dialect: Dialect = "classic",
-        cache_slots: int | None = None,
+        cls, graph: GraphName, model: ModelSpec, variant: Variant, cache_slots: int | None = None
     ) -> "GraphSignature":
         """The signature that a graph of this model must have.
 
         Args:
             graph: Which one.
             model: Its model.
-            precision: Decides the dtype of the cache.
-            dialect: Decides who writes the cache.
+            variant: Decides the dtype of the cache, and who writes it.
             cache_slots: Fixed length of the cache, in the modern dialect; None leaves it free.
         """
-        kv = "float16" if is_half(precision) else "float32"
-        in_place = dialect == "modern"
+        kv = "float16" if variant.is_half else "float32"
+        in_place = variant.dialect == "modern"
         if cache_slots is not None and not (in_place and cache_slots > 0):
             raise ValueError(f"cache_slots must be > 0 and are fixed in the modern dialect only, got {cache_slots}")
         if graph == "text_decoder":

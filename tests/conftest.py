@@ -91,7 +91,7 @@ def pipeline(tiny_bundle: Path) -> Pipeline:
 @pytest.fixture(scope="session")
 def words(pipeline: Pipeline) -> list[str]:
     """Single tokens of the bundle's vocabulary, whatever it is."""
-    tokenizer = pipeline._tokenizer._tokenizer
+    tokenizer = pipeline.model.tokenizer._tokenizer
     found = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha() and len(tokenizer.encode(word).ids) == 1]
     assert len(found) >= 6
     return found

@@ -8,7 +8,7 @@ from runtime.bundle.manifest import (
     TokenizerEntry,
     UnderstandingDefaults,
 )
-from runtime.signature import GRAPHS, GraphSignature, ModelSpec
+from runtime.signature import GRAPHS, GraphSignature, ModelSpec, Variant
 
 MODEL = ModelSpec(
     patch_size=4,
@@ -48,8 +48,8 @@ def sample_manifest(precision="fp32"):
             opset=20,
             file=f"graphs/{name}.{precision}.classic.onnx",
             weights=(weights,),
-            inputs=GraphSignature.of(name, MODEL, precision).inputs,
-            outputs=GraphSignature.of(name, MODEL, precision).outputs,
+            inputs=GraphSignature.of(name, MODEL, Variant(precision)).inputs,
+            outputs=GraphSignature.of(name, MODEL, Variant(precision)).outputs,
         )
         for name in GRAPHS
     )

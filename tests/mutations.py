@@ -23,7 +23,7 @@ from runtime.backends.host import stages
 from runtime.backends.host.cache import KVCache
 from runtime.backends.interface import Arrays, Session
 from runtime.bundle.folder import describe_file, open_bundle, write_manifest
-from runtime.signature import GraphName, Precision
+from runtime.signature import GraphName, Precision, Variant
 
 Edit = Callable[[ir.Graph, Path], None]  # the graph, and the bundle that it is of
 
@@ -47,7 +47,7 @@ def mutate(source: Path, out: Path, mutation: Mutation) -> Path:
     shutil.copytree(source, out, ignore=shutil.ignore_patterns("engines"))
     manifest = open_bundle(out).manifest
     if mutation.edit is not None:
-        (entry,) = (each for each in manifest.graphs_of(mutation.precision, "classic") if each.name == mutation.graph)
+        (entry,) = (each for each in manifest.graphs_of(Variant(mutation.precision)) if each.name == mutation.graph)
         model = ir.load(out / entry.file)
         mutation.edit(model.graph, out)
         ir.save(model, out / entry.file)

@@ -178,7 +178,7 @@ def _run_tapped(
     pipeline: Pipeline, graph: GraphName, work: Callable[[Pipeline], Any], take: Callable[[int, str, Floats], None]
 ) -> None:
     """Let a pipeline work with a tapped graph; `take` is told the number of the run, and each tap."""
-    entry = pipeline.bundle.graph(graph, pipeline.precision, pipeline.dialect)
+    entry = pipeline.bundle.graph(graph, pipeline.model.variant)
     runs = itertools.count()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "taps.onnx"

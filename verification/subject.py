@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends.host.stages import HostStages
-from runtime.backends.interface import StageRunner
 from runtime.errors import RFError
 from runtime.events import PictureEvent, StepEvent, TokenEvent
 from runtime.options import plan_drawing
-from runtime.pipeline import Pipeline
+from runtime.pipeline import Pipeline, draw_stages
 from runtime.request import make_requests
+from runtime.scheduling.prefixes import copy_prefix
 from runtime.understanding.answers import answer
 from verification.cases import AnswerCase, DrawCase
 from verification.traces import Answer, Drawing, Floats
@@ -32,12 +32,12 @@ class Subject:
         plan = plan_drawing(case.options, manifest)
         stacked = None if forced is None else np.stack(forced)
         requests = make_requests([list(ids) for ids in case.prompts], case.seed, plan, manifest, stacked)
-        watched: list[StageRunner] = []
         tokens: list[TokenEvent] = []
         steps: list[StepEvent] = []
         pictures: dict[int, Floats] = {}
+        stages = self.pipeline.begin(requests)
         try:
-            for event in self.pipeline.run(requests, watch=watched.append):
+            for event in draw_stages(stages, requests, self.pipeline.precision):
                 if isinstance(event, TokenEvent):
                     tokens.append(event)
                 elif isinstance(event, StepEvent):
@@ -48,7 +48,9 @@ class Subject:
         except RFError:
             if not steps:
                 raise  # else the picture is not finite, and what led there is what is looked for
-        caches = _caches(case, watched[0])
+        finally:
+            caches = _caches(case, stages)
+            stages.close()
         return [
             Drawing(
                 logits=np.stack([event.logits[row] for event in tokens]),
@@ -70,7 +72,7 @@ class Subject:
             sessions["vision_encoder"].run({"pixels": picture[None]})["image_features"][0]
             for picture in case.pictures()
         ]
-        row = pipeline.text_row()
+        row = pipeline.model.text_row()
         images = np.concatenate(features) if features else np.zeros((0, model.hidden_size), row.kv)
         prompt = [*range(model.vocab_size, model.vocab_size + len(images)), *case.question]
 
@@ -83,10 +85,11 @@ class Subject:
         )
 
 
-def _caches(case: DrawCase, stages: StageRunner) -> list[Floats | None]:
+def _caches(case: DrawCase, stages: object) -> list[Floats | None]:
     """What every request has in the cache; None where it lies on a device."""
     if not isinstance(stages, HostStages):
         return [None] * len(case.prompts)
     return [
-        stages.cache.prefix(row, int(stages.row_starts[row]), len(ids)).values for row, ids in enumerate(case.prompts)
+        copy_prefix(stages.cache, row, int(stages.row_starts[row]), len(ids)).values
+        for row, ids in enumerate(case.prompts)
     ]

@@ -6,10 +6,10 @@ from typing import Any
 
 from runtime.backends import create_backend
 from runtime.bundle.atomic import is_temporary
-from runtime.bundle.engine import ENGINE_NAME, Engine, open_engine, runs_on, use_engine
+from runtime.bundle.engine import ENGINE_NAME, Engine, check_engine, open_engine, runs_on
 from runtime.bundle.folder import Bundle
 from runtime.errors import RFError
-from runtime.signature import DIALECTS, GRAPHS, PRECISIONS, Dialect, Precision
+from runtime.signature import DIALECTS, PRECISIONS, Dialect, Precision, Variant
 from verification.cases import Profile
 
 
@@ -48,16 +48,14 @@ class VerifyOptions:
 class Target:
     """Graphs, or an engine of them."""
 
-    precision: Precision
-    dialect: Dialect
+    variant: Variant
     backend: str = "ort"
     engine: Engine | None = None
 
     @property
     def label(self) -> str:
         """For people."""
-        what = f"{self.precision} {self.dialect}"
-        return f"graphs {what}" if self.engine is None else f"engine {self.engine.path.name}"
+        return f"graphs {self.variant}" if self.engine is None else f"engine {self.engine.path.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,29 +83,25 @@ class NotRun:
 def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | NotRun]:
     """All graphs that are complete, and all engines; those that cannot run here with the reason."""
     wanted = [
-        (precision, dialect)
-        for precision in PRECISIONS
-        for dialect in DIALECTS
-        if {graph.name for graph in bundle.manifest.graphs_of(precision, dialect)} == set(GRAPHS)
-        and precision in (options.precisions or PRECISIONS)
-        and dialect in (options.dialects or DIALECTS)
+        variant
+        for variant in bundle.manifest.variants
+        if variant.precision in (options.precisions or PRECISIONS) and variant.dialect in (options.dialects or DIALECTS)
     ]
     if "ort" in (options.backends or ("ort",)) and not options.engines_only:
-        yield from (Target(precision=precision, dialect=dialect) for precision, dialect in wanted)
+        yield from (Target(variant=variant) for variant in wanted)
     for file in sorted((bundle.path / "engines").glob(f"*/{ENGINE_NAME}")):
         if is_temporary(file.parent):
             continue
         engine = open_engine(file.parent)
-        kind = (engine.record.precision, engine.record.dialect)
-        backend = engine.record.target.backend
-        if kind not in wanted or backend not in (options.backends or (backend,)):
+        variant, backend = engine.record.variant, engine.record.target.backend
+        if variant not in wanted or backend not in (options.backends or (backend,)):
             continue
-        target = Target(precision=kind[0], dialect=kind[1], backend=backend, engine=engine)
+        target = Target(variant=variant, backend=backend, engine=engine)
         fits = False
         try:
             here = create_backend(backend).target()
             fits = runs_on(engine, here)
-            use_engine(engine, bundle, kind[0], here, "hash", kind[1])
+            check_engine(engine, bundle, variant, here, "hash")
         except RFError as error:
             yield NotRun(target=target, reason=str(error), refused=fits)
         else:
@@ -116,9 +110,9 @@ def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | No
 
 def own_reference(bundle: Bundle) -> Target:
     """The fp32 graphs of a bundle, to compare the others with; raises RFError where there are none."""
-    for dialect in DIALECTS:
-        if {graph.name for graph in bundle.manifest.graphs_of("fp32", dialect)} == set(GRAPHS):
-            return Target(precision="fp32", dialect=dialect)
+    for variant in bundle.manifest.variants:
+        if variant.precision == "fp32":
+            return Target(variant=variant)
     raise RFError(
         f"{bundle.path} has no fp32 graphs to compare with. Name the checkpoint that it was exported from: "
         f"rf-export verify {bundle.path} --checkpoint CHECKPOINT"

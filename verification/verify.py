@@ -17,12 +17,11 @@ import numpy as np
 from runtime.backends import create_backend
 from runtime.backends.host.machine import cpu_name
 from runtime.bundle.folder import Bundle, open_bundle
-from runtime.bundle.manifest import verified_key
 from runtime.bundle.verdict import Verdict, graphs_verdict, record_engine, record_graphs
 from runtime.errors import RFError
 from runtime.options import plan_drawing
 from runtime.pipeline import Pipeline
-from runtime.signature import GRAPHS, GraphName, is_half
+from runtime.signature import GRAPHS, GraphName
 from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase, choose_cases
 from verification.compare import Comparison, Failure, limits_of
 from verification.graph_reference import GraphReference
@@ -168,7 +167,7 @@ def record(bundle: Bundle, outcomes: list[Outcome | NotRun]) -> None:
             continue
         target = outcome.target
         if target.engine is None:
-            graphs[verified_key(target.precision, target.dialect)] = outcome.record
+            graphs[target.variant.key] = outcome.record
         else:
             record_engine(target.engine, outcome.record)
     if graphs:
@@ -177,7 +176,7 @@ def record(bundle: Bundle, outcomes: list[Outcome | NotRun]) -> None:
 
 def _stand_on(outcome: Outcome, bundle: Bundle, own: Target) -> None:
     """What agrees with graphs that are not verified is not verified."""
-    verdict, reason = graphs_verdict(bundle, own.precision, own.dialect)
+    verdict, reason = graphs_verdict(bundle, own.variant)
     if outcome.verdict == "passed" and verdict != "passed":
         outcome.verdict = "unverified"
         outcome.reason = f"it agrees with the fp32 graphs, but these are not verified: {reason}"
@@ -208,12 +207,12 @@ class Remembering:
 def _load(bundle: Bundle, target: Target, options: VerifyOptions) -> Pipeline:
     return Pipeline.load(
         bundle.path,
-        target.precision,
+        target.variant.precision,
         target.backend,
         options.num_threads,
         target.engine.path if target.engine else "none",
         "size",
-        target.dialect,
+        target.variant.dialect,
         allow_unverified=True,
     )
 
@@ -228,10 +227,10 @@ def verify_pipeline(
 ) -> Outcome:
     """Verify loaded graphs, or a loaded engine; `step` is told the name of each case."""
     subject = Subject(pipeline)
-    found = Comparison(target.precision)
+    found = Comparison(target.variant.precision)
     outcome = Outcome(target=target, verdict="passed", comparison=found)
     compare_all(subject, memory, cases, outcome, step)
-    if is_half(target.precision) and target.engine is None:
+    if target.variant.is_half and target.engine is None:
         _check_range(pipeline, memory, cases, options, found)
     if options.taps and target.engine is None:
         outcome.taps = _compare_taps(pipeline, memory, cases)
@@ -285,7 +284,7 @@ def _check_range(
 ) -> None:
     """Look for overflow inside of fp16 graphs; without onnx_ir, or quickly for huge ones, it is not looked for."""
     sizes = pipeline.bundle.manifest.files
-    entry = pipeline.bundle.graph("denoiser", pipeline.precision, pipeline.dialect)
+    entry = pipeline.bundle.graph("denoiser", pipeline.model.variant)
     if options.profile == "quick" and sum(sizes[name].size for name in entry.files) > _MAX_COPIED_BYTES:
         return
     with contextlib.suppress(ModuleNotFoundError):
@@ -333,7 +332,7 @@ def _look_inside(pipeline: Pipeline, memory: Remembering, cases: Cases, failure:
 def _record(bundle: Bundle, outcome: Outcome, reference: Reference, options: VerifyOptions) -> dict[str, Any]:
     target, found = outcome.target, outcome.comparison
     backend = create_backend(target.backend).target()
-    graphs = {name: bundle.graph_sha256(name, target.precision, target.dialect) for name in GRAPHS}
+    graphs = {name: bundle.graph_sha256(name, target.variant) for name in GRAPHS}
     return {
         "verdict": outcome.verdict,
         "reference": reference.name,

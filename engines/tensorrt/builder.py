@@ -24,9 +24,8 @@ from runtime.backends.cuda.tensorrt_library import TensorRTName, import_library
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.compatibility import any_device, from_capability, from_version
 from runtime.bundle.folder import Bundle
-from runtime.bundle.manifest import GraphEntry
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, Dialect, GraphName, Precision
+from runtime.signature import GRAPHS, Dialect, GraphName, Precision, Variant
 
 # Other kernels in another order: fp16 sums have 10 bits, and a model adds some hundred of them in every layer.
 MAX_RELATIVE_ERROR: Final[dict[Precision, float]] = {"fp32": 1e-3, "fp16": 5e-2, "int8": 5e-2, "int8-fp16": 5e-2}
@@ -77,9 +76,9 @@ class TensorRTBuilder:
         """The largest error against the ONNX graph with which an engine is written."""
         return MAX_RELATIVE_ERROR[precision]
 
-    def probes(self, bundle: Bundle, name: GraphName, precision: Precision) -> list[Mapping[str, int]]:
+    def probes(self, bundle: Bundle, name: GraphName, variant: Variant) -> list[Mapping[str, int]]:
         """Sizes on which a graph is checked: some inside every profile."""
-        return [probe_sizes(profile) for profile in self._profiles(bundle, name, precision)]
+        return [probe_sizes(profile) for profile in self._profiles(bundle, name, variant)]
 
     def options(self) -> dict[str, Any]:
         """What the builder was set to, for the record."""
@@ -92,9 +91,9 @@ class TensorRTBuilder:
         """What came of the options for this bundle and machine, for the record."""
         return dict(self._details)
 
-    def estimate(self, bundle: Bundle, precision: Precision) -> BuildEstimate:
+    def estimate(self, bundle: Bundle, variant: Variant) -> BuildEstimate:
         """One graph at a time; every plan holds all weights of its graph."""
-        files = [bundle.file(self._entry(bundle, name, precision).file) for name in GRAPHS]
+        files = [bundle.file(bundle.graph(name, variant).file) for name in GRAPHS]
         sizes = [sum(external_sizes(file).values()) for file in files]
         memory = _BASE_MEMORY_MIB[self._name] + (_COPIES * max(sizes) >> 20)
         return BuildEstimate(memory, 32 + (int(1.1 * sum(sizes)) >> 20))
@@ -102,24 +101,24 @@ class TensorRTBuilder:
     def compile(self, bundle: Bundle, config: EngineConfig, folder: Path, report: Report) -> dict[GraphName, str]:
         """Compile the graphs one after another."""
         cache = self._timing_cache(bundle, config)
-        slots = self._cache_slots(bundle, config.precision)
+        slots = self._cache_slots(bundle, config.variant)
         dims = resolve_dims(bundle.manifest.model, self._config.dims, slots)
         self._details = {
             "dims": {name: str(range_) for name, range_ in dims.items()},
             "cache_slots": slots,
-            "profiles": {name: _texts(self._profiles(bundle, name, config.precision)) for name in GRAPHS},
+            "profiles": {name: _texts(self._profiles(bundle, name, config.variant)) for name in GRAPHS},
             "timing_cache": cache.name if cache is not None else None,
             "gpu": asdict(self._gpu) if self._gpu is not None else None,
         }
         files: dict[GraphName, str] = {}
         for name in GRAPHS:
             report(f"compiling {name}")
-            entry = self._entry(bundle, name, config.precision)
+            entry = bundle.graph(name, config.variant)
             job = Job(
                 source=bundle.file(entry.file),
                 signature=entry.signature,
                 precision=config.precision,
-                profiles=self._profiles(bundle, name, config.precision),
+                profiles=self._profiles(bundle, name, config.variant),
                 config=self._config,
                 timing_cache=cache,
             )
@@ -159,18 +158,15 @@ class TensorRTBuilder:
             )
         return None
 
-    def _profiles(self, bundle: Bundle, name: GraphName, precision: Precision) -> list[Profile]:
-        model, slots = bundle.manifest.model, self._cache_slots(bundle, precision)
-        return profiles(name, model, precision, resolve_dims(model, self._config.dims, slots), slots)
+    def _profiles(self, bundle: Bundle, name: GraphName, variant: Variant) -> list[Profile]:
+        model, slots = bundle.manifest.model, self._cache_slots(bundle, variant)
+        return profiles(name, model, variant.precision, resolve_dims(model, self._config.dims, slots), slots)
 
-    def _entry(self, bundle: Bundle, name: GraphName, precision: Precision) -> GraphEntry:
-        return bundle.graph(name, precision, self._dialect)
-
-    def _cache_slots(self, bundle: Bundle, precision: Precision) -> int | None:
+    def _cache_slots(self, bundle: Bundle, variant: Variant) -> int | None:
         """Slots of the cache of modern graphs, which TensorRT wants fixed; None in the classic dialect."""
-        if self._dialect == "classic":
+        if variant.dialect == "classic":
             return None
-        slots = self._entry(bundle, "rep_decoder", precision).signature.cache_slots
+        slots = bundle.graph("rep_decoder", variant).signature.cache_slots
         if slots is None:
             raise RFError(
                 f"The modern graphs of {bundle.path} have a cache of free length, and TensorRT writes in place into "

@@ -18,7 +18,7 @@ from runtime.backends import create_backend, naming_extra
 from runtime.backends.cuda.driver import require_gpu
 from runtime.backends.cuda.tensorrt_library import Messages, TensorRTName, import_library, messages_of
 from runtime.bundle.atomic import locked, write_folder
-from runtime.bundle.engine import Engine, open_engine, use_device
+from runtime.bundle.engine import Engine, check_device, open_engine
 from runtime.bundle.folder import open_bundle
 from runtime.errors import RFError
 from runtime.signature import GRAPHS
@@ -44,20 +44,19 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
     record = source.record
     name, options = _check_refittable(source)
     backend = create_backend(name)
-    use_device(source, backend.target())
-    kind = (record.precision, record.dialect)
-    opened.verify([file for graph in GRAPHS for file in opened.graph(graph, *kind).files], "hash")
+    check_device(source, backend.target())
+    opened.verify([file for graph in GRAPHS for file in opened.graph(graph, record.variant).files], "hash")
     report = counted(on_progress, 2 * len(GRAPHS))
     started = time.monotonic()
     config = EngineConfig(backend=name, precision=record.precision, dialect=record.dialect, tensorrt=options)
-    out = opened.path / "engines" / engine_label(record.target, *kind)
+    out = opened.path / "engines" / engine_label(record.target, record.variant)
     with locked(opened.path.absolute()), write_folder(out, replaceable=is_engine, force=True, what="engine") as folder:
         files = {graph: record.graphs[graph].file for graph in GRAPHS}
         with naming_extra(name):
             trt = import_library(name)
         for graph in GRAPHS:
             report(f"refitting {graph}")
-            weights = opened.file(opened.graph(graph, *kind).file)
+            weights = opened.file(opened.graph(graph, record.variant).file)
             (folder / files[graph]).write_bytes(_refit_graph(trt, source.file(graph), weights))
         builder = TensorRTBuilder(name, options, record.dialect)
         verified = verify_engine(opened, config, builder, {graph: folder / files[graph] for graph in GRAPHS}, report)
@@ -68,7 +67,7 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
             "options": builder.options(),
             "refitted_from": record.bundle_id,
         }
-        described = describe_engine(opened, kind, record.target, folder, files)
+        described = describe_engine(opened, record.variant, record.target, folder, files)
         described.replace(build=build, verified=verified).write(folder)
     return out
 

@@ -34,7 +34,9 @@ class Compiled:
     ) -> None:
         self.pipeline, self.work, self._num_requests = pipeline, workload, num_requests
         plan = workload.plan
-        self.stages = pipeline.start(num_requests, len(workload.prompt_ids), plan.num_rep_tokens, previews=previews)
+        self.stages = pipeline.model.start(
+            num_requests, len(workload.prompt_ids), plan.num_rep_tokens, previews=previews
+        )
 
     def prefill(self) -> None:
         """Read the prompt."""
@@ -77,7 +79,7 @@ class CompiledReader:
     def prepare(self) -> None:
         """Read the picture and the first question into a row for the answer, the picture into one for the second."""
         features = self.encode()
-        self._answering, self._asked = self.pipeline.text_row(), self.pipeline.text_row()
+        self._answering, self._asked = self.pipeline.model.text_row(), self.pipeline.model.text_row()
         for row in (self._answering, self._asked):
             self._ask(row, [*self._image_ids(features), *self.work.first.tolist()], features)
 
@@ -90,7 +92,9 @@ class CompiledReader:
     def first_word(self) -> int:
         """Encode the picture, read it and the first question, in a new row: the first word of the answer."""
         features = self.encode()
-        return self._ask(self.pipeline.text_row(), [*self._image_ids(features), *self.work.first.tolist()], features)
+        return self._ask(
+            self.pipeline.model.text_row(), [*self._image_ids(features), *self.work.first.tolist()], features
+        )
 
     def second_question(self) -> int:
         """Read a second question after the picture that was read before: the first word of the answer."""

@@ -16,7 +16,7 @@ from rf_export.model import RFModel
 from runtime.bundle.folder import Bundle
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
-from runtime.signature import Precision
+from runtime.signature import Precision, Variant
 
 MEMORY_SHARE = 8  # all contenders together take about so many times the weights in fp32
 SLOWEST_SCALING = 500e6  # parameters; beyond, a single round takes minutes
@@ -122,7 +122,7 @@ def _with_precisions(options: BenchOptions, opened: Bundle) -> BenchOptions:
     if options.precisions:
         return options
     manifest = opened.manifest
-    present = tuple(each for each in manifest.precisions if manifest.graphs_of(each, "classic"))
+    present = tuple(each for each in manifest.precisions if manifest.graphs_of(Variant(each)))
     return replace(options, precisions=present)
 
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
-from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, Precision
+from runtime.signature import GraphName, GraphSignature, ModelSpec, Variant
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 FillNoise: TypeAlias = Callable[[int, npt.NDArray[np.float32]], None]  # step, [R, K] to be written
@@ -54,13 +54,12 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class DrawingShape:
     """What has to be known of a drawing before it begins.
 
     Attributes:
         model: The model.
-        precision: Of its graphs.
-        dialect: Of its graphs.
+        variant: Its graphs.
         num_requests: Pictures R that are drawn together.
         prompt_length: Tokens of the longest prompt.
         num_rep_tokens: Representation tokens N of a picture.
@@ -69,8 +68,7 @@ class Drawing:
     """
 
     model: ModelSpec
-    precision: Precision
-    dialect: Dialect = "classic"
+    variant: Variant
     num_requests: int
     prompt_length: int
     num_rep_tokens: int
@@ -150,7 +148,7 @@ class TextRow(Protocol):
 class Runner(Protocol):
     """Runs drawings and conversations with loaded graphs, wherever their memory is."""
 
-    def stages(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> StageRunner:
+    def stages(self, sessions: Mapping[GraphName, Session], drawing: DrawingShape) -> StageRunner:
         """Begin a drawing.
 
         Args:
@@ -158,7 +156,7 @@ class Runner(Protocol):
             drawing: Its sizes.
         """
 
-    def text_row(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> TextRow:
+    def text_row(self, session: Session, model: ModelSpec, variant: Variant) -> TextRow:
         """Begin a conversation: an empty row for what text_decoder reads."""
 
 
@@ -183,3 +181,8 @@ class Backend(Runner, Protocol):
         Raises:
             RFError: The backend cannot load it.
         """
+
+
+def keep_drawn(drawn: npt.NDArray[np.int64], forced: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    """The tokens to go on with: the forced ones, and those that were drawn where these are -1 or None."""
+    return drawn.copy() if forced is None else np.where(forced < 0, drawn, forced)

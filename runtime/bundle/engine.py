@@ -21,7 +21,7 @@ from runtime.bundle.folder import Bundle, Verify, check_files
 from runtime.bundle.manifest import FileEntry, check_table
 from runtime.bundle.strict_json import Record, read_as, read_document, read_json, seal
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, Dialect, GraphName, Precision
+from runtime.signature import GRAPHS, Dialect, GraphName, Precision, Variant
 
 FORMAT: Final = "rf-export-engine"
 FORMAT_VERSION: Final = 2
@@ -54,6 +54,11 @@ class EngineRecord(Record, frozen=True, kw_only=True):
             if name not in self.graphs:
                 raise ValueError(f"graph {name!r} is missing")
         check_table(self.files, [graph.file for graph in self.graphs.values()])
+
+    @property
+    def variant(self) -> Variant:
+        """The graphs that it was built from."""
+        return Variant(self.precision, self.dialect)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object; `from_dict` reads it back."""
@@ -90,24 +95,21 @@ def open_engine(path: Path) -> Engine:
     return Engine(path, EngineRecord.from_dict(read_json(path / ENGINE_NAME), str(path / ENGINE_NAME)))
 
 
-def use_engine(
-    engine: Engine, bundle: Bundle, precision: Precision, target: Target, verify: Verify, dialect: Dialect = "classic"
-) -> None:
+def check_engine(engine: Engine, bundle: Bundle, variant: Variant, target: Target, verify: Verify) -> None:
     """Make sure that an engine may run: see runtime/bundle/compatibility.py.
 
     Args:
         engine: The engine.
         bundle: The bundle that is to be run.
-        precision: The precision that is wanted.
+        variant: The graphs that are wanted.
         target: Where it is to run.
         verify: As in `Bundle.verify`, for the files of the engine.
-        dialect: Of the graphs that are wanted.
 
     Raises:
         RFError: It belongs to something else, or is damaged.
     """
-    command = _build_command(bundle, target, precision, dialect)
-    reason = _mismatch(engine.record, precision, dialect, target) or _foreign(engine.record, bundle)
+    command = _build_command(bundle, target, variant)
+    reason = _mismatch(engine.record, variant, target) or _foreign(engine.record, bundle)
     if reason:
         raise RFError(f"The engine {engine.path} {reason}. Run: {command}")
     try:
@@ -118,12 +120,12 @@ def use_engine(
 
 def runs_on(engine: Engine, target: Target) -> bool:
     """Whether a device runs an engine, of whatever bundle."""
-    return not _mismatch(engine.record, engine.record.precision, engine.record.dialect, target)
+    return not _mismatch(engine.record, engine.record.variant, target)
 
 
-def use_device(engine: Engine, target: Target) -> None:
+def check_device(engine: Engine, target: Target) -> None:
     """Make sure that a device runs an engine, of whatever bundle; raises RFError."""
-    reason = _mismatch(engine.record, engine.record.precision, engine.record.dialect, target)
+    reason = _mismatch(engine.record, engine.record.variant, target)
     if reason:
         raise RFError(f"The engine {engine.path} {reason}. Build one on this machine.")
 
@@ -139,13 +141,7 @@ def require_weights(engine: Engine, bundle: Bundle) -> None:
 
 
 def find_engine(
-    bundle: Bundle,
-    precision: Precision,
-    target: Target,
-    verify: Verify,
-    dialect: Dialect = "classic",
-    *,
-    required: bool = False,
+    bundle: Bundle, variant: Variant, target: Target, verify: Verify, *, required: bool = False
 ) -> Engine | None:
     """The engine of a bundle that fits, checked, or None.
 
@@ -165,32 +161,28 @@ def find_engine(
         except RFError as error:
             _log.warning("An engine is passed over: %s", error)
             continue
-        kind = (engine.record.precision, engine.record.dialect, engine.record.target.backend)
-        if kind != (precision, dialect, target.backend):
+        if (engine.record.variant, engine.record.target.backend) != (variant, target.backend):
             continue
-        reason = _mismatch(engine.record, precision, dialect, target)
+        reason = _mismatch(engine.record, variant, target)
         if not reason:
-            use_engine(engine, bundle, precision, target, verify, dialect)
+            check_engine(engine, bundle, variant, target, verify)
             require_weights(engine, bundle)
             return engine
         passed_over = f"The engine {engine.path} {reason}"
-    command = _build_command(bundle, target, precision, dialect)
+    command = _build_command(bundle, target, variant)
     if required:
-        spelling = "" if dialect == "classic" else f" {dialect}"
-        what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {precision}{spelling}"
+        what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {variant}"
         raise RFError(f"{what}, and {target.backend} runs engines only. Run: {command}")
     if passed_over:
         _log.warning("%s: the ONNX graphs are used instead. For the faster engine run: %s", passed_over, command)
     return None
 
 
-def _mismatch(record: EngineRecord, precision: Precision, dialect: Dialect, target: Target) -> str:
+def _mismatch(record: EngineRecord, variant: Variant, target: Target) -> str:
     if record.target.backend != target.backend:
         return f"is of the backend {record.target.backend}, and {target.backend} was asked for"
-    if record.precision != precision:
-        return f"is in {record.precision}, and {precision} was asked for"
-    if record.dialect != dialect:
-        return f"was built from {record.dialect} graphs, and {dialect} was asked for"
+    if record.variant != variant:
+        return f"was built from {record.variant} graphs, and {variant} was asked for"
     if not version_fits(record.target, target):
         return f"was built with {target.backend} {record.target.version}, and {target.version} is installed"
     if not device_fits(record.target, target):
@@ -201,7 +193,7 @@ def _mismatch(record: EngineRecord, precision: Precision, dialect: Dialect, targ
 def _foreign(record: EngineRecord, bundle: Bundle) -> str:
     """Graphs count, not the bundle's id: a bundle that gets more graphs keeps the engines of those that it had."""
     for name, graph in record.graphs.items():
-        if graph.source_sha256 != bundle.graph_sha256(name, record.precision, record.dialect):
+        if graph.source_sha256 != bundle.graph_sha256(name, record.variant):
             ids = f"bundle {record.bundle_id}, and this is bundle {bundle.manifest.bundle_id}"
             return f"was built from another {name}: from {ids}"
     return ""
@@ -214,7 +206,5 @@ def _difference(built: str, here: str) -> str:
     return ", ".join(parts)
 
 
-def _build_command(bundle: Bundle, target: Target, precision: Precision, dialect: Dialect) -> str:
-    suffix = "" if precision == "fp32" else f" --precision {precision}"
-    suffix += "" if dialect == "classic" else f" --dialect {dialect}"
-    return f"rf-export build-engine {bundle.path} --backend {target.backend}{suffix}"
+def _build_command(bundle: Bundle, target: Target, variant: Variant) -> str:
+    return f"rf-export build-engine {bundle.path} --backend {target.backend}{variant.options}"

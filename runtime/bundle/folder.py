@@ -32,7 +32,7 @@ from runtime.bundle.manifest import (
 )
 from runtime.bundle.strict_json import read_json
 from runtime.errors import RFError
-from runtime.signature import Dialect, GraphName, Precision
+from runtime.signature import GraphName, Precision, Variant
 
 __all__ = [
     "Bundle",
@@ -62,20 +62,20 @@ class Bundle:
         """Where a file of the manifest's table lies."""
         return self.path / name
 
-    def graph(self, name: GraphName, precision: Precision, dialect: Dialect = "classic") -> GraphEntry:
+    def graph(self, name: GraphName, variant: Variant) -> GraphEntry:
         """The entry of a graph; raises RFError saying what there is."""
-        for graph in self.manifest.graphs:
-            if (graph.name, graph.precision, graph.dialect) == (name, precision, dialect):
+        for graph in self.manifest.graphs_of(variant):
+            if graph.name == name:
                 return graph
-        found = sorted({f"{graph.precision} {graph.dialect}" for graph in self.manifest.graphs if graph.name == name})
+        found = sorted({str(graph.variant) for graph in self.manifest.graphs if graph.name == name})
         raise RFError(
-            f"{self.path} has no {name} in {precision} {dialect}; it has {', '.join(found) or 'none'}. "
-            f"Choose one of these, or {_remedy(self.path, precision)}."
+            f"{self.path} has no {name} in {variant}; it has {', '.join(found) or 'none'}. "
+            f"Choose one of these, or {_remedy(self.path, variant.precision)}."
         )
 
-    def graph_sha256(self, name: GraphName, precision: Precision, dialect: Dialect = "classic") -> str:
+    def graph_sha256(self, name: GraphName, variant: Variant) -> str:
         """Names the content of a graph with its weights: sha256 of the lines `sha256 path` of its files."""
-        lines = [f"{self.manifest.files[file].sha256} {file}\n" for file in self.graph(name, precision, dialect).files]
+        lines = [f"{self.manifest.files[file].sha256} {file}\n" for file in self.graph(name, variant).files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def verify(self, names: Iterable[str] | None = None, verify: Verify = "hash") -> None:

@@ -25,6 +25,7 @@ from runtime.signature import (
     Positive,
     Precision,
     TensorSpec,
+    Variant,
     check_signature,
 )
 
@@ -94,6 +95,11 @@ class GraphEntry(Record, frozen=True, kw_only=True):
         return GraphSignature(self.inputs, self.outputs)
 
     @property
+    def variant(self) -> Variant:
+        """Its precision and dialect."""
+        return Variant(self.precision, self.dialect)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file that has to be there to run the graph."""
         return (self.file, *self.weights)
@@ -114,15 +120,15 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         check_table(self.files, [name for graph in self.graphs for name in graph.files] + [self.tokenizer.file])
-        keys = [(graph.name, graph.precision, graph.dialect) for graph in self.graphs]
+        keys = [(graph.name, graph.variant) for graph in self.graphs]
         for key in keys:
             if keys.count(key) > 1:
-                raise ValueError(f"graph {' '.join(key)} is there twice")
-        for precision, dialect in sorted({key[1:] for key in keys}):
-            graphs = [graph for graph in self.graphs_of(precision, dialect) if graph.name != "vision_encoder"]
+                raise ValueError(f"graph {key[0]} {key[1]} is there twice")
+        for variant in dict.fromkeys(variant for _, variant in keys):
+            graphs = [graph for graph in self.graphs_of(variant) if graph.name != "vision_encoder"]
             lengths = {graph.signature.cache_slots for graph in graphs}
             if len(lengths) > 1:
-                raise ValueError(f"the {precision} {dialect} graphs have caches of different lengths")
+                raise ValueError(f"the {variant} graphs have caches of different lengths")
         if self.sampling.top_k > self.model.max_top_k:
             raise ValueError(f"top_k must be at most {self.model.max_top_k}, got {self.sampling.top_k}")
         if self.understanding:
@@ -134,17 +140,21 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
         return compute_bundle_id(self.files)
 
     @property
+    def variants(self) -> tuple[Variant, ...]:
+        """Those of which every graph is there."""
+        every = (Variant(precision, dialect) for precision in PRECISIONS for dialect in DIALECTS)
+        return tuple(each for each in every if {graph.name for graph in self.graphs_of(each)} == set(GRAPHS))
+
+    @property
     def precisions(self) -> tuple[Precision, ...]:
         """The precisions of which every graph is there, in some dialect."""
         return tuple(
-            precision
-            for precision in PRECISIONS
-            if any({graph.name for graph in self.graphs_of(precision, dialect)} == set(GRAPHS) for dialect in DIALECTS)
+            precision for precision in PRECISIONS if any(variant.precision == precision for variant in self.variants)
         )
 
-    def graphs_of(self, precision: Precision, dialect: Dialect) -> list[GraphEntry]:
+    def graphs_of(self, variant: Variant) -> list[GraphEntry]:
         """The graphs of a precision in a dialect."""
-        return [graph for graph in self.graphs if (graph.precision, graph.dialect) == (precision, dialect)]
+        return [graph for graph in self.graphs if graph.variant == variant]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object; `from_dict` reads it back."""
@@ -175,11 +185,6 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
                 f"{shortened(bundle_id)}: it was changed. Export the bundle again."
             )
         return manifest
-
-
-def verified_key(precision: Precision, dialect: Dialect) -> str:
-    """Where `verified` has the figures of some graphs: `fp32` for the classic ones, else `fp32.modern`."""
-    return precision if dialect == "classic" else f"{precision}.{dialect}"
 
 
 def compute_bundle_id(files: dict[str, FileEntry]) -> str:

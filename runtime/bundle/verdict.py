@@ -10,9 +10,9 @@ from typing import Any, Final, Literal, TypeAlias
 from runtime.bundle.atomic import locked, write_text
 from runtime.bundle.engine import ENGINE_NAME, Engine, open_engine
 from runtime.bundle.folder import Bundle, open_bundle
-from runtime.bundle.manifest import MANIFEST_NAME, format_manifest, verified_key
+from runtime.bundle.manifest import MANIFEST_NAME, format_manifest
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, Dialect, Precision
+from runtime.signature import GRAPHS, Variant
 
 Verdict: TypeAlias = Literal["passed", "failed", "unverified"]
 
@@ -22,18 +22,18 @@ _ANYWAY: Final = (
 )
 
 
-def graphs_verdict(bundle: Bundle, precision: Precision, dialect: Dialect) -> tuple[Verdict, str]:
-    """The verdict on the graphs of a precision and dialect, and why it is not "passed"."""
-    record = bundle.manifest.verified.get(verified_key(precision, dialect))
+def graphs_verdict(bundle: Bundle, variant: Variant) -> tuple[Verdict, str]:
+    """The verdict on some graphs, and why it is not "passed"."""
+    record = bundle.manifest.verified.get(variant.key)
     if record is None:
         return "unverified", "nobody verified them"
     hashes = record.get("graphs", {})  # bundles of before there was `verify` name none
     if not isinstance(hashes, Mapping):
         return "unverified", "the verdict on them is damaged"
-    names = {graph.name for graph in bundle.manifest.graphs_of(precision, dialect)}
+    names = {graph.name for graph in bundle.manifest.graphs_of(variant)}
     for name in GRAPHS:
         known = hashes.get(name)
-        if known is not None and name in names and known != bundle.graph_sha256(name, precision, dialect):
+        if known is not None and name in names and known != bundle.graph_sha256(name, variant):
             return "unverified", f"{name} is another one than the one that was verified"
     return _read(record)
 
@@ -55,15 +55,12 @@ def _read(record: Mapping[str, Any]) -> tuple[Verdict, str]:
     return "unverified", str(record.get("reason") or "their reference is not verified")
 
 
-def require_verified(
-    bundle: Bundle, precision: Precision, dialect: Dialect, engine: Engine | None = None, *, allow_unverified: bool
-) -> None:
+def require_verified(bundle: Bundle, variant: Variant, engine: Engine | None = None, *, allow_unverified: bool) -> None:
     """Refuse graphs, and an engine of them, that failed a verification or that nobody verified.
 
     Args:
         bundle: The bundle.
-        precision: The graphs that are to be used.
-        dialect: The same.
+        variant: The graphs that are to be used.
         engine: The engine that is to be used; it stands on the verdict of its graphs.
         allow_unverified: Refuse nothing.
 
@@ -74,8 +71,8 @@ def require_verified(
         return
     findings = [
         (
-            f"The {precision} {dialect} graphs of {bundle.path}",
-            *graphs_verdict(bundle, precision, dialect),
+            f"The {variant} graphs of {bundle.path}",
+            *graphs_verdict(bundle, variant),
             f"rf-export verify {bundle.path} --checkpoint CHECKPOINT",
         )
     ]
@@ -99,7 +96,7 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
 
     Args:
         bundle: The bundle as it was when it was verified.
-        verdicts: By `verified_key`. What the calibration found out about the same graphs is kept.
+        verdicts: By `Variant.key`. What the calibration found out about the same graphs is kept.
 
     Raises:
         RFError: The bundle has become another one meanwhile.

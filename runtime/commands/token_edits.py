@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.host.stages import keep_drawn
+from runtime.backends.interface import keep_drawn
 from runtime.bundle.manifest import Manifest
 from runtime.errors import RFError
 from runtime.events import TokenEvent

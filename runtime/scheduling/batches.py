@@ -11,21 +11,19 @@ place. A job whose text is as long as the others' is computed as if it were alon
 Legend: R requests, N representation tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.host.cache import CacheMemory, KVCache, Prefix, lay_out
+from runtime.backends.host.cache import KVCache
 from runtime.backends.host.stages import PixelStep, TokenStep, prefill
-from runtime.backends.interface import Session
 from runtime.errors import RFError
 from runtime.events import StepEvent, TokenEvent
+from runtime.loading import LoadedModel
 from runtime.scheduling.handle import DrawingHandle
-from runtime.signature import GraphName, ModelSpec, Precision
-
-Sessions = Mapping[GraphName, Session]
+from runtime.scheduling.prefixes import CacheMemory, Prefix, copy_prefix, lay_out
 
 
 @dataclass(eq=False)
@@ -51,11 +49,11 @@ class TokenBatch:
         jobs: Whom the next step is for.
     """
 
-    def __init__(self, sessions: Sessions, model: ModelSpec, precision: Precision, max_requests: int) -> None:
+    def __init__(self, model: LoadedModel, max_requests: int) -> None:
         self.jobs: list[Job] = []
-        self._sessions, self._model = sessions, model
+        self._model = model
         # The longest prefix, N + 1 tokens and the text, and its pixels take max_positions.
-        self._memory = CacheMemory(model, precision, 2 * max_requests, model.max_positions)
+        self._memory = _memory_for(model, max_requests)
         self._laid_out: list[Job] = []
         self._cache: KVCache
         self._starts: npt.NDArray[np.int64]
@@ -71,7 +69,7 @@ class TokenBatch:
             self._lay_out()
         for row, job in enumerate(self.jobs):
             request = job.handle.request
-            self._run.feed(row, job.step, job.rep_ids[-1] if job.rep_ids else self._model.rep_start_id)
+            self._run.feed(row, job.step, job.rep_ids[-1] if job.rep_ids else self._model.manifest.model.rep_start_id)
             if job.step < request.plan.num_rep_tokens and not request.plan.greedy:
                 request.fill_gumbel(job.step, self._run.gumbel[row])
         self._run()
@@ -106,7 +104,7 @@ class TokenBatch:
         self._cache, self._starts = lay_out(self._memory, [_prefix_of(job) for job in self.jobs], free)
         texts = np.array([_prefix_of(job).text_length for job in self.jobs], np.int64)
         row_starts = np.concatenate([self._starts, self._starts + texts])
-        self._run = TokenStep(self._sessions["rep_decoder"], plans, self._cache, row_starts)
+        self._run = TokenStep(self._model.sessions["rep_decoder"], plans, self._cache, row_starts)
         self._laid_out = list(self.jobs)
         for job in self.jobs:
             job.prefix = None
@@ -115,13 +113,13 @@ class TokenBatch:
         if not jobs:
             return
         ids = [job.handle.request.ids for job in jobs]
-        cache = KVCache(self._model, self._memory.precision, 2 * len(jobs), max(map(len, ids)))
-        starts = prefill(self._sessions["text_decoder"], ids, cache)
+        cache = KVCache(self._memory.model, self._memory.variant, 2 * len(jobs), max(map(len, ids)))
+        starts = prefill(self._model.sessions["text_decoder"], ids, cache)
         for row, job in enumerate(jobs):
-            job.prefix = cache.prefix(row, int(starts[row]), len(ids[row]))
+            job.prefix = copy_prefix(cache, row, int(starts[row]), len(ids[row]))
 
     def _prefix(self, row: int, job: Job) -> Prefix:
-        return self._cache.prefix(row, int(self._starts[row]), len(job.handle.request.ids))
+        return copy_prefix(self._cache, row, int(self._starts[row]), len(job.handle.request.ids))
 
 
 class PixelBatch:
@@ -131,11 +129,10 @@ class PixelBatch:
         jobs: Whom the next steps are for; each has a prefix.
     """
 
-    def __init__(self, sessions: Sessions, model: ModelSpec, precision: Precision, max_requests: int) -> None:
+    def __init__(self, model: LoadedModel, max_requests: int) -> None:
         self.jobs: list[Job] = []
-        self._session = sessions["denoiser"]
-        self._precision: Precision = precision
-        self._memory = CacheMemory(model, precision, 2 * max_requests, model.max_positions)
+        self._model = model
+        self._memory = _memory_for(model, max_requests)
         self._laid_out: list[Job] = []
         self._groups: dict[tuple[int, int], tuple[list[Job], PixelStep]] = {}  # the size whose turn it is first
 
@@ -168,7 +165,7 @@ class PixelBatch:
         if job.step < request.plan.num_steps:
             return False
         try:
-            picture = request.finish(run.x_t[row], np.array(job.rep_ids, np.int64), self._precision)
+            picture = request.finish(run.x_t[row], np.array(job.rep_ids, np.int64), self._model.variant.precision)
         except RFError as error:
             job.handle.fail(error)
         else:
@@ -190,7 +187,14 @@ class PixelBatch:
         x_t = np.stack([job.handle.request.first_pixels() if job.pixels is None else job.pixels for job in jobs])
         for row, job in enumerate(jobs):
             job.pixels = x_t[row]
-        return PixelStep(self._session, [job.handle.request.plan for job in jobs], cache, starts, x_t)
+        return PixelStep(
+            self._model.sessions["denoiser"], [job.handle.request.plan for job in jobs], cache, starts, x_t
+        )
+
+
+def _memory_for(model: LoadedModel, max_requests: int) -> CacheMemory:
+    spec = model.manifest.model
+    return CacheMemory(spec, model.variant, 2 * max_requests, spec.max_positions)
 
 
 def _prefix_of(job: Job) -> Prefix:

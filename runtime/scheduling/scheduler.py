@@ -78,10 +78,9 @@ class Scheduler:
         self._pipeline = pipeline
         num_pixel_batches = min(num_pixel_batches, max_batch)
         share = -(-max_batch // num_pixel_batches)
-        with_model = pipeline.sessions, pipeline.bundle.manifest.model, pipeline.precision
         self._dispatcher = Dispatcher(
-            TokenBatch(*with_model, max_batch),
-            [PixelBatch(*with_model, share) for _ in range(num_pixel_batches)],
+            TokenBatch(pipeline.model, max_batch),
+            [PixelBatch(pipeline.model, share) for _ in range(num_pixel_batches)],
             max_batch=max_batch,
             max_queue=max_queue,
             clock=time.perf_counter,

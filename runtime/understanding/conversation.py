@@ -11,48 +11,35 @@ read is read together with the next question. One question, as the model was tra
 """
 
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime import noise
-from runtime.backends.interface import Session, TextRow
-from runtime.bundle.manifest import Manifest, UnderstandingDefaults
+from runtime.bundle.manifest import UnderstandingDefaults
 from runtime.errors import RFError
 from runtime.events import AnswerEvent, WordEvent
+from runtime.loading import LoadedModel
 from runtime.options import AnswerOptions, AnswerPlan, plan_answer
 from runtime.pictures.load import Picture, load_pixels
-from runtime.signature import GraphName, Precision
-from runtime.tokenizer import PromptTokenizer
 from runtime.understanding.answers import answer
 
 History: TypeAlias = Literal["keep", "forget"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """What a conversation needs of a pipeline."""
-
-    sessions: Mapping[GraphName, Session]
-    manifest: Manifest
-    tokenizer: PromptTokenizer
-    precision: Precision
-    new_row: Callable[[], TextRow]
-
-
 class Conversation:
     """One conversation; belongs to one thread at a time, as a generator does. See `Pipeline.converse`."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._plan = functools.partial(plan_answer, manifest=loaded.manifest)
         self._plan(AnswerOptions())  # refuses a model that answers no questions
         assert loaded.manifest.understanding is not None
         self._format: UnderstandingDefaults = loaded.manifest.understanding
-        self._row = loaded.new_row()
+        self._row = loaded.text_row()
         self._ids: list[int] = []  # V + f for image token f of `_features`
         self._features: list[npt.NDArray[Any]] = []  # [d] each; kept so that the way back can go anywhere
         self._is_answering = False
@@ -184,7 +171,7 @@ class Conversation:
                 shown += new
                 if not np.isfinite(step.logits).all():
                     raise RFError(
-                        f"The numbers overflowed in {self._loaded.precision}: the answer means nothing. "
+                        f"The numbers overflowed in {self._loaded.variant.precision}: the answer means nothing. "
                         "Use precision fp32."
                     )
                 yield WordEvent(step.step, plan.max_tokens, step.token_id, new, step.logits)
@@ -216,7 +203,7 @@ class Conversation:
         outputs = self._loaded.sessions["vision_encoder"].run({"pixels": pixels[None]})
         features: npt.NDArray[Any] = outputs["image_features"][0]
         if not np.isfinite(features).all():
-            raise RFError(f"The numbers overflowed in {self._loaded.precision}. Use precision fp32.")
+            raise RFError(f"The numbers overflowed in {self._loaded.variant.precision}. Use precision fp32.")
         return features
 
     def _require_room(self, num_tokens: int) -> None:

@@ -33,13 +33,13 @@ from calibration.gate import (
 )
 from calibration.layers import find_layers
 from calibration.statistics import missing_coverage
-from calibration.trajectory import plan_passes, with_sessions
+from calibration.trajectory import plan_passes
 from engines import EngineConfig, build
 from runtime import Pipeline, RFError
 from runtime.backends import create_backend
 from runtime.bundle.folder import compute_bundle_id, describe_file, open_bundle, write_manifest
 from runtime.bundle.manifest import FileEntry
-from runtime.signature import GRAPHS
+from runtime.signature import GRAPHS, Variant
 
 MODULE = sys.modules["calibration.calibrate"]  # the package has a function of that name
 PROMPTS = [
@@ -93,7 +93,7 @@ def test_every_graph_has_integers_and_the_bundle_is_sound(calibrated):
     opened = open_bundle(calibrated, verify="hash")
     assert "int8" in opened.manifest.precisions
     for name in GRAPHS:
-        entry = opened.graph(name, "int8")
+        entry = opened.graph(name, Variant("int8"))
         weights = [value.const_value.dtype for value in ir.load(opened.file(entry.file)).graph.initializers.values()]
         assert ir.DataType.INT8 in weights
         assert "onnxruntime-1.24" not in entry.lint  # nobody told who takes it
@@ -194,7 +194,7 @@ def test_answers_that_change_fail_the_gate_though_every_picture_is_as_good(tiny_
     assert (same.prompts, same.tokens) == (2, 2 * plan.num_rep_tokens)
     assert same.captions.answers_equal == same.captions.answers == 3
     assert (same.failures(config.limits), same.captions.shortfall(0.8)) == ([], 0)
-    changed = measure_quality(originals, with_sessions(base, {"text_decoder": other}), lambda done: None)
+    changed = measure_quality(originals, base.with_sessions({"text_decoder": other}), lambda done: None)
     assert min(changed.logits_cosine) > 0.999999
     (failure,) = changed.failures(config.limits)
     assert failure.startswith("answers: ")
@@ -253,7 +253,9 @@ def test_passes_take_little_memory_and_see_the_same(bundle, tmp_path):
     one, many = tmp_path / "one.npz", tmp_path / "many.npz"
     calibrate(bundle, PROMPTS, CONFIG, cache_path=one)
     layers = {
-        name: find_layers(ir.load(open_bundle(bundle).file(open_bundle(bundle).graph(name, "fp32").file)).graph)
+        name: find_layers(
+            ir.load(open_bundle(bundle).file(open_bundle(bundle).graph(name, Variant("fp32")).file)).graph
+        )
         for name in GRAPHS
     }
     passes = plan_passes(layers, dict.fromkeys(GRAPHS, 9000), 8)
@@ -475,14 +477,14 @@ def test_the_command_calibrates_draws_and_writes_inputs_for_other_tools(bundle, 
     refused = CliRunner().invoke(cli.main, list(map(str, drawing)))
     assert refused.exit_code == 1 and "failed verification" in refused.stderr  # too few pictures to be sure of answers
     run(*drawing, "--allow-unverified")
-    entries = open_bundle(bundle).graph("denoiser", "int8").lint
+    entries = open_bundle(bundle).graph("denoiser", Variant("int8")).lint
     assert {"onnxruntime-1.24", "tensorrt-rtx-1.7"} <= set(entries)
     files = run("calibrate", bundle, "--prompts", prompts, "--export-inputs", tmp_path / "inputs").split()
     assert [Path(file).name for file in files] == sorted(
         f"{name}.{kind}" for name in GRAPHS for kind in ("json", "npz")
     )
     with np.load(tmp_path / "inputs" / "denoiser.npz") as arrays:
-        signature = open_bundle(bundle).graph("denoiser", "fp32").signature
+        signature = open_bundle(bundle).graph("denoiser", Variant("fp32")).signature
         assert set(arrays.files) == {spec.name for spec in signature.inputs}
         assert len(arrays["x_t"]) * 2 == len(arrays["past_key_values.0.key"])
         assert len(set(arrays["t"].tolist())) > 4

@@ -18,7 +18,7 @@ from rf_export.lint.rules import lint
 from rf_export.lint.targets import Target
 from runtime.backends import create_backend
 from runtime.bundle.folder import open_bundle
-from runtime.signature import GRAPHS
+from runtime.signature import GRAPHS, Variant
 from verification.graphs.weights import WeightFile
 from verification.measures.metrics import cosine
 
@@ -31,7 +31,9 @@ def source(bundle, graph, precision="fp32"):
 
 
 def inputs_of(bundle, graph, precision):
-    return probe_inputs(open_bundle(bundle).graph(graph, precision).signature, open_bundle(bundle).manifest.model)
+    return probe_inputs(
+        open_bundle(bundle).graph(graph, Variant(precision)).signature, open_bundle(bundle).manifest.model
+    )
 
 
 def run(path, inputs):

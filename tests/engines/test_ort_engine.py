@@ -30,7 +30,7 @@ from runtime.backends.host.machine import UsableMemory
 from runtime.bundle.engine import EngineRecord, open_engine
 from runtime.bundle.folder import compute_bundle_id, describe_file, open_bundle
 from runtime.bundle.manifest import FileEntry
-from runtime.signature import GRAPHS, GraphSignature
+from runtime.signature import GRAPHS, GraphSignature, Variant
 
 CONFIG = EngineConfig(num_threads=1)
 FEW = GenerationOptions(num_steps=2)
@@ -97,7 +97,7 @@ def test_a_graph_of_the_engine_has_the_signature_of_the_graph(built):
     engine, manifest = open_engine(engine_folder(built)), open_bundle(built).manifest
     for name in GRAPHS:
         session = create_backend("ort").open(engine.file(name), num_threads=1, compiled=True)
-        assert session.signature == GraphSignature.of(name, manifest.model, "fp32")
+        assert session.signature == GraphSignature.of(name, manifest.model, Variant("fp32"))
 
 
 def test_weights_are_shared_and_mapped(built):
@@ -359,7 +359,7 @@ def test_probes_fit_every_signature(built):
     model = open_bundle(built).manifest.model
     for name in GRAPHS:
         for precision in ("fp32", "fp16"):
-            signature = GraphSignature.of(name, model, precision)
+            signature = GraphSignature.of(name, model, Variant(precision))
             inputs = probe_inputs(signature, model)
             assert [(spec.name, spec.dtype) for spec in signature.inputs] == [
                 (key, str(array.dtype)) for key, array in inputs.items()

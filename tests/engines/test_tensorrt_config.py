@@ -15,7 +15,7 @@ from runtime import RFError
 from runtime.backends.cuda.layout import ALIGNMENT, cache_slots, padded_prompt
 from runtime.backends.interface import Target
 from runtime.bundle.compatibility import any_device, device_fits, from_capability, from_version, version_fits
-from runtime.signature import GRAPHS, GraphSignature, ModelSpec
+from runtime.signature import GRAPHS, GraphSignature, ModelSpec, Variant
 
 MODEL = ModelSpec(
     patch_size=4,
@@ -72,7 +72,7 @@ def test_options_of_tensorrt_are_refused_for_another_backend():
 def test_every_free_dimension_of_every_graph_has_a_range():
     dims = resolve_dims(MODEL, {})
     for name in GRAPHS:
-        specs = GraphSignature.of(name, MODEL, "fp16").inputs
+        specs = GraphSignature.of(name, MODEL, Variant("fp16")).inputs
         free = {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
         for profile in profiles(name, MODEL, "fp16", dims):
             assert set(profile) == free
@@ -131,7 +131,7 @@ def test_probes_are_inside_their_profile(low, more, prompt, longer):
         for profile in profiles(name, MODEL, "fp16", dims):
             sizes = probe_sizes(profile)
             assert all(profile[dim].min <= sizes[dim] <= profile[dim].max for dim in profile)
-            inputs = probe_inputs(GraphSignature.of(name, MODEL, "fp16"), MODEL, sizes)
+            inputs = probe_inputs(GraphSignature.of(name, MODEL, Variant("fp16")), MODEL, sizes)
             if "past_length" in inputs:
                 assert inputs["past_length"][0] <= sizes["cache"]
                 assert (inputs["row_starts"] <= inputs["past_length"]).all()

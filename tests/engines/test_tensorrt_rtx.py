@@ -28,7 +28,7 @@ from runtime.backends.cuda.driver import Gpu, probe_gpu
 from runtime.backends.cuda.tensorrt_library import messages_of
 from runtime.bundle.engine import open_engine
 from runtime.bundle.folder import describe_file, open_bundle, write_manifest
-from runtime.signature import GRAPHS, GraphSignature
+from runtime.signature import GRAPHS, GraphSignature, Variant
 from verification.graphs.weights import WeightFile
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'rf-export[tensorrt-rtx]'")
@@ -104,7 +104,7 @@ def test_no_input_has_to_lie_in_the_memory_of_the_host(tiny_bundle, fixed_bundle
         for name in GRAPHS:
             network = trt.Builder(messages_of(trt).logger).create_network(0)
             parser = trt.OnnxParser(network, messages_of(trt).logger)
-            assert parser.parse_from_file(str(opened.file(opened.graph(name, "fp32", dialect).file)))
+            assert parser.parse_from_file(str(opened.file(opened.graph(name, Variant("fp32", dialect)).file)))
             tensors = [network.get_input(i) for i in range(network.num_inputs)]
             assert [tensor.name for tensor in tensors if tensor.is_shape_tensor] == []
 
@@ -245,12 +245,12 @@ def add_integers(bundle):
     with WeightFile(bundle / "graphs", "weights/int8-fp16.bin") as file:
         entries = []
         for name in GRAPHS:
-            entry = opened.graph(name, "fp16")
+            entry = opened.graph(name, Variant("fp16"))
             model = ir.load(opened.file(entry.file))
             format = "static" if name in ("denoiser", "vision_encoder") else "weight-only"
             quantise(model, {weight: Choice(format, 8.0, block=PER_COLUMN) for weight in find_layers(model.graph)})
             path = file.save(model, f"{name}.int8-fp16.classic.onnx")
-            signature = GraphSignature.of(name, opened.manifest.model, "int8-fp16")
+            signature = GraphSignature.of(name, opened.manifest.model, Variant("int8-fp16"))
             entries.append(
                 entry.replace(
                     precision="int8-fp16",

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 from fuzz import mutate
 from runtime.errors import RFError
+from runtime.signature import Variant
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = ("[UNK]", "[BOS]", "[EOS]", "a", "red", "car", "two", "blue", "fish", ".")
@@ -55,7 +56,7 @@ def write_filler_bundle(folder: Path) -> bytes:
     manifest = manifest.replace(files={name: describe_file(folder / name) for name in manifest.files})
     write_manifest(folder, manifest)
     bundle, device = Bundle(folder, manifest), Device("ort", "1.0 abc", "x86-64 avx")
-    engine = folder / "engines" / engine_label(device, "fp32", "classic")
+    engine = folder / "engines" / engine_label(device, Variant("fp32"))
     engine.mkdir(parents=True)
     for name in GRAPHS:
         (engine / f"{name}.onnx").write_bytes(name.encode() * 9)
@@ -65,7 +66,8 @@ def write_filler_bundle(folder: Path) -> bytes:
         dialect="classic",
         bundle_id=manifest.bundle_id,
         graphs={
-            name: EngineGraph(file=f"{name}.onnx", source_sha256=bundle.graph_sha256(name, "fp32")) for name in GRAPHS
+            name: EngineGraph(file=f"{name}.onnx", source_sha256=bundle.graph_sha256(name, Variant("fp32")))
+            for name in GRAPHS
         },
         files={f"{name}.onnx": describe_file(engine / f"{name}.onnx") for name in GRAPHS},
         build={"seconds": 1.5, "options": {"weights": "fixed"}},
@@ -93,7 +95,7 @@ def _manifest(folder: Path) -> tuple[Read, list[bytes]]:
 
 
 def _engine(folder: Path) -> tuple[Read, list[bytes]]:
-    from runtime.bundle.engine import find_engine, open_engine, use_engine
+    from runtime.bundle.engine import check_engine, find_engine, open_engine
     from runtime.bundle.folder import open_bundle
 
     write_filler_bundle(folder)
@@ -105,9 +107,9 @@ def _engine(folder: Path) -> tuple[Read, list[bytes]]:
     def read(data: bytes) -> object:
         file.write_bytes(data)
         _describe(folder)
-        find_engine(bundle, "fp32", device, "hash")
+        find_engine(bundle, Variant("fp32"), device, "hash")
         engine = open_engine(file.parent)
-        use_engine(engine, bundle, "fp32", device, "hash")
+        check_engine(engine, bundle, Variant("fp32"), device, "hash")
         return engine
 
     return read, [seed]

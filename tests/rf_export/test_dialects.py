@@ -16,7 +16,7 @@ from runtime.backends.host.stages import prefill
 from runtime.bundle.engine import Engine, EngineRecord
 from runtime.bundle.folder import open_bundle
 from runtime.scheduling.scheduler import Scheduler
-from runtime.signature import GRAPHS, GraphSignature
+from runtime.signature import GRAPHS, GraphSignature, Variant
 from verification.compare import LIMITS
 from verification.measures.metrics import psnr_db
 
@@ -67,14 +67,14 @@ def test_the_export_records_the_verdict_on_each_dialect(modern_bundle):
     for precision in ("fp32", "fp16"):
         figures = verified[f"{precision}.modern"]
         assert figures["verdict"] == "passed"
-        assert figures["graphs"] == {name: bundle.graph_sha256(name, precision, "modern") for name in GRAPHS}
+        assert figures["graphs"] == {name: bundle.graph_sha256(name, Variant(precision, "modern")) for name in GRAPHS}
         assert figures["picture_psnr_db"] >= LIMITS[precision].psnr_db
 
 
 def test_the_dialects_differ_in_nothing_but_the_cache_that_comes_out(modern_bundle):
     manifest = open_bundle(modern_bundle).manifest
     for graph in manifest.graphs:
-        classic = GraphSignature.of(graph.name, manifest.model, graph.precision)
+        classic = GraphSignature.of(graph.name, manifest.model, Variant(graph.precision))
         assert graph.opset == 24
         assert graph.signature.inputs == classic.inputs
         plain = [spec for spec in graph.signature.outputs if not spec.name.startswith("present.")]
@@ -86,7 +86,7 @@ def test_the_dialects_differ_in_nothing_but_the_cache_that_comes_out(modern_bund
 def rep_step(bundle, cache, write):
     """Runs rep_decoder for one request on bound memory."""
     opened = open_bundle(bundle)
-    entry = opened.graph("rep_decoder", "fp32", "modern")
+    entry = opened.graph("rep_decoder", Variant("fp32", "modern"))
     session = create_backend("ort").open(opened.file(entry.file), num_threads=1, compiled=False)
     inputs = {
         "rep_ids": np.array([3]),
@@ -104,7 +104,7 @@ def rep_step(bundle, cache, write):
 
 def test_one_buffer_for_past_and_present_is_written_in_one_slot(modern_bundle):
     model = open_bundle(modern_bundle).manifest.model
-    cache = KVCache(model, "fp32", 2, 9, dialect="modern")
+    cache = KVCache(model, Variant("fp32", "modern"), 2, 9)
     cache.values[:] = np.random.default_rng(0).standard_normal(cache.values.shape)
     cache.length = 6
     before = cache.values.copy()
@@ -151,9 +151,9 @@ def test_what_does_not_fit_into_a_fixed_cache_is_refused_by_the_call(fixed_bundl
 
 def test_a_fixed_cache_that_no_picture_fits_is_refused(fixed_bundle, modern_bundle):
     small = open_bundle(fixed_bundle)
-    sessions = load(fixed_bundle)._sessions
-    pipeline = Pipeline(small, "fp32", None, sessions, "modern")
-    pipeline._sessions = {**sessions, "rep_decoder": _Fixed(sessions["rep_decoder"], small.manifest.model, 6)}
+    loaded = load(fixed_bundle)
+    fixed = _Fixed(loaded.sessions["rep_decoder"], small.manifest.model, 6)
+    pipeline = loaded.with_sessions({"rep_decoder": fixed})
     with pytest.raises(RFError, match=r"have 6 cache slots, and a picture of 16 x 24 takes 7\..*--cache-slots"):
         pipeline.generate([""])
 
@@ -162,14 +162,14 @@ class _Fixed:
     """A session that tells of another length of its cache."""
 
     def __init__(self, session, model, slots):
-        self.signature = GraphSignature.of("rep_decoder", model, "fp32", "modern", slots)
+        self.signature = GraphSignature.of("rep_decoder", model, Variant("fp32", "modern"), slots)
 
 
 def test_only_the_modern_dialect_has_a_fixed_cache(modern_bundle):
     model = open_bundle(modern_bundle).manifest.model
     for slots, dialect in ((8, "classic"), (0, "modern")):
         with pytest.raises(ValueError, match="fixed in the modern dialect only"):
-            GraphSignature.of("denoiser", model, "fp32", dialect, slots)
+            GraphSignature.of("denoiser", model, Variant("fp32", dialect), slots)
 
 
 def test_a_dialect_that_is_not_there_is_refused(tiny_bundle, modern_bundle):
@@ -251,7 +251,7 @@ def test_nothing_of_the_padding_stays_in_the_cache(dialect, tiny_bundle, modern_
     bundle = tiny_bundle if dialect == "classic" else modern_bundle
     pipeline = load(bundle, dialect=dialect)
     model = pipeline.bundle.manifest.model
-    cache = KVCache(model, "fp32", 6, 9, dialect=dialect)
+    cache = KVCache(model, Variant("fp32", dialect), 6, 9)
     starts = prefill(pipeline.sessions["text_decoder"], [[1, 2, 3], [], [4]], cache)
     assert starts.tolist() == [0, 3, 2]
     assert cache.length == 3

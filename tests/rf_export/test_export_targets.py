@@ -23,9 +23,8 @@ from rf_export.lint.rules import lint
 from rf_export.lint.targets import KNOWN_TARGETS, Target
 from runtime.backends import create_backend
 from runtime.bundle.folder import open_bundle
-from runtime.bundle.manifest import verified_key
 from runtime.errors import RFError
-from runtime.signature import GRAPHS
+from runtime.signature import GRAPHS, Variant
 
 NEWER_THAN_86 = {str(target) for target in KNOWN_TARGETS} - {"tensorrt-8.6"}
 MODERN_WITHOUT_CACHE = {
@@ -156,7 +155,7 @@ def test_opset_17_agrees_with_eager_as_opset_18_does(tiny_checkpoint, tiny_bundl
     backend = create_backend("ort")
     sessions = {name: backend.open(old_graphs[precision, name], num_threads=1, compiled=False) for name in GRAPHS}
     outcome = compare(load_checkpoint(tiny_checkpoint), tiny_bundle, precision, sessions=sessions)
-    newer = manifest.verified[verified_key(precision, "classic")]
+    newer = manifest.verified[Variant(precision).key]
     assert outcome.verdict == "passed"
     assert outcome.comparison.rep_tokens_equal == newer["rep_tokens_equal"]
     assert outcome.comparison.picture_psnr_db == pytest.approx(newer["picture_psnr_db"], abs=3)
@@ -242,7 +241,7 @@ def test_an_export_for_a_new_tensorrt_has_both_dialects_and_shares_their_weights
     manifest = export(tiny_checkpoint, tmp_path / "bundle", options)
     assert set(manifest.verified) == {"fp16", "fp16.modern"}
     assert {name for entry in manifest.graphs for name in entry.weights} == {"graphs/weights/fp16.bin"}
-    cache_slots = {entry.signature.cache_slots for entry in manifest.graphs_of("fp16", "modern")}
+    cache_slots = {entry.signature.cache_slots for entry in manifest.graphs_of(Variant("fp16", "modern"))}
     assert cache_slots == {load_config(tiny_checkpoint).max_positions}  # never longer than the model's positions
 
 

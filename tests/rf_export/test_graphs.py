@@ -26,7 +26,7 @@ from runtime.backends import create_backend
 from runtime.backends.interface import Session
 from runtime.bundle.folder import open_bundle
 from runtime.errors import RFError
-from runtime.signature import DIALECTS, GRAPHS, Dialect, GraphName, GraphSignature, TensorSpec
+from runtime.signature import DIALECTS, GRAPHS, Dialect, GraphName, GraphSignature, TensorSpec, Variant
 
 ROOT = Path(__file__).parents[2]
 LEVELS = np.linspace(-3, 3, 7, dtype=np.float32)  # few values, so that ties are common
@@ -150,7 +150,9 @@ def test_the_table_of_the_module_is_the_signature(graph: GraphName, dialect: Dia
         "D": spec.head_dim,
         "d": spec.hidden_size,
     }
-    assert table_signature(graph, dialect, spec.num_layers, sizes) == GraphSignature.of(graph, spec, "fp16", dialect)
+    assert table_signature(graph, dialect, spec.num_layers, sizes) == GraphSignature.of(
+        graph, spec, Variant("fp16", dialect)
+    )
 
 
 class Short(torch.nn.Module):
@@ -201,7 +203,7 @@ def trace_denoiser(module: type[Short], monkeypatch: pytest.MonkeyPatch) -> ir.M
     monkeypatch.setitem(graphs.GRAPHS, "denoiser", module)
     with torch.device("meta"):
         model = RFModel(preset("tiny"))
-    return trace(model, "denoiser", "fp32", model_spec(model))
+    return trace(model, "denoiser", Variant(), model_spec(model))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def sessions(tiny_bundle: Path) -> dict[GraphName, Session]:
     bundle = open_bundle(tiny_bundle)
     backend = create_backend("ort")
     return {
-        name: backend.open(bundle.file(bundle.graph(name, "fp32").file), num_threads=1, compiled=False)
+        name: backend.open(bundle.file(bundle.graph(name, Variant("fp32")).file), num_threads=1, compiled=False)
         for name in GRAPHS
     }
 

@@ -13,7 +13,7 @@ from runtime.backends.host.stages import prefill
 from runtime.bundle.folder import open_bundle
 from runtime.events import to_picture
 from runtime.schedule import timesteps
-from runtime.signature import GRAPHS, kv_names
+from runtime.signature import GRAPHS, Variant, kv_names
 
 FEW = GenerationOptions(num_steps=3)
 
@@ -36,7 +36,9 @@ class SlowDrawing:
         self.model = self.bundle.manifest.model
         backend = create_backend("ort")
         self.sessions = {
-            name: backend.open(self.bundle.file(self.bundle.graph(name, "fp32").file), num_threads=1, compiled=False)
+            name: backend.open(
+                self.bundle.file(self.bundle.graph(name, Variant("fp32")).file), num_threads=1, compiled=False
+            )
             for name in GRAPHS
         }
 
@@ -122,7 +124,7 @@ def test_a_batch_equals_a_simple_loop_over_single_requests(tiny_bundle, pipeline
     slow = SlowDrawing(tiny_bundle)
     plan = plan_drawing(FEW, pipeline.bundle.manifest)
     for event in pictures(pipeline, prompts, seed=11):
-        ids = pipeline._tokenizer.encode(event.prompt, 100)
+        ids = pipeline.model.tokenizer.encode(event.prompt, 100)
         tokens, pixels = slow.draw(ids, 11 + event.index, plan)
         assert event.rep_ids.tolist() == tokens
         np.testing.assert_allclose(event.pixels, pixels, atol=2e-4)
@@ -338,7 +340,7 @@ class Overflowing:
 
 def test_numbers_that_overflow_are_no_picture(pipeline):
     sessions = {**pipeline.sessions, "denoiser": Overflowing(pipeline.sessions["denoiser"])}
-    overflowing = Pipeline(pipeline.bundle, "fp32", None, sessions)
+    overflowing = pipeline.with_sessions(sessions)
     with pytest.raises(RFError, match=r"The numbers overflowed in fp32.*Use precision fp32, or"):
         overflowing.draw("")
 
@@ -363,14 +365,14 @@ def test_a_new_cache_holds_nothing_even_where_memory_is_used_again(pipeline):
     for _ in range(50):
         garbage = [np.full(size, np.nan, np.float16) for size in (64, 128, 256, 512, 1024, 4096)]
         del garbage
-        cache = KVCache(model, "fp16", 2, 4)
+        cache = KVCache(model, Variant("fp16"), 2, 4)
         assert (cache.values == 0).all()
         assert (cache.new_rows(2, 1) == 0).all()
 
 
 def test_a_cache_that_is_used_again_starts_anew(pipeline):
     prompts = [[1, 2, 3], [], [4]]
-    cache = KVCache(pipeline.bundle.manifest.model, "fp32", 6, 10)
+    cache = KVCache(pipeline.bundle.manifest.model, Variant("fp32"), 6, 10)
     first = prefill(pipeline.sessions["text_decoder"], prompts, cache)
     kept = cache.values.copy()
     cache.length = 9

@@ -28,6 +28,7 @@ from runtime.bundle.folder import open_bundle, write_manifest
 from runtime.bundle.manifest import FileEntry
 from runtime.bundle.verdict import engine_verdict, graphs_verdict, record_engine, record_graphs
 from runtime.errors import RFError
+from runtime.signature import Variant
 from verification import NotRun, Outcome, VerifyOptions, verify
 from verification.cases import choose_cases
 from verification.compare import agreement, is_drawn
@@ -107,7 +108,7 @@ def test_verify_with_the_checkpoint_writes_what_generate_reads(bundle: Path, tin
     for precision in ("fp32", "fp16"):
         record = opened.manifest.verified[precision]
         assert record["reference"].startswith("eager PyTorch")
-        assert set(record["graphs"]) == {graph.name for graph in opened.manifest.graphs_of(precision, "classic")}
+        assert set(record["graphs"]) == {graph.name for graph in opened.manifest.graphs_of(Variant(precision))}
     pipeline = Pipeline.load(bundle)
     assert pipeline.engine is not None
     assert pipeline.engine.record.verified["verdict"] == "passed"
@@ -131,7 +132,7 @@ def test_what_agrees_with_unverified_graphs_is_not_verified(bundle: Path) -> Non
         "unverified",
         "it agrees with the fp32 graphs, but these are not verified: nobody verified them",
     )
-    assert graphs_verdict(open_bundle(bundle), "fp16", "classic")[0] == "unverified"
+    assert graphs_verdict(open_bundle(bundle), Variant("fp16"))[0] == "unverified"
 
 
 def test_an_engine_of_another_machine_is_not_run_and_says_so(bundle: Path) -> None:
@@ -193,7 +194,8 @@ def test_a_faulty_engine_fails_against_its_graphs(bundle: Path) -> None:
     opened = open_bundle(bundle)
     record = open_engine(bundle / "engines" / path.name).record
     graphs = {
-        name: graph.replace(source_sha256=opened.graph_sha256(name, "fp32")) for name, graph in record.graphs.items()
+        name: graph.replace(source_sha256=opened.graph_sha256(name, Variant("fp32")))
+        for name, graph in record.graphs.items()
     }
     text = json.dumps(record.replace(graphs=graphs).to_dict())
     (bundle / "engines" / path.name / "engine.json").write_text(text)

@@ -18,9 +18,9 @@ from runtime.backends.cuda.session import Enqueue
 from runtime.backends.cuda.stages import DeviceStages, WorkspacePool
 from runtime.backends.cuda.text import DeviceTextRow
 from runtime.backends.host.ort import OrtSession, require_utf8, session_options
-from runtime.backends.interface import Drawing, Session, StageRunner, Target
+from runtime.backends.interface import DrawingShape, Session, StageRunner, Target
 from runtime.errors import RFError
-from runtime.signature import Dialect, GraphName, ModelSpec, Precision
+from runtime.signature import GraphName, ModelSpec, Variant
 
 PROVIDER: Final = "CUDAExecutionProvider"
 _DEVICE: Final = "cuda"
@@ -61,13 +61,13 @@ class OrtCudaBackend:
             )
         return OrtCudaSession(session, self._device, self._device_type)
 
-    def stages(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> StageRunner:
+    def stages(self, sessions: Mapping[GraphName, Session], drawing: DrawingShape) -> StageRunner:
         """Whole stages on the device."""
         return DeviceStages(self._device, sessions, self._pool, drawing)
 
-    def text_row(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> DeviceTextRow:
+    def text_row(self, session: Session, model: ModelSpec, variant: Variant) -> DeviceTextRow:
         """Keys and values on the device."""
-        return DeviceTextRow(self._device, session, model, precision, dialect)
+        return DeviceTextRow(self._device, session, model, variant)
 
 
 class OrtCudaSession(OrtSession):

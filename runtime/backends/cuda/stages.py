@@ -21,7 +21,7 @@ from runtime.backends.cuda.layout import cache_slots, padded_prompt
 from runtime.backends.cuda.memory import DeviceCache, NewRows, StepTable, kv_addresses, kv_shapes
 from runtime.backends.cuda.session import DeviceSession
 from runtime.backends.host.stages import unsampled_inputs
-from runtime.backends.interface import Drawing, FillNoise, Session
+from runtime.backends.interface import DrawingShape, FillNoise, Session
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
 from runtime.signature import GraphName
@@ -50,12 +50,12 @@ class Workspace:
     """
 
     def __init__(
-        self, device: CudaDevice, drawing: Drawing, shape: Shape, kv: npt.DTypeLike, ids: npt.DTypeLike
+        self, device: CudaDevice, drawing: DrawingShape, shape: Shape, kv: npt.DTypeLike, ids: npt.DTypeLike
     ) -> None:
         num_rows = 2 * shape.num_requests
         slots = drawing.num_slots  # of modern graphs, which have it fixed
-        if drawing.dialect == "classic":
-            slots = cache_slots(drawing.model, drawing.precision, shape.prompt_slots, shape.num_rep_tokens)
+        if drawing.variant.dialect == "classic":
+            slots = cache_slots(drawing.model, drawing.variant.precision, shape.prompt_slots, shape.num_rep_tokens)
         self.cache = DeviceCache(device, drawing.model, kv, num_rows, slots)
         self.new = NewRows(device, drawing.model, kv, num_rows, 1)
         self.row_starts = StepTable(device, 1, (num_rows,), ids)
@@ -95,12 +95,12 @@ class DeviceStages:
     """See `runtime.backends.interface.StageRunner`."""
 
     def __init__(
-        self, device: CudaDevice, sessions: Mapping[GraphName, Session], pool: WorkspacePool, drawing: Drawing
+        self, device: CudaDevice, sessions: Mapping[GraphName, Session], pool: WorkspacePool, drawing: DrawingShape
     ) -> None:
         """`sessions` are of a backend whose sessions are `DeviceSession`s too."""
         self._device, self._pool, self._drawing = device, pool, drawing
         self._sessions = cast(Mapping[GraphName, DeviceSession], sessions)
-        self._in_place = drawing.dialect == "modern"
+        self._in_place = drawing.variant.dialect == "modern"
         shortest, longest = self._sessions["text_decoder"].sizes("input_ids", 1)
         if self._in_place:  # a graph that writes beyond its cache writes anywhere
             longest = min(longest, drawing.num_slots - drawing.num_rep_tokens - 1)

@@ -22,9 +22,9 @@ from runtime.backends.cuda.stages import DeviceStages, WorkspacePool
 from runtime.backends.cuda.tensorrt_library import TensorRTName, import_library, messages_of
 from runtime.backends.cuda.text import DeviceTextRow
 from runtime.backends.host.forks import ProcessBound
-from runtime.backends.interface import Arrays, Drawing, Session, StageRunner, Target
+from runtime.backends.interface import Arrays, DrawingShape, Session, StageRunner, Target
 from runtime.errors import RFError
-from runtime.signature import ANY_DIM, Dialect, GraphName, GraphSignature, ModelSpec, Precision, TensorSpec
+from runtime.signature import ANY_DIM, GraphName, GraphSignature, ModelSpec, TensorSpec, Variant
 
 _DTYPES: Final = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
 
@@ -69,13 +69,13 @@ class TensorRTBackend(ProcessBound):
                 )
             return TensorRTSession(self._trt, self._device, self._arena, engine, path.name)
 
-    def stages(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> StageRunner:
+    def stages(self, sessions: Mapping[GraphName, Session], drawing: DrawingShape) -> StageRunner:
         """Whole stages on the device."""
         return DeviceStages(self._device, sessions, self._pool, drawing)
 
-    def text_row(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> DeviceTextRow:
+    def text_row(self, session: Session, model: ModelSpec, variant: Variant) -> DeviceTextRow:
         """Keys and values on the device."""
-        return DeviceTextRow(self._device, session, model, precision, dialect)
+        return DeviceTextRow(self._device, session, model, variant)
 
 
 class Arena:

@@ -19,7 +19,7 @@ from runtime.backends.cuda.session import DeviceSession
 from runtime.backends.host.text import require_slots
 from runtime.backends.interface import Session
 from runtime.errors import RFError
-from runtime.signature import Dialect, ModelSpec, Precision
+from runtime.signature import ModelSpec, Variant
 
 _GROWTH: Final = 64  # slots
 _KEPT_RUNS: Final = 4  # shapes: a first question, a further one, a word, and one more
@@ -33,16 +33,14 @@ class DeviceTextRow:
         length: Tokens that were read.
     """
 
-    def __init__(
-        self, device: CudaDevice, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect
-    ) -> None:
+    def __init__(self, device: CudaDevice, session: Session, model: ModelSpec, variant: Variant) -> None:
         """`session` is of a backend whose sessions are `DeviceSession`s too."""
         self.model = model
         self.length = 0
         self._device, self._session = device, cast(DeviceSession, session)
-        self._precision: Precision = precision
+        self._precision = variant.precision
         self._fixed_slots = session.signature.cache_slots
-        self._in_place = dialect == "modern"
+        self._in_place = variant.dialect == "modern"
         self._runs: dict[Any, _Run] = {}  # by the shapes of their inputs, the last used one at the end
         with device.exclusive():
             self._cache = self._new_cache(self._fixed_slots or 1)

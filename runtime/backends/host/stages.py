@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from runtime.backends.host.cache import KVCache
 from runtime.backends.host.text import HostTextRow
-from runtime.backends.interface import Drawing, FillNoise, Session
+from runtime.backends.interface import DrawingShape, FillNoise, Session, keep_drawn
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
-from runtime.signature import Dialect, GraphName, ModelSpec, Precision, TensorSpec
+from runtime.signature import GraphName, ModelSpec, TensorSpec, Variant
 
 
 def prefill(
@@ -132,11 +132,6 @@ class TokenStep:
         self._write.finish()
 
 
-def keep_drawn(drawn: npt.NDArray[np.int64], forced: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
-    """The tokens to go on with: the forced ones, and those that were drawn where these are -1 or None."""
-    return drawn.copy() if forced is None else np.where(forced < 0, drawn, forced)
-
-
 class PixelStep:
     """One Euler step of R requests, as often as it is called.
 
@@ -187,10 +182,10 @@ class HostStages:
         row_starts: [R] the first slot of each prompt.
     """
 
-    def __init__(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> None:
+    def __init__(self, sessions: Mapping[GraphName, Session], drawing: DrawingShape) -> None:
         self._sessions, self._drawing = sessions, drawing
         num_rows = 2 * drawing.num_requests
-        self.cache = KVCache(drawing.model, drawing.precision, num_rows, drawing.num_slots, dialect=drawing.dialect)
+        self.cache = KVCache(drawing.model, drawing.variant, num_rows, drawing.num_slots)
         self.row_starts = np.zeros(drawing.num_requests, np.int64)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -242,13 +237,13 @@ class HostStages:
 class HostRunner:
     """Drawings and conversations with all memory on the host; see `runtime.backends.interface.Runner`."""
 
-    def stages(self, sessions: Mapping[GraphName, Session], drawing: Drawing) -> HostStages:
+    def stages(self, sessions: Mapping[GraphName, Session], drawing: DrawingShape) -> HostStages:
         """The loops of the host."""
         return HostStages(sessions, drawing)
 
-    def text_row(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> HostTextRow:
+    def text_row(self, session: Session, model: ModelSpec, variant: Variant) -> HostTextRow:
         """Keys and values in the host's memory."""
-        return HostTextRow(session, model, precision, dialect)
+        return HostTextRow(session, model, variant)
 
 
 def _width(spec: TensorSpec) -> int:

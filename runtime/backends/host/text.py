@@ -9,16 +9,15 @@ import numpy.typing as npt
 from runtime.backends.host.cache import KVCache
 from runtime.backends.interface import Session
 from runtime.errors import RFError
-from runtime.signature import Dialect, ModelSpec, Precision
+from runtime.signature import ModelSpec, Variant
 
 
 class HostTextRow:
     """See `runtime.backends.interface.TextRow`."""
 
-    def __init__(self, session: Session, model: ModelSpec, precision: Precision, dialect: Dialect) -> None:
+    def __init__(self, session: Session, model: ModelSpec, variant: Variant) -> None:
         self.session, self.model = session, model
-        self._precision: Precision = precision
-        self._dialect: Dialect = dialect
+        self._variant = variant
         self._cache = self._new_cache(session.signature.cache_slots or 1)
 
     @property
@@ -71,7 +70,7 @@ class HostTextRow:
         return step
 
     def _new_cache(self, num_slots: int) -> KVCache:
-        return KVCache(self.model, self._precision, 1, num_slots, dialect=self._dialect)
+        return KVCache(self.model, self._variant, 1, num_slots)
 
 
 def require_slots(num_tokens: int, model: ModelSpec, fixed_slots: int | None) -> None:

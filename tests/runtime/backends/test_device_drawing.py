@@ -12,6 +12,7 @@ import types
 
 import numpy as np
 import pytest
+from pipelines import pipeline_of
 
 from engines import DimRange, EngineConfig, TensorRTConfig, build
 from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, StepEvent, TokenEvent
@@ -22,7 +23,7 @@ from runtime.backends.cuda.ort import OrtCudaBackend
 from runtime.bundle.engine import open_engine
 from runtime.bundle.folder import open_bundle
 from runtime.options import DrawingPlan
-from runtime.signature import GRAPHS
+from runtime.signature import GRAPHS, Variant
 from tests.emulation.api import VERSIONS
 from tests.emulation.machine import machine
 
@@ -291,7 +292,7 @@ def test_a_mistake_in_the_schedule_is_seen(bundle, machine, expected, monkeypatc
     pipeline = load(bundle, here)
     assert_same(draw(pipeline), expected)
     mutation(monkeypatch)
-    pipeline._runner._pool._kept.clear()
+    pipeline.model.runner._pool._kept.clear()
     with pytest.raises(AssertionError):
         assert_same(draw(pipeline), expected)
 
@@ -305,7 +306,7 @@ def test_onnx_runtime_on_a_device_draws_the_same(bundle, machine, expected):
     enqueue = CudaDevice.synchronize
     sessions = {}
     for name in GRAPHS:
-        session = backend.open(opened.file(opened.graph(name, "fp32").file), num_threads=1, compiled=False)
+        session = backend.open(opened.file(opened.graph(name, Variant("fp32")).file), num_threads=1, compiled=False)
         run = session._session.run_with_iobinding
 
         def run_in_order(binding, options, run=run):
@@ -315,7 +316,7 @@ def test_onnx_runtime_on_a_device_draws_the_same(bundle, machine, expected):
         binding = session._session.io_binding
         session._session = types.SimpleNamespace(io_binding=binding, run_with_iobinding=run_in_order)
         sessions[name] = session
-    assert_same(draw(Pipeline(opened, "fp32", None, sessions, runner=backend)), expected)
+    assert_same(draw(pipeline_of(opened, sessions, runner=backend)), expected)
     assert here.gpu.log.captures == []
 
 

@@ -19,7 +19,7 @@ from runtime.backends.cuda import memory as device_memory
 from runtime.backends.cuda.device import CudaDevice
 from runtime.bundle.engine import open_engine
 from runtime.bundle.folder import open_bundle
-from runtime.signature import GraphSignature
+from runtime.signature import GraphSignature, Variant
 from tests.emulation import tensorrt as emulated
 from tests.emulation.api import VERSIONS, read_api
 from tests.emulation.machine import machine
@@ -129,7 +129,7 @@ def test_a_prompt_is_padded_no_further_than_the_cache(bundle, machine):
     with pytest.raises(RFError, match="13"):
         pipeline.check(["a red car left of a blue fish right of a green cat and a red key"])
     draw(pipeline, ["a red car"])
-    assert pipeline._runner._pool._kept.popitem()[0].prompt_slots == 13
+    assert pipeline.model.runner._pool._kept.popitem()[0].prompt_slots == 13
 
 
 def test_a_cache_of_free_length_is_refused_with_what_to_export(modern_bundle, machine, tmp_path):
@@ -231,7 +231,7 @@ def test_version_8_lets_contexts_share_a_profile_only_if_it_was_built_so(classic
     session = backend.open(path / "denoiser.fp32.engine", num_threads=None, compiled=True)
     model = open_bundle(classic_bundle).manifest.model
     sizes = {"request": 1, "2*request": 2, "cache": 40, "height": 16, "width": 24}
-    inputs = probe_inputs(GraphSignature.of("denoiser", model, "fp32"), model, sizes)
+    inputs = probe_inputs(GraphSignature.of("denoiser", model, Variant("fp32")), model, sizes)
     with pytest.raises(RuntimeError, match="does not take its profile"):
         session.run(inputs)
 

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from pipelines import pipeline_of
 
 from engines import DimRange, EngineConfig, TensorRTConfig, build
 from runtime import AnswerEvent, AnswerOptions, Pipeline, RFError
@@ -18,7 +19,7 @@ from runtime.backends.cuda.device import CudaDevice
 from runtime.backends.cuda.ort import OrtCudaBackend
 from runtime.bundle.folder import open_bundle
 from runtime.options import AnswerPlan
-from runtime.signature import GRAPHS
+from runtime.signature import GRAPHS, Variant
 from runtime.understanding.answers import answer
 from tests.emulation.api import VERSIONS, read_api
 from tests.emulation.machine import machine
@@ -142,7 +143,7 @@ def test_words_are_captured_once_and_replayed_for_further_answers(bundle, machin
 
 
 def test_the_row_grows_by_many_slots_and_keeps_what_was_read(bundle, machine):
-    row, plain = load(bundle, machine()).text_row(), on_cpu(bundle).text_row()
+    row, plain = load(bundle, machine()).model.text_row(), on_cpu(bundle).model.text_row()
     plan = AnswerPlan(max_tokens=1, temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, greedy=True)
     sizes = set()
     for token in range(60):
@@ -175,11 +176,11 @@ def test_memory_goes_with_the_conversation(bundle, machine):
     talk(pipeline)
     gc.collect()  # the builder's own device
     here.gpu.log.freed_without_context = 0
-    with pipeline._runner._device.exclusive():
+    with pipeline.model.runner._device.exclusive():
         before = sum(here.gpu.sizes.values())
     for _ in range(3):
         talk(pipeline)
-    with pipeline._runner._device.exclusive():
+    with pipeline.model.runner._device.exclusive():
         assert sum(here.gpu.sizes.values()) == before
     assert here.gpu.log.freed_without_context == 0
 
@@ -203,7 +204,7 @@ def test_onnx_runtime_on_a_device_says_the_same(bundle, machine):
     backend = OrtCudaBackend("CPUExecutionProvider", "cpu")
     opened, sessions = open_bundle(bundle), {}
     for name in GRAPHS:
-        session = backend.open(opened.file(opened.graph(name, "fp32").file), num_threads=1, compiled=False)
+        session = backend.open(opened.file(opened.graph(name, Variant("fp32")).file), num_threads=1, compiled=False)
         if name != "vision_encoder":
             run, binding = session._session.run_with_iobinding, session._session.io_binding
 
@@ -213,7 +214,7 @@ def test_onnx_runtime_on_a_device_says_the_same(bundle, machine):
 
             session._session = types.SimpleNamespace(io_binding=binding, run_with_iobinding=run_in_order)
         sessions[name] = session
-    assert_same(talk(Pipeline(opened, "fp32", None, sessions, runner=backend)), talk(on_cpu(bundle)))
+    assert_same(talk(pipeline_of(opened, sessions, runner=backend)), talk(on_cpu(bundle)))
 
 
 # ---- mutations: what the comparison has to see

@@ -13,6 +13,7 @@ from runtime.bundle.folder import describe_file, open_bundle, write_atomically, 
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.strict_json import read_json
 from runtime.errors import RFError
+from runtime.signature import Variant
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_flipped_bit_is_found_by_hashing(bundle_path, name):
 def test_only_the_files_asked_for_are_hashed(bundle_path):
     flip(bundle_path / "tokenizer.json")
     opened = open_bundle(bundle_path)
-    opened.verify(opened.graph("denoiser", "fp32").files)
+    opened.verify(opened.graph("denoiser", Variant("fp32")).files)
 
 
 def test_large_files_are_not_hashed_unasked(bundle_path, monkeypatch):
@@ -97,7 +98,7 @@ def test_large_files_are_not_hashed_unasked(bundle_path, monkeypatch):
 
 def test_a_graph_that_is_not_there_is_refused_with_what_is(bundle_path):
     with pytest.raises(RFError, match="has no denoiser in fp16 classic; it has fp32 classic"):
-        open_bundle(bundle_path).graph("denoiser", "fp16")
+        open_bundle(bundle_path).graph("denoiser", Variant("fp16"))
 
 
 def test_the_manifest_is_readable_text(bundle_path):

@@ -10,7 +10,7 @@ from manifests import MODEL, sample_manifest
 
 from runtime.bundle.manifest import Manifest, format_manifest
 from runtime.errors import RFError
-from runtime.signature import GraphSignature, TensorSpec, check_signature, kv_names
+from runtime.signature import GraphSignature, TensorSpec, Variant, check_signature, kv_names
 
 
 def read(content):
@@ -170,7 +170,7 @@ def test_cache_tensors_follow_the_names_of_hugging_face():
 
 
 def test_a_graph_with_one_input_more_is_refused():
-    signature = GraphSignature.of("denoiser", MODEL, "fp32")
+    signature = GraphSignature.of("denoiser", MODEL, Variant("fp32"))
     more = GraphSignature((*signature.inputs, TensorSpec("extra", "int64", (1,))), signature.outputs)
     check_signature(signature, signature, "denoiser")
     with pytest.raises(RFError, match="denoiser: unexpected input extra int64"):

@@ -12,7 +12,7 @@ import cli
 from runtime.backends.host.cache import KVCache
 from runtime.commands.memory_plan import MIB, Workload, cache_bytes, drawing_memory, fits, largest_batch
 from runtime.errors import RFError
-from runtime.signature import ModelSpec
+from runtime.signature import ModelSpec, Variant
 
 MODEL = ModelSpec(
     patch_size=16,
@@ -37,7 +37,7 @@ WEIGHTS = 4 * MODEL.num_parameters
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("requests", [1, 3])
 def test_the_cache_is_as_large_as_the_one_that_is_made(precision, requests):
-    cache = KVCache(MODEL, precision, 2 * requests, 97)
+    cache = KVCache(MODEL, Variant(precision), 2 * requests, 97)
     assert cache_bytes(MODEL, precision, requests, 97) == cache.values.nbytes
 
 

@@ -19,11 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, Scheduler, StepEvent, TokenEvent
-from runtime.backends.host.cache import CacheMemory, KVCache, lay_out
+from runtime.backends.host.cache import KVCache
 from runtime.commands.memory_plan import cache_bytes
 from runtime.scheduling.batches import Job, PixelBatch, TokenBatch
 from runtime.scheduling.dispatch import Dispatcher
 from runtime.scheduling.handle import DrawingHandle
+from runtime.scheduling.prefixes import CacheMemory, copy_prefix, lay_out
+from runtime.signature import Variant
 
 # Together with others a request's rows start at another slot, so that the attention sums in another order.
 # Measured: 5e-6 of 2 at most, which is 128 dB.
@@ -70,10 +72,13 @@ class Stepped:
 
     def __init__(self, pipeline, max_batch=8, max_queue=64, num_pixel_batches=1, model=None):
         self.pipeline = pipeline
-        with_model = pipeline.sessions, model or pipeline.bundle.manifest.model, pipeline.precision
-        self.tokens = TokenBatch(*with_model, max_batch)
+        loaded = pipeline.model
+        if model is not None:
+            manifest = replace(loaded.manifest, model=model)
+            loaded = replace(loaded, bundle=replace(loaded.bundle, manifest=manifest))
+        self.tokens = TokenBatch(loaded, max_batch)
         share = -(-max_batch // num_pixel_batches)
-        self.pixels = [PixelBatch(*with_model, share) for _ in range(num_pixel_batches)]
+        self.pixels = [PixelBatch(loaded, share) for _ in range(num_pixel_batches)]
         ticks = itertools.count()
         self.dispatcher = Dispatcher(
             self.tokens, self.pixels, max_batch=max_batch, max_queue=max_queue, clock=lambda: next(ticks)
@@ -129,7 +134,7 @@ def wait_until(condition):
 
 
 def with_sessions(pipeline, **sessions):
-    return Pipeline(pipeline.bundle, pipeline.precision, None, {**pipeline.sessions, **sessions})
+    return pipeline.with_sessions(sessions)
 
 
 def psnr_db(one, other):
@@ -474,19 +479,19 @@ def test_a_batch_takes_memory_for_what_it_draws_and_not_for_the_longest_text_of_
 
 def test_cache_memory_grows_to_what_is_cut_and_no_further_than_its_limit(pipeline):
     model = pipeline.bundle.manifest.model
-    memory = CacheMemory(model, "fp32", 4, 10)
+    memory = CacheMemory(model, Variant("fp32"), 4, 10)
     assert memory._values.size == 0
-    first = memory.cut(2, 4)
+    first = memory.cut(2, 4).values
     first.fill(1)
     assert memory._values.size == first.size
-    second = memory.cut(2, 6)
+    second = memory.cut(2, 6).values
     second.fill(2)
     assert (first == 1).all()  # where it was
-    assert not memory.cut(4, 5).any()
+    assert not memory.cut(4, 5).values.any()
     assert memory._values.size == cache_bytes(model, "fp32", 2, 10) // 4
     values = memory._values
     memory.clear()
-    assert not memory.cut(4, 10).any()
+    assert not memory.cut(4, 10).values.any()
     assert memory._values is values
 
 
@@ -590,13 +595,13 @@ def test_what_the_receiver_does_to_an_event_does_not_matter(pipeline, prompts, a
 def test_a_laid_out_cache_holds_what_its_rows_see_and_zeros(pipeline):
     model = pipeline.bundle.manifest.model
     rng = np.random.default_rng(0)
-    memory = CacheMemory(model, "fp32", 4, 10)
+    memory = CacheMemory(model, Variant("fp32"), 4, 10)
     prefixes = []
     for length, text_length in ((5, 2), (3, 0)):
-        cache = KVCache(model, "fp32", 2, 8)
+        cache = KVCache(model, Variant("fp32"), 2, 8)
         cache.length = length
         cache.values[:] = rng.normal(size=cache.values.shape)
-        prefixes.append(cache.prefix(0, 0, text_length))
+        prefixes.append(copy_prefix(cache, 0, 0, text_length))
     for _ in range(2):
         memory.clear()
         laid_out, starts = lay_out(memory, prefixes, 4)
@@ -707,7 +712,7 @@ def test_two_workers_run_both_stages_at_the_same_time(pipeline, prompts):
 def test_there_is_a_worker_for_every_core_that_the_runs_leave_free(pipeline, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)
     for num_threads, expected in ((1, 6), (4, 1), (8, 1), (2, 3), (None, 1)):
-        given = Pipeline(pipeline.bundle, "fp32", None, dict(pipeline.sessions), num_threads)
+        given = Pipeline(replace(pipeline.model, num_threads=num_threads))
         with Scheduler(given) as scheduler:
             assert len(scheduler._workers) == expected
     with Scheduler(pipeline, max_batch=2) as scheduler:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pipelines import pipeline_of
 
 from rf_export.checkpoint import load_checkpoint
 from rf_export.eager import EagerQuestion, sample_text
@@ -48,7 +49,7 @@ class Watched:
 
 def watch(pipeline):
     watched = {name: Watched(pipeline.sessions[name]) for name in ("vision_encoder", "text_decoder")}
-    return Pipeline(pipeline.bundle, pipeline.precision, None, {**pipeline.sessions, **watched}), watched
+    return pipeline.with_sessions(watched), watched
 
 
 def picture(seed, height=16, width=24):
@@ -119,7 +120,7 @@ def test_an_answer_is_that_of_eager_pytorch(pipeline, model, words, seeds, quest
     text = " ".join(words[each] for each in question)
     conversation = start(pipeline, *seeds)
     events, last = ask(conversation, text, options, seed=seed)
-    ids = pipeline._tokenizer.encode(text, 100)
+    ids = pipeline.model.tokenizer.encode(text, 100)
     expected = eager(model, seeds, [START, *ids], options, seed)
     ties = (n for n, (word, token) in enumerate(zip(events, expected.ids, strict=False)) if word.token_id != token)
     tie = next(ties, None)
@@ -155,7 +156,7 @@ def test_a_second_question_reads_its_own_words_alone(pipeline, model, words):
     events, _ = ask(conversation, second, history="forget")
     assert len(watched["vision_encoder"].runs) == 2, "no image was encoded again"
     assert watched["text_decoder"].runs[5:] == [1 + 3, 1, 1, 1, 1], "no image was read again"
-    assert_same(events, eager(model, (1, 2), [START, *pipeline._tokenizer.encode(second, 9)]))
+    assert_same(events, eager(model, (1, 2), [START, *pipeline.model.tokenizer.encode(second, 9)]))
     assert (conversation.length, conversation.num_read) == (12, 12)
 
 
@@ -164,7 +165,7 @@ def test_a_conversation_that_is_kept_goes_on_after_the_answer(pipeline, model, w
     conversation = start(watching, 1)
     _, first = ask(conversation, words[0])
     events, _ = ask(conversation, words[1])
-    one, two = (pipeline._tokenizer.encode(word, 9)[0] for word in words[:2])
+    one, two = (pipeline.model.tokenizer.encode(word, 9)[0] for word in words[:2])
     assert_same(events, eager(model, (1,), [START, one, *first.token_ids, START, two]))
     # The last token of the first answer was drawn and not read: it is read with the question.
     assert watched["text_decoder"].runs == [6 + 2, 1, 1, 1, 1, 1 + 2, 1, 1, 1, 1]
@@ -294,13 +295,13 @@ def test_a_stop_token_ends_the_answer_and_is_no_part_of_its_text(pipeline):
     manifest = pipeline.bundle.manifest
     defaults = manifest.understanding.replace(stop_ids=(free.token_ids[2],))
     bundle = dataclasses.replace(pipeline.bundle, manifest=manifest.replace(understanding=defaults))
-    stopping = Pipeline(bundle, "fp32", None, dict(pipeline.sessions))
+    stopping = pipeline_of(bundle, pipeline.sessions)
     first = free.token_ids.index(free.token_ids[2])
     words, last = ask(start(stopping, 1))
     assert last.token_ids == free.token_ids[: first + 1]
     assert last.ended_by == "stop"
     assert words[-1].text == ""
-    assert last.text == pipeline._tokenizer.decode(free.token_ids[:first])
+    assert last.text == pipeline.model.tokenizer.decode(free.token_ids[:first])
 
 
 def test_seeds_decide_what_is_drawn(pipeline):
@@ -315,7 +316,7 @@ def test_seeds_decide_what_is_drawn(pipeline):
 def test_a_text_that_ends_within_a_character_is_held_back(pipeline, monkeypatch):
     conversation = start(pipeline, 1)
     texts = iter(["a", "a\ufffd", "a\ufffd\ufffd", "aé", "aéb", "aéb"])
-    monkeypatch.setattr(type(pipeline._tokenizer), "decode", lambda self, ids: next(texts))
+    monkeypatch.setattr(type(pipeline.model.tokenizer), "decode", lambda self, ids: next(texts))
     *words, last = conversation.ask(options=FEW)
     assert [word.text for word in words] == ["a", "", "", "é", "b"]
     assert last.text == "aéb"
@@ -367,14 +368,14 @@ def test_numbers_that_overflow_are_told(pipeline):
             return {name: array * np.inf for name, array in self.session.run(inputs).items()}
 
     sessions = {**pipeline.sessions, "vision_encoder": Broken(pipeline.sessions["vision_encoder"])}
-    broken = Pipeline(pipeline.bundle, "fp32", None, sessions)
+    broken = pipeline.with_sessions(sessions)
     with pytest.raises(RFError, match="overflowed in fp32"):
         start(broken, 1)
 
 
 def test_a_model_that_only_draws_says_so(pipeline):
     manifest = pipeline.bundle.manifest.replace(understanding=None)
-    drawing = Pipeline(dataclasses.replace(pipeline.bundle, manifest=manifest), "fp32", None, dict(pipeline.sessions))
+    drawing = pipeline_of(dataclasses.replace(pipeline.bundle, manifest=manifest), pipeline.sessions)
     with pytest.raises(RFError, match=r"answers no questions.*understanding.*config\.json"):
         drawing.converse()
 

@@ -1,6 +1,5 @@
 """The committed checkpoint, compiled, answers token for token as eager PyTorch does, on scenes never trained on."""
 
-from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,10 +12,10 @@ from rf_export.model import RFModel, model_spec
 from rf_export.trace import trace
 from rf_export.training.scenes import SceneConfig, make_scene
 from runtime.backends import create_backend
-from runtime.backends.host.text import HostTextRow
 from runtime.bundle.folder import open_bundle
-from runtime.tokenizer import PromptTokenizer
-from runtime.understanding.conversation import Conversation, Loaded
+from runtime.loading import LoadedModel, open_tokenizer
+from runtime.signature import Variant
+from runtime.understanding.conversation import Conversation
 from verification.measures.token_agreement import TokenAgreement, compare_answers, read_answer
 
 CHECKPOINT = Path(__file__).parents[3] / "examples/reference/checkpoint"
@@ -28,19 +27,17 @@ def model() -> RFModel:
 
 
 @pytest.fixture(scope="module")
-def loaded(model: RFModel, reference_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded(model: RFModel, reference_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """The two graphs of understanding in fp32, and what the bundle says of the model."""
     folder, backend, sessions = tmp_path_factory.mktemp("fp32"), create_backend("ort"), {}
     for name in ("vision_encoder", "text_decoder"):
-        ir.save(trace(model, name, "fp32", model_spec(model)), folder / f"{name}.onnx")
+        ir.save(trace(model, name, Variant(), model_spec(model)), folder / f"{name}.onnx")
         sessions[name] = backend.open(folder / f"{name}.onnx", num_threads=1, compiled=False)
     bundle = open_bundle(reference_bundle)
-    tokenizer = PromptTokenizer(bundle.file("tokenizer.json"), bundle.manifest.model.vocab_size)
-    row = partial(HostTextRow, sessions["text_decoder"], bundle.manifest.model, "fp32", "classic")
-    return Loaded(sessions=sessions, manifest=bundle.manifest, tokenizer=tokenizer, precision="fp32", new_row=row)
+    return LoadedModel(bundle=bundle, sessions=sessions, tokenizer=open_tokenizer(bundle))
 
 
-def check_answers(model: RFModel, loaded: Loaded, num_scenes: int) -> tuple[TokenAgreement, int]:
+def check_answers(model: RFModel, loaded: LoadedModel, num_scenes: int) -> tuple[TokenAgreement, int]:
     """Compare captions and answers about held-out scenes with eager PyTorch's, in tokens; and how many are right."""
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     eager, config = eager_answerer(model, tokenizer), SceneConfig()
@@ -59,7 +56,7 @@ def check_answers(model: RFModel, loaded: Loaded, num_scenes: int) -> tuple[Toke
     return compare_answers(pairs), right
 
 
-def test_answers_about_a_few_held_out_pictures_are_those_of_eager_pytorch(model: RFModel, loaded: Loaded) -> None:
+def test_answers_about_a_few_held_out_pictures_are_those_of_eager_pytorch(model: RFModel, loaded: LoadedModel) -> None:
     agreement, right = check_answers(model, loaded, 6)
     assert agreement.answers > 30
     assert right > 0.8 * agreement.answers, "the answers say what is there"
@@ -67,7 +64,7 @@ def test_answers_about_a_few_held_out_pictures_are_those_of_eager_pytorch(model:
 
 @pytest.mark.slow
 def test_answers_about_five_hundred_held_out_pictures_are_those_of_eager_pytorch(
-    model: RFModel, loaded: Loaded
+    model: RFModel, loaded: LoadedModel
 ) -> None:
     agreement, _ = check_answers(model, loaded, 500)
     assert agreement.answers_equal == agreement.answers > 2500
