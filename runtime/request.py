@@ -13,7 +13,8 @@ from runtime import noise
 from runtime.bundle.manifest import Manifest
 from runtime.errors import RFError
 from runtime.events import PictureEvent, to_picture
-from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
+from runtime.options import DrawingPlan, GenerationOptions
+from runtime.plans import plan_drawing
 from runtime.schedule import timesteps
 from runtime.signature import Precision
 from runtime.tokenizer import PromptTokenizer
@@ -53,7 +54,8 @@ class Request:
         if not np.isfinite(pixels).all():
             raise RFError(
                 f"The numbers overflowed in {precision}: the picture is not finite. "
-                "Use precision fp32, or a smaller guidance scale."
+                "Use precision fp32, or a smaller guidance scale.",
+                "overflow",
             )
         return PictureEvent(self.index, self.prompt, self.seed, to_picture(pixels), pixels.copy(), rep_ids.copy())
 

@@ -239,11 +239,12 @@ def check_signature(expected: GraphSignature, actual: GraphSignature, what: str)
         for spec in wanted:
             if not _agree(spec, by_name.pop(spec.name, None)):
                 got = next((str(other) for other in found if other.name == spec.name), "nothing of that name")
-                raise RFError(f"{what}: expected {kind} {spec}, found {got}. Export the bundle again.")
+                raise RFError(f"{what}: expected {kind} {spec}, found {got}. Export the bundle again.", "mismatch")
         if by_name:
             extra = ", ".join(map(str, by_name.values()))
             raise RFError(
-                f"{what}: unexpected {kind} {extra}. It was made by another version: export the bundle again."
+                f"{what}: unexpected {kind} {extra}. It was made by another version: export the bundle again.",
+                "mismatch",
             )
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from runtime.backends.host.stages import HostStages
 from runtime.errors import RFError
 from runtime.events import PictureEvent, StepEvent, TokenEvent
-from runtime.options import plan_drawing
 from runtime.pipeline import Pipeline, draw_stages
+from runtime.plans import plan_drawing
 from runtime.request import make_requests
 from runtime.scheduling.prefixes import copy_prefix
 from runtime.understanding.answers import answer

@@ -19,8 +19,8 @@ from runtime.backends.host.machine import cpu_name
 from runtime.bundle.folder import Bundle, open_bundle
 from runtime.bundle.verdict import Verdict, graphs_verdict, record_engine, record_graphs
 from runtime.errors import RFError
-from runtime.options import plan_drawing
 from runtime.pipeline import Pipeline
+from runtime.plans import plan_drawing
 from runtime.signature import GRAPHS, GraphName
 from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase, choose_cases
 from verification.compare import Comparison, Failure, limits_of

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from runtime import noise
 from runtime.bundle.manifest import Manifest
-from runtime.options import DrawingPlan, GenerationOptions, plan_drawing
+from runtime.options import DrawingPlan, GenerationOptions
+from runtime.plans import plan_drawing
 from runtime.schedule import timesteps
 
 SEED = 20260529

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from rf_export.tokens.figure import CodeRow, token_figure
 from runtime.errors import RFError
 from runtime.events import PictureEvent, to_picture
-from runtime.options import GenerationOptions, plan_drawing
+from runtime.options import GenerationOptions
 from runtime.pictures.load import load_pixels
 from runtime.pictures.token_file import RepGrid, stored_grid
+from runtime.plans import plan_drawing
 
 if TYPE_CHECKING:
     from runtime.pipeline import Pipeline

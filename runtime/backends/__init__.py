@@ -72,5 +72,6 @@ def naming_extra(backend: str) -> Iterator[None]:
         extra = "cuda" if (error.name or "").startswith("pycuda") else _EXTRAS[backend]
         raise RFError(
             f"The backend {backend!r} needs the package {error.name!r}, which is not installed. "
-            f"Install it with: pip install 'rf-export[{extra}]'"
+            f"Install it with: pip install 'rf-export[{extra}]'",
+            "missing",
         ) from error

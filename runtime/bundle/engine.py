@@ -111,11 +111,11 @@ def check_engine(engine: Engine, bundle: Bundle, variant: Variant, target: Targe
     command = _build_command(bundle, target, variant)
     reason = _mismatch(engine.record, variant, target) or _foreign(engine.record, bundle)
     if reason:
-        raise RFError(f"The engine {engine.path} {reason}. Run: {command}")
+        raise RFError(f"The engine {engine.path} {reason}. Run: {command}", "mismatch")
     try:
         check_files(engine.path, engine.record.files, verify)
     except RFError as error:
-        raise RFError(f"The engine is damaged: {error} Build it again: {command}") from error
+        raise RFError(f"The engine is damaged: {error} Build it again: {command}", "damaged") from error
 
 
 def runs_on(engine: Engine, target: Target) -> bool:
@@ -127,7 +127,7 @@ def check_device(engine: Engine, target: Target) -> None:
     """Make sure that a device runs an engine, of whatever bundle; raises RFError."""
     reason = _mismatch(engine.record, engine.record.variant, target)
     if reason:
-        raise RFError(f"The engine {engine.path} {reason}. Build one on this machine.")
+        raise RFError(f"The engine {engine.path} {reason}. Build one on this machine.", "mismatch")
 
 
 def require_weights(engine: Engine, bundle: Bundle) -> None:
@@ -136,7 +136,8 @@ def require_weights(engine: Engine, bundle: Bundle) -> None:
     if isinstance(options, dict) and options.get("weights") == "stripped":
         raise RFError(
             f"The engine {engine.path} has no weights yet. Fill them in: "
-            f"rf-export refit-engine {engine.path} {bundle.path}"
+            f"rf-export refit-engine {engine.path} {bundle.path}",
+            "mismatch",
         )
 
 
@@ -172,7 +173,7 @@ def find_engine(
     command = _build_command(bundle, target, variant)
     if required:
         what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {variant}"
-        raise RFError(f"{what}, and {target.backend} runs engines only. Run: {command}")
+        raise RFError(f"{what}, and {target.backend} runs engines only. Run: {command}", "mismatch")
     if passed_over:
         _log.warning("%s: the ONNX graphs are used instead. For the faster engine run: %s", passed_over, command)
     return None

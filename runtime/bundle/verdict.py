@@ -104,7 +104,7 @@ def record_graphs(bundle: Bundle, verdicts: Mapping[str, Mapping[str, Any]]) -> 
     with locked(bundle.path.resolve()):  # a calibration may be adding graphs
         now = open_bundle(bundle.path).manifest
         if now.bundle_id != bundle.manifest.bundle_id:
-            raise RFError(f"{bundle.path} was changed while it was verified. Verify it again.")
+            raise RFError(f"{bundle.path} was changed while it was verified. Verify it again.", "mismatch")
         verified = dict(now.verified)
         for key, verdict in verdicts.items():
             before = verified.get(key, {})
@@ -120,5 +120,5 @@ def record_engine(engine: Engine, verdict: Mapping[str, Any]) -> None:
     """
     record = open_engine(engine.path).record
     if record.files != engine.record.files:
-        raise RFError(f"{engine.path} was built anew while it was verified. Verify it again.")
+        raise RFError(f"{engine.path} was built anew while it was verified. Verify it again.", "mismatch")
     write_text(engine.path / ENGINE_NAME, record.replace(verified={**record.verified, **verdict}).text())

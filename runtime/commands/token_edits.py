@@ -27,8 +27,9 @@ from runtime.bundle.manifest import Manifest
 from runtime.errors import RFError
 from runtime.events import TokenEvent
 from runtime.noise import MAX_SEED
-from runtime.options import GenerationOptions, plan_drawing
+from runtime.options import GenerationOptions
 from runtime.pictures.token_file import RepGrid, read_grid
+from runtime.plans import plan_drawing
 
 if TYPE_CHECKING:
     from runtime.pipeline import Pipeline

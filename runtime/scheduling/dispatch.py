@@ -77,7 +77,8 @@ class Dispatcher(ProcessBound):
             if len(self._queue) >= self._max_queue:
                 raise RFError(
                     f"The queue is full: {self._max_queue} requests wait already. Submit it later, "
-                    'or with when_full="wait", or make a scheduler with a larger max_queue.'
+                    'or with when_full="wait", or make a scheduler with a larger max_queue.',
+                    "busy",
                 )
             self._queue.append(job)
             self._changed.notify_all()

@@ -6,10 +6,10 @@ Knows nothing of how and when the request is drawn. Every method may be called f
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
 from typing import Literal, TypeAlias
 
 from runtime.backends.host.forks import ProcessBound
+from runtime.errors import DrawingCancelledError
 from runtime.events import Event, PictureEvent
 from runtime.request import Request
 
@@ -62,7 +62,7 @@ class DrawingHandle(ProcessBound):
 
         Raises:
             RFError: The numbers overflowed.
-            concurrent.futures.CancelledError: The request was cancelled.
+            DrawingCancelledError: The request was cancelled.
             TimeoutError: The picture is not finished yet; it goes on.
         """
         self.require_own_process()
@@ -72,7 +72,7 @@ class DrawingHandle(ProcessBound):
             if self._error is not None:
                 raise self._error
             if self._picture is None:
-                raise CancelledError
+                raise DrawingCancelledError
             return self._picture
 
     def cancel(self) -> bool:

@@ -23,8 +23,9 @@ from runtime.bundle.manifest import UnderstandingDefaults
 from runtime.errors import RFError
 from runtime.events import AnswerEvent, WordEvent
 from runtime.loading import LoadedModel
-from runtime.options import AnswerOptions, AnswerPlan, plan_answer
+from runtime.options import AnswerOptions, AnswerPlan
 from runtime.pictures.load import Picture, load_pixels
+from runtime.plans import plan_answer
 from runtime.understanding.answers import answer
 
 History: TypeAlias = Literal["keep", "forget"]
@@ -172,7 +173,8 @@ class Conversation:
                 if not np.isfinite(step.logits).all():
                     raise RFError(
                         f"The numbers overflowed in {self._loaded.variant.precision}: the answer means nothing. "
-                        "Use precision fp32."
+                        "Use precision fp32.",
+                        "overflow",
                     )
                 yield WordEvent(step.step, plan.max_tokens, step.token_id, new, step.logits)
             self._ids += drawn
@@ -203,7 +205,9 @@ class Conversation:
         outputs = self._loaded.sessions["vision_encoder"].run({"pixels": pixels[None]})
         features: npt.NDArray[Any] = outputs["image_features"][0]
         if not np.isfinite(features).all():
-            raise RFError(f"The numbers overflowed in {self._loaded.variant.precision}. Use precision fp32.")
+            raise RFError(
+                f"The numbers overflowed in {self._loaded.variant.precision}. Use precision fp32.", "overflow"
+            )
         return features
 
     def _require_room(self, num_tokens: int) -> None:
@@ -211,7 +215,7 @@ class Conversation:
 
     def _refuse_while_answering(self) -> None:
         if self._is_answering:
-            raise RFError("An answer is being given. Read it to its end, or close it, before going on.")
+            raise RFError("An answer is being given. Read it to its end, or close it, before going on.", "busy")
 
 
 def _fill_gumbel(seed: int, step: int, out: npt.NDArray[np.float32]) -> None:

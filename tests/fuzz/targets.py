@@ -402,7 +402,8 @@ def _cache(folder: Path) -> tuple[Read, list[bytes]]:
 def _request(folder: Path) -> tuple[Read, list[bytes]]:
     from manifests import sample_manifest
 
-    from runtime.options import AnswerOptions, GenerationOptions, plan_answer
+    from runtime.options import AnswerOptions, GenerationOptions
+    from runtime.plans import plan_answer
     from runtime.request import check_requests
     from runtime.tokenizer import PromptTokenizer
 

@@ -7,7 +7,8 @@ import pytest
 from manifests import sample_manifest
 
 from runtime.errors import RFError
-from runtime.options import AnswerOptions, GenerationOptions, plan_answer, plan_drawing
+from runtime.options import AnswerOptions, GenerationOptions
+from runtime.plans import plan_answer, plan_drawing
 
 
 def plan(**options):

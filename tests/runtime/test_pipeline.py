@@ -119,7 +119,7 @@ class SlowDrawing:
 
 def test_a_batch_equals_a_simple_loop_over_single_requests(tiny_bundle, pipeline, prompts):
     """Left padding, the static cache, guidance rows and bound buffers change nothing."""
-    from runtime.options import plan_drawing
+    from runtime.plans import plan_drawing
 
     slow = SlowDrawing(tiny_bundle)
     plan = plan_drawing(FEW, pipeline.bundle.manifest)

@@ -94,7 +94,8 @@ class CudaDevice(ProcessBound):
         except self._cuda.MemoryError as error:
             raise RFError(
                 f"The GPU has no {num_bytes >> 20} MiB of memory left. Draw fewer pictures at once or smaller ones, "
-                "or end other programs that use the GPU."
+                "or end other programs that use the GPU.",
+                "missing",
             ) from error
 
     def upload(self, target: int, array: npt.NDArray[Any]) -> None:

@@ -72,7 +72,7 @@ def require_gpu(instead: str = "to draw without one use --backend ort") -> Gpu:
     found = probe_gpu()
     if isinstance(found, Gpu):
         return found
-    raise RFError(f"No GPU can be used: {found}. This needs a GPU with NVIDIA's driver; {instead}.")
+    raise RFError(f"No GPU can be used: {found}. This needs a GPU with NVIDIA's driver; {instead}.", "missing")
 
 
 def _describe(driver: Any) -> Gpu:

@@ -57,7 +57,8 @@ class OrtCudaBackend:
         if used != self._provider:  # it falls back to the CPU without an error
             raise RFError(
                 f"ONNX Runtime {ort.__version__} does not run on the GPU: it chose {used}. Expected {self._provider}: "
-                "install onnxruntime-gpu instead of onnxruntime, with the CUDA and cuDNN of its release notes."
+                "install onnxruntime-gpu instead of onnxruntime, with the CUDA and cuDNN of its release notes.",
+                "missing",
             )
         return OrtCudaSession(session, self._device, self._device_type)
 

@@ -53,7 +53,9 @@ class TensorRTBackend(ProcessBound):
     def open(self, path: Path, *, num_threads: int | None, compiled: bool) -> "TensorRTSession":
         """Load an engine; `num_threads` says nothing here."""
         if not compiled:
-            raise RFError(f"{self._name} runs engines, and {path.name} is a graph. Build one: rf-export build-engine.")
+            raise RFError(
+                f"{self._name} runs engines, and {path.name} is a graph. Build one: rf-export build-engine.", "mismatch"
+            )
         messages = messages_of(self._trt)
         with self._device.exclusive():
             if self._runtime is None:
@@ -65,7 +67,8 @@ class TensorRTBackend(ProcessBound):
             if engine is None:
                 raise RFError(
                     f"{self._name} {self._trt.__version__} cannot load {path}: "
-                    f"{messages.last_error or 'it gives no reason'}. Build the engine again: rf-export build-engine."
+                    f"{messages.last_error or 'it gives no reason'}. Build the engine again: rf-export build-engine.",
+                    "mismatch",
                 )
             return TensorRTSession(self._trt, self._device, self._arena, engine, path.name)
 
@@ -203,7 +206,7 @@ class TensorRTSession(ProcessBound):
             raise RuntimeError(f"{self._name} does not take its profile: {messages_of(self._trt).last_error}")
         for name in self._inputs:
             if not context.set_input_shape(name, shapes[name]):
-                raise RFError(f"{self._name} does not take {name} of shape {shapes[name]}.")
+                raise RFError(f"{self._name} does not take {name} of shape {shapes[name]}.", "mismatch")
         return context
 
     def _create_context(self) -> Any:
@@ -237,7 +240,8 @@ class TensorRTSession(ProcessBound):
             return min(fitting, key=lambda index: fitting[index])
         raise RFError(
             f"{self._name} was built for other sizes: {reason}. Draw other sizes or fewer pictures at once, or build "
-            "it with wider ranges: rf-export build-engine with --dim batch=1:1:8, prompt, height or width."
+            "it with wider ranges: rf-export build-engine with --dim batch=1:1:8, prompt, height or width.",
+            "mismatch",
         )
 
     def _misfit(self, name: str, shape: tuple[int, ...], profile: int) -> str | None:

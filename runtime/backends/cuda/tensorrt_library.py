@@ -36,7 +36,8 @@ def import_library(name: TensorRTName) -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise RFError(
             f"{name} is installed and does not load: {error}. Expected its shared libraries, of the same version as "
-            f"the Python package: install it again with pip install --force-reinstall '{_MODULES[name]}'."
+            f"the Python package: install it again with pip install --force-reinstall '{_MODULES[name]}'.",
+            "missing",
         ) from error
     if not hasattr(module, "Builder"):
         raise ModuleNotFoundError(f"No module named {_MODULES[name]!r}", name=_MODULES[name])  # an empty folder, a stub

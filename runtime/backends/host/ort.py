@@ -71,7 +71,8 @@ def open_session(path: Path, options: ort.SessionOptions) -> ort.InferenceSessio
             raise MemoryError(f"ONNX Runtime cannot load {path}") from error
         raise RFError(
             f"ONNX Runtime {ort.__version__} cannot load {path}: {error} "
-            "Install a newer onnxruntime, or export the bundle again."
+            "Install a newer onnxruntime, or export the bundle again.",
+            "damaged",
         ) from error
 
 

@@ -14,8 +14,8 @@ from rf_export.checkpoint import load_checkpoint
 from rf_export.eager import EagerQuestion, sample_text
 from rf_export.eager import answer as eager_answer
 from runtime import AnswerEvent, AnswerOptions, Pipeline, RFError, WordEvent, noise
-from runtime.options import plan_answer
 from runtime.pictures.load import load_pixels
+from runtime.plans import plan_answer
 
 FEW = AnswerOptions(max_tokens=5)
 START, STOP = 2, 3  # of the tiny model
