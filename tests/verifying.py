@@ -10,7 +10,7 @@ from rf_export.model import RFModel
 from runtime import Pipeline
 from runtime.backends.interface import Session
 from runtime.bundle.manifest import Manifest
-from runtime.signature import Dialect, GraphName, Precision
+from runtime.signature import Dialect, GraphName, Precision, Variant
 from verification import Outcome, Remembering, VerifyOptions
 from verification.cases import choose_cases
 from verification.targets import Target
@@ -33,9 +33,9 @@ def compare(
     pipeline = Pipeline.load(bundle, precision, num_threads=1, engine="none", dialect=dialect, allow_unverified=True)
     pipeline = pipeline.with_sessions(sessions or {})
     if manifest is not None:
-        pipeline.bundle = replace(pipeline.bundle, manifest=manifest)
+        pipeline = Pipeline(replace(pipeline.model, bundle=replace(pipeline.bundle, manifest=manifest)))
     chosen = VerifyOptions(**{"profile": "quick", "num_threads": 1, "record": False, **options})
     slots = pipeline.sessions["rep_decoder"].signature.cache_slots
     cases = choose_cases(pipeline.bundle.manifest.model, slots, chosen.profile)
-    target = Target(precision=precision, dialect=dialect)
+    target = Target(variant=Variant(precision, dialect))
     return verify_pipeline(pipeline, target, reference, cases, chosen, lambda name: None)

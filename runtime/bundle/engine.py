@@ -172,7 +172,7 @@ def find_engine(
         passed_over = f"The engine {engine.path} {reason}"
     command = _build_command(bundle, target, variant)
     if required:
-        what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {variant}"
+        what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {variant.key.replace('.', ' ')}"
         raise RFError(f"{what}, and {target.backend} runs engines only. Run: {command}", "mismatch")
     if passed_over:
         _log.warning("%s: the ONNX graphs are used instead. For the faster engine run: %s", passed_over, command)
@@ -182,8 +182,10 @@ def find_engine(
 def _mismatch(record: EngineRecord, variant: Variant, target: Target) -> str:
     if record.target.backend != target.backend:
         return f"is of the backend {record.target.backend}, and {target.backend} was asked for"
-    if record.variant != variant:
-        return f"was built from {record.variant} graphs, and {variant} was asked for"
+    if record.precision != variant.precision:
+        return f"is in {record.precision}, and {variant.precision} was asked for"
+    if record.dialect != variant.dialect:
+        return f"was built from {record.dialect} graphs, and {variant.dialect} was asked for"
     if not version_fits(record.target, target):
         return f"was built with {target.backend} {record.target.version}, and {target.version} is installed"
     if not device_fits(record.target, target):
