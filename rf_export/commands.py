@@ -349,9 +349,10 @@ def tokens(
     rf-export tokens bundle "a red car" --json > grid.json
     """
     from rf_export.tokens.view import look_at, stack_figures
-    from runtime.options import GenerationOptions, plan_drawing
+    from runtime.options import GenerationOptions
     from runtime.pictures.png import save_png
     from runtime.pictures.token_file import PNG_KEY
+    from runtime.plans import plan_drawing
 
     arg.require_writable(output, "--output")
     height, width = size or (None, None)

@@ -172,7 +172,10 @@ def find_engine(
         passed_over = f"The engine {engine.path} {reason}"
     command = _build_command(bundle, target, variant)
     if required:
-        what = passed_over or f"{bundle.path} has no engine of the backend {target.backend} in {variant.key.replace('.', ' ')}"
+        what = (
+            passed_over
+            or f"{bundle.path} has no engine of the backend {target.backend} in {variant.key.replace('.', ' ')}"
+        )
         raise RFError(f"{what}, and {target.backend} runs engines only. Run: {command}", "mismatch")
     if passed_over:
         _log.warning("%s: the ONNX graphs are used instead. For the faster engine run: %s", passed_over, command)

@@ -76,8 +76,8 @@ def generate(
     rf-export generate bundle "a red car" --rep-tokens car.png --edit 0:2,0:2=redraw:5 --edit 3,:=2,: -o edited.png
     """
     from runtime.commands.token_edits import choose_tokens, parse_edit, require_fit
-    from runtime.options import plan_drawing
     from runtime.pictures.token_file import read_grid
+    from runtime.plans import plan_drawing
     from runtime.understanding.caption_match import agreement, format_agreements
 
     prompts = _all_prompts(prompts, prompts_file)

@@ -49,7 +49,8 @@ def understand(
     rf-export understand bundle photo.jpg "how many fish?"
     rf-export understand bundle *.png --each --json
     """
-    from runtime.options import AnswerOptions, plan_answer
+    from runtime.options import AnswerOptions
+    from runtime.plans import plan_answer
 
     images, question = split_question(inputs, question)
     height, width = size or (None, None)

@@ -24,7 +24,7 @@ from calibration.statistics import Activations
 from rf_export.lint.rules import takers
 from rf_export.lint.targets import KNOWN_TARGETS
 from runtime.bundle.folder import describe_file, open_bundle, write_manifest
-from runtime.signature import GRAPHS
+from runtime.signature import GRAPHS, Variant
 from verification.graphs.weights import WeightFile
 
 DTYPES = st.sampled_from([np.float16, np.float32])
@@ -206,7 +206,7 @@ def small_bundle(tiny_bundle, tmp_path_factory):
     manifest, entries = opened.manifest, []
     with WeightFile(bundle / "graphs", "weights/small.bin") as file:
         for name in GRAPHS:
-            entry = opened.graph(name, "fp16")
+            entry = opened.graph(name, Variant("fp16"))
             model = ir.load(opened.file(entry.file))
             for key, value in model.graph.initializers.items():
                 weight = value.const_value.numpy().copy()
@@ -225,7 +225,7 @@ def test_a_model_with_dead_and_small_layers_passes_the_gate_and_every_target_tha
     opened = open_bundle(small_bundle, verify="hash")
     lifted = 0
     for name in GRAPHS:
-        entry = opened.graph(name, "int8-fp16")
+        entry = opened.graph(name, Variant("int8-fp16"))
         assert set(entry.lint) == {str(target) for target in KNOWN_TARGETS if target.max_opset >= entry.opset}
         graph = ir.load(opened.file(entry.file)).graph
         lifted += sum(value.endswith(".lowered") for value in graph.initializers)
@@ -240,7 +240,9 @@ def test_a_model_with_dead_and_small_layers_passes_the_gate_and_every_target_tha
 def test_layers_of_small_columns_are_as_exact_as_others(small_bundle):
     """The product alone, on its weights: as the graph restores them."""
     opened = open_bundle(small_bundle)
-    before, after = (ir.load(opened.file(opened.graph("denoiser", p).file)).graph for p in ("fp16", "int8-fp16"))
+    before, after = (
+        ir.load(opened.file(opened.graph("denoiser", Variant(p)).file)).graph for p in ("fp16", "int8-fp16")
+    )
     name = "model.layers.1.experts.pixel.ffn.down.weight"
     weight = before.initializers[name].const_value.numpy().astype(np.float64)
     values = {key: value.const_value.numpy() for key, value in after.initializers.items() if key.startswith(name)}
