@@ -134,20 +134,24 @@ def check_files(folder: Path, files: dict[str, FileEntry], verify: Verify) -> No
     for name, entry in sorted(files.items(), key=lambda item: item[1].size):
         path = folder / name
         if not Path(os.path.realpath(path)).is_relative_to(inside):  # ONNX Runtime follows none either
-            raise RFError(f"{path} is a link out of the folder. Copy the folder with the files that its links lead to.")
+            raise RFError(
+                f"{path} is a link out of the folder. Copy the folder with the files that its links lead to.", "damaged"
+            )
         if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for names that are too long
-            raise RFError(f"{path} is missing: the folder is incomplete. Copy it again, or make it again.")
+            raise RFError(f"{path} is missing: the folder is incomplete. Copy it again, or make it again.", "damaged")
         size = path.stat().st_size
         if size != entry.size:
             raise RFError(
                 f"{path} has {size} bytes and {entry.size} are expected: it is damaged or was cut off. "
-                "Copy it again, or make it again."
+                "Copy it again, or make it again.",
+                "damaged",
             )
         budget -= size
         if budget >= 0 and describe_file(path) != entry:
             raise RFError(
                 f"{path} differs from what was written (sha256): it is damaged or was changed. "
-                "Copy it again, or make it again."
+                "Copy it again, or make it again.",
+                "damaged",
             )
 
 
