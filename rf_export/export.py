@@ -102,7 +102,7 @@ def _export_precision(
             if plan.opsets[dialect] == OLD_OPSET:
                 to_opset_17(graph)
             weights.save(graph, file_name)
-            signature = GraphSignature.of(name, spec, precision, dialect, cache_slots)
+            signature = GraphSignature.of(name, spec, variant, cache_slots)
             entry = GraphEntry(
                 name=name,
                 precision=precision,

@@ -38,6 +38,7 @@ be bound to the same memory. There P may be one fixed number in all graphs that 
 place only into a cache of fixed length.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 from msgspec import Meta, Struct

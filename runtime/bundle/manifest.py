@@ -177,7 +177,7 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
         manifest = read_as(cls, content, where)
         for index, graph in enumerate(manifest.graphs):
             slots = graph.signature.cache_slots if graph.dialect == "modern" else None
-            signature = GraphSignature.of(graph.name, manifest.model, graph.precision, graph.dialect, slots)
+            signature = GraphSignature.of(graph.name, manifest.model, graph.variant, slots)
             check_signature(signature, graph.signature, f"{where}, graphs[{index}]")
         if bundle_id != manifest.bundle_id:
             raise RFError(

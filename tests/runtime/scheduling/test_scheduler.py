@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -74,7 +75,7 @@ class Stepped:
         self.pipeline = pipeline
         loaded = pipeline.model
         if model is not None:
-            manifest = replace(loaded.manifest, model=model)
+            manifest = loaded.manifest.replace(model=model)
             loaded = replace(loaded, bundle=replace(loaded.bundle, manifest=manifest))
         self.tokens = TokenBatch(loaded, max_batch)
         share = -(-max_batch // num_pixel_batches)
