@@ -31,6 +31,7 @@ def result(path: Path) -> dict[str, Any]:
 
 REFERENCE = result(RESULTS / "int8-reference-amd-epyc.json")
 BASE_90M = result(RESULTS / "int8-base-90m-amd-epyc.json")
+INSTALL = result(RESULTS / "install-amd-epyc.json")["environments_mib"]
 SCHEDULER = result(RESULTS / "scheduler-reference-amd-epyc.json")
 
 
@@ -100,6 +101,7 @@ def other_phrases() -> list[str]:
     return [
         f"({model['num_parameters'] / 1e6:.1f} M parameters, {model['width']} px; "
         f"{scenes['num_objects']} objects, {len(COLOURS)} colours)",
+        f"an environment of {INSTALL['export,ort,tensorrt-rtx,dev'] / 1024:.1f} GiB",
         f"Python {exporting} or newer ({oldest} where bundles only run)",
     ]
 
@@ -147,6 +149,7 @@ PAGES = {
     "README.md": [*speed_phrases(), *score_phrases(), *other_phrases()],
     "docs/benchmarks.md": benchmark_rows(),
     "docs/serving.md": serving_phrases(),
+    "docs/install.md": [f"| `.[{extra}]` | {size:,} |" for extra, size in INSTALL.items()],
 }
 
 
