@@ -16,13 +16,12 @@ from safetensors.torch import save_file
 from rf_export.config import ModelConfig
 from rf_export.model import RFModel
 from runtime.bundle.atomic import write_file, write_text
-from runtime.bundle.strict_json import parse_json, read_json
+from runtime.bundle.strict_json import LFS_START, parse_json, read_json, refuse_lfs_pointer
 from runtime.errors import RFError
 from runtime.tokenizer import MAX_TOKENIZER_BYTES
 
 SHARD_BYTES = 2_000_000_000
 MAX_HEADER_BYTES = 16 << 20  # more than 100,000 tensors
-LFS_POINTER = b"version https://git-lfs"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -111,7 +110,6 @@ def load_config(folder: Path) -> ModelConfig:
         raise RFError(f"{folder} is not a folder; expected a checkpoint with config.json and model.safetensors")
     if not (folder / "config.json").exists():
         raise RFError(f"{folder} has no config.json; expected a folder written by rf-export train")
-    _refuse_pointer(folder / "config.json")
     return ModelConfig.from_dict(
         read_json(folder / "config.json"), f"{folder}/config.json does not describe an RF model"
     )
@@ -176,8 +174,7 @@ def _weight_map(folder: Path) -> dict[Path, set[str] | None]:
 def _refuse_pointer(file: Path) -> None:
     """Refuse what git-lfs leaves in place of a file that it has not fetched; raises RFError."""
     with file.open("rb") as stream:
-        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise RFError(f"{file} is a pointer of git-lfs, not the file itself. Fetch it with: git lfs pull")
+        refuse_lfs_pointer(file, stream.read(len(LFS_START)))
 
 
 def _read_shard(file: Path) -> dict[str, torch.Tensor]:
@@ -229,6 +226,5 @@ def copy_tokenizer(folder: Path, target: Path) -> None:
     """Copy `tokenizer.json`; raises RFError if the checkpoint has none, or it says something twice."""
     if not (folder / "tokenizer.json").is_file():
         raise RFError(f"{folder} has no tokenizer.json (Hugging Face tokenizers format); add the model's own")
-    _refuse_pointer(folder / "tokenizer.json")
     read_json(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)  # the library takes a word that is there twice
     shutil.copyfile(folder / "tokenizer.json", target)

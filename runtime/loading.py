@@ -120,7 +120,10 @@ def load_model(
 
 def open_tokenizer(bundle: Bundle) -> PromptTokenizer:
     """The tokenizer of a bundle."""
-    return PromptTokenizer(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.model.vocab_size)
+    manifest = bundle.manifest
+    ids = manifest.understanding
+    control_ids = () if ids is None else (ids.start_id, *ids.stop_ids)
+    return PromptTokenizer(bundle.file(manifest.tokenizer.file), manifest.model.vocab_size, control_ids=control_ids)
 
 
 def _choose_engine(

@@ -30,7 +30,7 @@ from runtime.bundle.manifest import (
     compute_bundle_id,
     format_manifest,
 )
-from runtime.bundle.strict_json import read_json
+from runtime.bundle.strict_json import LFS_START, read_json, refuse_lfs_pointer
 from runtime.errors import RFError
 from runtime.signature import GraphName, Precision, Variant
 
@@ -141,6 +141,8 @@ def check_files(folder: Path, files: dict[str, FileEntry], verify: Verify) -> No
             raise RFError(f"{path} is missing: the folder is incomplete. Copy it again, or make it again.", "damaged")
         size = path.stat().st_size
         if size != entry.size:
+            with path.open("rb") as file:
+                refuse_lfs_pointer(path, file.read(len(LFS_START)))
             raise RFError(
                 f"{path} has {size} bytes and {entry.size} are expected: it is damaged or was cut off. "
                 "Copy it again, or make it again.",

@@ -20,6 +20,7 @@ from runtime.errors import RFError
 
 MAX_JSON_BYTES: Final = 16 << 20  # a manifest has less than 1 MiB; parsed, JSON takes up to 30 times its size
 MAX_JSON_DEPTH: Final = 50
+LFS_START: Final = b"version https://git-lfs.github.com/spec/"  # of the pointer files of git-lfs
 _SEAL: Final = "checksum"
 LARGEST: Final = sys.float_info.max
 _NAMES: Final = {int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list"}
@@ -142,11 +143,19 @@ def read_limited(path: Path, limit: int) -> bytes:
             raise RFError(f"{path} is not a file.")
         if found.st_size > limit:
             raise RFError(f"{path} has {found.st_size} bytes, and at most {limit} are read. It is no such file.")
-        return path.read_bytes()
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise RFError(f"{path} does not exist.") from None
     except OSError as error:
         raise RFError(f"{path} cannot be read: {error.strerror}.") from error
+    refuse_lfs_pointer(path, content)
+    return content
+
+
+def refuse_lfs_pointer(path: Path, start: bytes) -> None:
+    """Raise RFError where a file begins as what git-lfs leaves in place of one that it has not downloaded yet."""
+    if start.startswith(LFS_START):
+        raise RFError(f"{path} is a pointer of git-lfs, not the file itself. Fetch it with: git lfs pull")
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:

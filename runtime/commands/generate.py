@@ -89,6 +89,7 @@ def generate(
     chosen = _chosen(options, base)
     outputs.require(len(prompts))
     pipeline = arg.load(bundle, options)
+    _note_blank(prompts)
     with arg.usage_errors():
         plan = plan_drawing(chosen, pipeline.bundle.manifest)
         require_fit(changes, plan.grid, pipeline.bundle.manifest)
@@ -124,6 +125,14 @@ def _all_prompts(prompts: tuple[str, ...], file: Path | None) -> tuple[str, ...]
     if not prompts:
         raise click.UsageError("there is nothing to draw; give a PROMPT, or a file that holds some with --prompts")
     return prompts
+
+
+def _note_blank(prompts: tuple[str, ...]) -> None:
+    """Say that a blank prompt asks for nothing: a variable of a script may be empty unawares."""
+    blank = [str(number) for number, prompt in enumerate(prompts, 1) if not prompt.strip()]
+    if blank:
+        which = "the prompt is" if len(prompts) == 1 else f"prompt {', '.join(blank)} of {len(prompts)} is"
+        click.echo(f"note: {which} blank, so the model draws whatever it likes; give words to say what", err=True)
 
 
 def _chosen(options: Mapping[str, Any], base: "RepGrid | None") -> "GenerationOptions":

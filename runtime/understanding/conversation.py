@@ -76,9 +76,9 @@ class Conversation:
         self._features += rows
 
     def say(self, text: str) -> None:
-        """Add a text that is no question; raises RFError for words that the model does not know."""
+        """Add a text that is no question; raises RFError for one that the model cannot read whole."""
         self._refuse_while_answering()
-        ids = self._loaded.tokenizer.encode(text, self._loaded.manifest.model.max_positions)
+        ids = self._loaded.tokenizer.encode(text, self._loaded.manifest.model.max_positions, "text")
         self._require_room(len(ids))
         self._ids += ids
 
@@ -120,7 +120,7 @@ class Conversation:
             if not token_ids or not 0 <= min(token_ids) <= max(token_ids) < self._loaded.manifest.model.vocab_size:
                 raise RFError("token_ids must be at least one id that the model knows.")
             plan = replace(plan, max_tokens=len(token_ids))
-        words = self._loaded.tokenizer.encode(question, self._loaded.manifest.model.max_positions)
+        words = self._loaded.tokenizer.encode(question, self._loaded.manifest.model.max_positions, "question")
         self._require_room(1 + len(words) + plan.max_tokens - 1)
         asked = [self._format.start_id, *words]
         return self._answer(question, asked, plan, seed, history, token_ids, len(self._ids))

@@ -14,6 +14,7 @@ from PIL import Image
 
 import cli
 from runtime.commands.generate import is_shown
+from runtime.commands.vocabulary import format_vocabulary
 from runtime.pictures.png import read_parameters
 
 ROOT = Path(__file__).parents[2]
@@ -144,3 +145,28 @@ def test_eval_scores_the_reference_checkpoint_and_writes_a_sheet(tmp_path: Path)
     assert result["score"]["overall"]["value"] >= 0.5  # 81% of 200: at least 2 of these 4, from fixed seeds
     assert result["score"]["checker"]["accepted"]["overall"]["value"] > 0.99
     assert read_parameters(tmp_path / "sheet.png")["prompts"]
+
+
+def test_inspect_tells_the_vocabulary(tiny_bundle: Path) -> None:
+    told = json.loads(run("inspect", tiny_bundle, "--vocabulary", "--json"))
+    assert {"red", "car", "fish"} <= set(told["words"]) and told["pieces"] == []
+    assert told["control"] == ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
+    text = run("inspect", tiny_bundle, "--vocabulary")
+    assert set(told["words"]) <= set(text.split()) and text.startswith(f"{len(told['words'])} words, 0 pieces")
+
+
+def test_of_a_large_vocabulary_the_first_words_are_told() -> None:
+    words = [f"word{i}" for i in range(501)]
+    text = format_vocabulary({"words": words, "pieces": ["s", "\n"], "control": ["<s>"]})
+    assert "word499" in text and "word500" not in text and "... and 1 more; all of them with --json" in text
+    assert "control: <s>" in text and "made of pieces" in text
+
+
+def test_a_blank_prompt_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
+    def note(*prompts: str) -> str:
+        words = ["generate", tiny_bundle, *prompts, "--steps", 1, "-o", tmp_path / "a.png"]
+        return CliRunner().invoke(cli.main, list(map(str, words)), catch_exceptions=False).stderr
+
+    assert "note: the prompt is blank, so the model draws whatever it likes" in note(" ")
+    assert "note: prompt 1, 3 of 3 is blank" in note("", "a car", "\t")
+    assert "blank" not in note("a car")

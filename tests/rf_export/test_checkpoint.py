@@ -382,7 +382,8 @@ def test_a_tokenizer_file_like_those_of_qwen_is_used_as_it_is(model: RFModel, tm
         assert ids == qwen.encode(prompt).ids
         assert qwen.decode(ids) == prompt
     assert prompts.encode("cafe\u0301", 9) == prompts.encode("caf\u00e9", 9)
-    assert prompts.encode("<|im_start|>", 9) == [qwen.token_to_id("<|im_start|>")]
+    spelt = prompts.encode("<|im_start|>", 20)
+    assert qwen.token_to_id("<|im_start|>") not in spelt and qwen.decode(spelt) == "<|im_start|>"
     with pytest.raises(RFError, match=r"makes ids up to .* and the model knows"):
         PromptTokenizer(tmp_path / "tokenizer.json", qwen.get_vocab_size() - 1)
 

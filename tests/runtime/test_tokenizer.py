@@ -75,7 +75,45 @@ def test_padding_and_truncation_in_the_file_are_ignored(tmp_path):
     assert loaded.encode("a red car", 10) == [1, 2, 3]
 
 
-def test_without_an_unknown_token_the_tokenizer_is_trusted(tmp_path):
-    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert PromptTokenizer(tmp_path / "tokenizer.json", 2).encode("abz", 10) == [0, 1]
+def test_the_nearest_words_are_named(tokenizer):
+    with pytest.raises(
+        RFError, match=r"does not know 'Cra', 'fihs', 'qqq' in .* for 'Cra' 'car', for 'fihs' 'fish'\. "
+    ):
+        tokenizer.encode("a Cra, fihs qqq", 20)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("prompt", r"takes 2 for this size of picture\."), ("question", r"takes 2\."), ("text", r"takes 2\.")],
+)
+def test_a_text_is_called_what_it_is(tokenizer, what, message):
+    with pytest.raises(RFError, match=f"The {what} has 3 tokens and the model {message}"):
+        tokenizer.encode("a red car", 2, what)
+    with pytest.raises(RFError, match=f"does not know 'b' in the {what} 'b'"):
+        tokenizer.encode("b", 2, what)
+    with pytest.raises(RFError, match=f"A {what} must be a text, got int"):
+        tokenizer.encode(1, 2, what)
+
+
+def test_a_vocabulary_is_words_pieces_and_control_tokens(tmp_path):
+    def vocabulary(model, *special):
+        tokenizer = Tokenizer(model)
+        tokenizer.add_special_tokens(list(special))
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        return PromptTokenizer(tmp_path / "tokenizer.json", 20).vocabulary
+
+    def numbered(*tokens):
+        return {token: index for index, token in enumerate(tokens)}
+
+    words = models.WordLevel(numbered("[UNK]", "[PAD]", "red", "a"), unk_token="[UNK]")
+    assert vocabulary(words, "[END]") == (["red", "a"], [], ["[UNK]", "[PAD]", "[END]"])
+    pieces = models.WordPiece(numbered("[UNK]", "red", "##s"), unk_token="[UNK]")
+    assert vocabulary(pieces) == (["red"], ["s"], ["[UNK]"])
+    assert vocabulary(models.BPE(numbered("s", "\u0120red", "\u0120", "\u0120\u00c3\u00a9"), [])) == (
+        ["red", " ", "\u00e9"],
+        ["s"],
+        [],
+    )
+    assert vocabulary(models.BPE(numbered("red", "s</w>"), [], end_of_word_suffix="</w>")) == (["s"], ["red"], [])
+    unigram = models.Unigram([("<unk>", 0.0), ("<0x00>", 0.0), ("\u2581red", 0.0), ("s", 0.0)], unk_id=0)
+    assert vocabulary(unigram) == (["red"], ["s"], ["<unk>", "<0x00>"])
