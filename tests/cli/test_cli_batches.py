@@ -12,7 +12,7 @@ from running import invoke, refused, run
 
 from runtime import GenerationOptions, Pipeline
 from runtime.backends.host.machine import UsableMemory
-from runtime.commands.generate import BATCH_BYTES, BATCH_OF_OLD_BUNDLES, fitting_batch
+from runtime.commands.generate import BATCH, fitting_batch
 from runtime.commands.memory_plan import Workload, drawing_memory
 from runtime.pictures.png import read_parameters
 
@@ -50,22 +50,37 @@ def test_batches_draw_what_one_batch_draws(
     assert np.abs(strips[0] - strips[1]).max() <= 1
 
 
-@pytest.mark.parametrize("available", [None, 96 << 20, 48 << 20, 1])
-def test_a_batch_is_what_the_memory_holds(
+@pytest.mark.parametrize("available", [None, 1 << 40, 96 << 20, 80 << 20, 70 << 20, 1])
+def test_a_batch_is_what_half_of_the_memory_holds(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, available: int | None
 ) -> None:
     memory = None if available is None else UsableMemory(1 << 40, available, 0)
     monkeypatch.setattr("runtime.backends.host.machine.usable_memory", lambda: memory)
     requests = pipeline.check(["a red car"] * 500, options=GenerationOptions(height=32, width=32))
-    size = fitting_batch(pipeline, requests)
-    limit = min(BATCH_BYTES, (available or 2 * BATCH_BYTES) // 2)
     model, prompt = pipeline.bundle.manifest.model, len(requests[0].ids)
-    need = [
-        drawing_memory(model, "fp32", 0, Workload(num_requests=n, height=32, width=32, prompt_tokens=prompt)).total
-        for n in (size, size + 1)
-    ]
-    assert need[0] <= limit or size == 1
-    assert need[1] > limit
+
+    def fits(num_requests: int) -> bool:
+        work = Workload(num_requests=num_requests, height=32, width=32, prompt_tokens=prompt)
+        return available is None or drawing_memory(model, "fp32", 0, work).total <= available // 2
+
+    size = fitting_batch(pipeline, requests)
+    assert size == 1 or fits(size)
+    assert size == BATCH or not fits(size + 1)
+
+
+def test_more_prompts_take_no_more_memory_at_once(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    run_batch = Pipeline.run
+
+    def watched(self: Pipeline, requests: Any, **options: Any) -> Any:
+        drawn.append(len(requests))
+        return run_batch(self, requests, **options)
+
+    monkeypatch.setattr(Pipeline, "run", watched)
+    run("generate", tiny_bundle, *["a red car"] * 19, "--steps", "1", "-o", tmp_path / "x.png")
+    assert drawn == [8, 8, 3]
 
 
 def test_an_old_bundle_that_tells_no_sizes_is_drawn_in_small_batches(pipeline: Pipeline) -> None:
@@ -73,7 +88,7 @@ def test_an_old_bundle_that_tells_no_sizes_is_drawn_in_small_batches(pipeline: P
     old = replace(manifest, model=replace(manifest.model, num_heads=None))
 
     loaded: Any = SimpleNamespace(bundle=replace(pipeline.bundle, manifest=old), precision="fp32", engine=None)
-    assert fitting_batch(loaded, pipeline.check(["a red car"])) == BATCH_OF_OLD_BUNDLES
+    assert fitting_batch(loaded, pipeline.check(["a red car"])) == BATCH
 
 
 @pytest.mark.parametrize(("dims", "size"), [({"batch": "1:1:4"}, 4), ({"batch": "2:2:2"}, 2), ({}, None)])

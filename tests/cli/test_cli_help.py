@@ -81,3 +81,13 @@ def test_options_are_completed() -> None:
     words = {"COMP_WORDS": "rf-export generate --pre", "COMP_CWORD": "2"}
     offered = program(_RF_EXPORT_COMPLETE="bash_complete", **words).split()
     assert {"plain,--preview", "plain,--precision"} <= set(offered)
+
+
+def test_the_terminal_is_for_commands_only() -> None:
+    """Whoever embeds a library has a log and a progress of their own."""
+    allowed = {"cli.py", "rf_export/commands.py"}
+    packages = ("runtime", "engines", "calibration", "verification", "rf_export")
+    for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        if name not in allowed and not name.startswith("runtime/commands/"):
+            assert not re.search(r"^\s*(import|from) (click|rich)\b", path.read_text("utf-8"), re.MULTILINE), name
