@@ -2,7 +2,7 @@
 
 It has seen composed scenes and spoilt artwork only, never a generated picture. Runs in numpy, so that a
 picture can be judged without torch. Knows nothing of captions or of right and wrong: that is `metric.py`. How
-it was trained is in `train_checker.py`. It knows only the objects, colours and styles named in
+it was trained is in `examples/checker/train.py`. It knows only the objects, colours and styles named in
 `checker.json`.
 
 Legend: B pictures, C channels, G cells per side of the output grid (one cell = `CELL` x `CELL` pixels).
@@ -168,7 +168,7 @@ def checker_from_bytes(weights: bytes, facts: Mapping[str, Any]) -> Checker:
         found = f"format {facts.get('format_version')} for data {facts.get('data_version')}"
         raise ValueError(
             f"the checker is of {found}, expected format {FORMAT_VERSION} for data {DATA_VERSION}: "
-            "train it again with python -m rf_export.evaluation.train_checker"
+            "train it again with python -m examples.checker.train"
         )
     digest = hashlib.sha256(weights).hexdigest()
     if digest != facts["weights_sha256"]:

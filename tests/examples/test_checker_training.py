@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from examples.checker.practice import SPOILERS, draw_looks, practice_batch
+from examples.checker.train import STYLES, Detector, TrainingConfig, train
 from rf_export.evaluation.checker import CELL, checker_scenes, run_network
-from rf_export.evaluation.practice import SPOILERS, draw_looks, practice_batch
-from rf_export.evaluation.train_checker import STYLES, Detector, TrainingConfig, train
 
 SCENES = checker_scenes(STYLES)
 

@@ -1,4 +1,4 @@
-"""Trains the checker on composed scenes: `python -m rf_export.evaluation.train_checker`.
+"""Trains the checker on composed scenes: `python -m examples.checker.train`.
 
 Deterministic from the seed, on one thread, for a given torch release. Knows nothing of generated pictures: a
 checker tuned on what it judges would flatter it.
@@ -21,7 +21,8 @@ from safetensors.numpy import save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rf_export.evaluation.accuracy import measure_checker
+from examples.checker.accuracy import measure_checker
+from examples.checker.practice import NAMED_HEAT, PracticeBatch, practice_batch
 from rf_export.evaluation.checker import (
     FACTS_FILE,
     FORMAT_VERSION,
@@ -31,7 +32,6 @@ from rf_export.evaluation.checker import (
     checker_scenes,
     load_checker,
 )
-from rf_export.evaluation.practice import NAMED_HEAT, PracticeBatch, practice_batch
 from rf_export.training.scenes import COLOURS, DATA_VERSION, SceneConfig
 from runtime.commands.terminal import progress
 
@@ -201,7 +201,7 @@ def save_checker(
 def main(evaluate: bool, num: int, test_seed: int, num_steps: int, seed: int, folder: Path) -> None:
     """Train the checker (about 11 minutes on one core), measure it, and write checker.safetensors and .json.
 
-    Example: python -m rf_export.evaluation.train_checker --evaluate --num 400
+    Example: python -m examples.checker.train --evaluate --num 400
     """
     if evaluate:
         click.echo(json.dumps(measure_checker(load_checker(folder), num, test_seed), indent=1))
@@ -209,7 +209,7 @@ def main(evaluate: bool, num: int, test_seed: int, num_steps: int, seed: int, fo
     config = TrainingConfig(num_steps=num_steps, seed=seed)
     scenes = checker_scenes(STYLES)
     weights, minutes = train_with_progress(config, scenes)
-    command = f"python -m rf_export.evaluation.train_checker --num-steps {num_steps} --seed {seed}"
+    command = f"python -m examples.checker.train --num-steps {num_steps} --seed {seed}"
     facts = {**vars(config), "command": command, "cpu_minutes": round(minutes, 1), "torch": torch.__version__}
     save_checker(folder, weights, scenes, facts)
     click.echo(f"Wrote {folder / WEIGHTS_FILE.name} and {FACTS_FILE.name}.", err=True)

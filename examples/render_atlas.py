@@ -5,7 +5,7 @@ Run once by a maintainer (the result, `atlas.png`, is committed, so training nee
     npm install --ignore-scripts @lobehub/fluent-emoji-3d@1.1.0 @lobehub/fluent-emoji-flat@1.1.0 \
         @iconify-json/noto@1.2.9 @twemoji/svg@15.0.0
     pip install resvg_py
-    python rf_export/training/art/render_atlas.py node_modules
+    python examples/render_atlas.py node_modules
 
 Knows nothing of scenes: one row of sprites per style, one column per object.
 """
@@ -97,7 +97,7 @@ def trim_and_fit(picture: Image.Image) -> Image.Image:
 
 
 def main() -> None:
-    """Write `atlas.png` and `atlas.json` beside this file."""
+    """Write `atlas.png` and `atlas.json` where the scenes read them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("packages", type=Path, help="the node_modules folder with the four packages")
     packages = parser.parse_args().packages
@@ -106,7 +106,7 @@ def main() -> None:
         for column, code_point in enumerate(OBJECTS.values()):
             sprite = trim_and_fit(load_artwork(packages, style, code_point))
             atlas.paste(sprite, (column * SPRITE_SIZE, row * SPRITE_SIZE))
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1] / "rf_export/training/art"
     atlas.save(folder / "atlas.png", optimize=True)
     layout = {"version": 1, "sprite_size": SPRITE_SIZE, "styles": STYLES, "objects": list(OBJECTS)}
     (folder / "atlas.json").write_text(json.dumps(layout, indent=1) + "\n")

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from examples.checker.practice import SPOILERS, Look, paste, roughened
 from rf_export.evaluation.checker import Checker
 from rf_export.evaluation.metric import Rate, SceneScore, evaluation_demands, judge, score_pictures
-from rf_export.evaluation.practice import SPOILERS, Look, paste, roughened
 from rf_export.training.scenes import COLOURS, Demand, Item, SceneConfig, compose, place
 
 REFERENCE_STYLES = ("fluent-flat", "fluent-3d")  # those of the reference model's scenes
