@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,7 +121,7 @@ def demo_page(folder: Path, bundle: Path, bench: dict[str, Any]) -> str:
     asked = Asked(kind="colour", picture=picture, question=f"what is {HOSTILE} ?", right=frozenset({"red"}))
     read = demo.Read([agreement(HOSTILE, "a car")] * 3, [[(asked, HOSTILE)]], 1.0)
     manifest = open_bundle(bundle).manifest
-    manifest = replace(manifest, verified={HOSTILE: manifest.verified["fp32"]})
+    manifest = manifest.replace(verified={HOSTILE: manifest.verified["fp32"]})
     demo.write_report(folder, manifest, drawn, read, bench, 1.5)
     return (folder / "report.html").read_text()
 
@@ -207,7 +206,7 @@ def test_the_benchmark_document_is_what_its_results_say() -> None:
     results = ROOT / "benchmarks/results"
     names = [f"cpu-{name}-1-threads" for name in ("reference", "base-90m", "qwen3-0.6b")]
     read = [json.loads((results / f"{name}-amd-epyc.json").read_text()) for name in (*names, "planted-reference")]
-    assert document(read[:-1], read[-1]) == (ROOT / "docs/benchmarks.md").read_text()
+    assert document(read[:-1], read[-1]) == (ROOT / "docs/benchmarks-cpu.md").read_text()
     for run in (run for result in read[:-1] for run in result["runs"]):
         for ours, stages in run["speedups"].items():
             for stage, rows in stages.items():
