@@ -25,6 +25,7 @@ import onnx_ir as ir
 from calibration.config import PER_COLUMN, Format
 from calibration.histogram import LEVELS
 from calibration.layers import product_of, scale_owner
+from verification.graphs.taps import LOWERED
 
 # What DequantizeLinear needs; graphs keep the opset of their source otherwise, for old parsers.
 OPSET_OF_HALF: Final = 19
@@ -192,7 +193,7 @@ def _quantise_layer(graph: ir.Graph, weight: str, choice: Choice) -> int:
     block = block_size(len(matrix), largest_block) if has_blocks else len(matrix)
     found = QuantisedWeight.of(matrix, levels, block, dtype)
     if (found.lifts > 1).any():
-        _multiply_output(graph, node, _constant(graph, f"{weight}.lowered", (1 / found.lifts).astype(dtype)))
+        _multiply_output(graph, node, _constant(graph, f"{weight}{LOWERED}", (1 / found.lifts).astype(dtype)))
     if choice.format == "static":
         scale = _constant(graph, f"{weight}.input_scale", stored_scales(choice.input_range, LEVELS, dtype))
         zero = _constant(graph, f"{weight}.input_zero_point", np.array(0, np.int8))

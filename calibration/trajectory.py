@@ -13,17 +13,15 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
-from calibration.layers import Layer, product_of
+from calibration.layers import Layer
 from calibration.statistics import Activations, Recorded
 from runtime.backends.interface import Arrays, Backend, Session
 from runtime.events import PictureEvent
 from runtime.pictures.load import Picture, load_pixels
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName
-from verification.graphs.taps import TappedSession
-from verification.graphs.weights import WeightFile
+from verification.graphs.taps import TappedSession, add_taps
 
 GUIDED: Final[tuple[GraphName, ...]] = ("rep_decoder", "denoiser")
 NUM_EXAMPLES: Final = 4  # to time and compare candidates with
@@ -73,9 +71,9 @@ def draw_recorded(
             path = graph_file(base, name)
             weights = [weight for graph, weight in tapped if graph == name]
             out = folder / f"taps.{name}.onnx"
-            with WeightFile(folder, f"weights/taps.{name}.bin") as file:
-                files += [out, file.path]
-                taps = _add_taps(path, out, weights, file)
+            files += [out, out.with_suffix(".bin")]
+            found = add_taps(path, out, [_tap_of(weight) for weight in weights])
+            taps = {weight: found[_tap_of(weight)] for weight in weights}
             session = backend.open(out, num_threads=base.num_threads, compiled=False)
             sessions[name] = TappedSession(session, base.sessions[name].signature, _taker(recording, name, taps))
         pipeline = base.with_sessions(sessions)
@@ -87,6 +85,11 @@ def draw_recorded(
     finally:
         for path in files:
             path.unlink(missing_ok=True)
+
+
+def _tap_of(weight: str) -> str:
+    """The tap of what goes into the product with a weight."""
+    return f"{weight.removeprefix('model.').removesuffix('.weight')} input"
 
 
 def graph_file(pipeline: Pipeline, name: GraphName) -> Path:
@@ -126,22 +129,6 @@ def _taker(
                 activations.add(step, guidance, rows.reshape(-1, values.shape[-1]), where)
 
     return take
-
-
-def _add_taps(path: Path, out: Path, weights: Sequence[str], file: WeightFile) -> dict[str, str]:
-    """Write a graph that also puts out the inputs of some products; weight -> name of the output."""
-    model = ir.load(path)
-    taps: dict[str, str] = {}
-    outputs = {value.name for value in model.graph.outputs}
-    for weight in weights:
-        value = product_of(model.graph, weight).inputs[0]
-        assert value is not None and value.name is not None
-        taps[weight] = value.name
-        if value.name not in outputs and not value.is_graph_input():
-            model.graph.outputs.append(value)
-            outputs.add(value.name)
-    file.save(model, out.name)
-    return taps
 
 
 def plan_passes(

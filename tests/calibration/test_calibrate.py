@@ -273,7 +273,7 @@ def test_a_recording_under_other_defaults_is_not_taken(calibrated, tmp_path):
     folder, recorded = shutil.copytree(calibrated, tmp_path / "bundle"), tmp_path / "cache.npz"
     shutil.copy(calibrated.parent / "bundle.fp32.calibration.npz", recorded)
     manifest = open_bundle(folder).manifest
-    write_manifest(folder, replace(manifest, sampling=replace(manifest.sampling, num_steps=9)))
+    write_manifest(folder, manifest.replace(sampling=manifest.sampling.replace(num_steps=9)))
     with pytest.raises(RFError, match="is of something else: other defaults of sampling"):
         calibrate(folder, PROMPTS, CONFIG, cache_path=recorded)
 

@@ -25,6 +25,7 @@ from rf_export.lint.rules import takers
 from rf_export.lint.targets import KNOWN_TARGETS
 from runtime.bundle.folder import describe_file, open_bundle, write_manifest
 from runtime.signature import GRAPHS, Variant
+from verification.graphs.taps import add_taps
 from verification.graphs.weights import WeightFile
 
 DTYPES = st.sampled_from([np.float16, np.float32])
@@ -121,6 +122,16 @@ def test_a_graph_computes_what_it_did_of_any_magnitude(format, block, most, dtyp
     assert (np.abs(found - exact) <= most * lengths + nothing).all()
 
 
+def test_a_tap_of_a_lifted_product_is_what_it_is_after_that_was_undone(tmp_path):
+    for magnitude in (1e-5, 1.0):
+        model = one_product(weight_of([magnitude] * 32, 32, np.float16))
+        quantise(model, {"model.layer.weight": Choice("weight-only", block=0)})
+        assert (len(model.graph) == 3) == (magnitude < 1)
+        ir.save(model, tmp_path / "graph.onnx")
+        assert add_taps(tmp_path / "graph.onnx", tmp_path / "taps.onnx")["layer output"] == "y"
+        assert add_taps(tmp_path / "graph.onnx", tmp_path / "taps.onnx", ["layer input"]) == {}, "it is the input"
+
+
 def activations_of(x):
     found = Activations(x.shape[1], 1)
     found.add(0, 0, x, "here")
@@ -213,10 +224,10 @@ def small_bundle(tiny_bundle, tmp_path_factory):
                 shrink(key, weight)
                 value.const_value = ir.tensor(weight, name=key)
             path = file.save(model, f"{name}.small.onnx")
-            entries.append(replace(entry, file=f"graphs/{path.name}", weights=("graphs/weights/small.bin",)))
+            entries.append(entry.replace(file=f"graphs/{path.name}", weights=("graphs/weights/small.bin",)))
     kept = {file: entry for file, entry in manifest.files.items() if not file.startswith("graphs/")}
     files = kept | {file: describe_file(bundle / file) for entry in entries for file in entry.files}
-    write_manifest(bundle, replace(manifest, graphs=tuple(entries), files=files))
+    write_manifest(bundle, manifest.replace(graphs=tuple(entries), files=files))
     calibrate(bundle, PROMPTS[:4], replace(CONFIG, target="tensorrt", force=False), lint=takers)
     return bundle
 

@@ -6,7 +6,7 @@ dialect have the same names. Knows nothing of drawings.
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from runtime.signature import GraphSignature
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+LOWERED: Final = ".lowered"  # ends the name of what undoes the lifted columns of an INT8 weight
 _PARAMETER: Final = re.compile(r"model\.(?P<path>.+?)\.weight")
 
 
@@ -59,12 +60,13 @@ def products(graph: "ir.Graph") -> "Iterator[ir.Node]":
             yield node
 
 
-def add_taps(source: Path, out: Path) -> dict[str, str]:
+def add_taps(source: Path, out: Path, only: Collection[str] | None = None) -> dict[str, str]:
     """Write a copy of a graph that also puts out its taps.
 
     Args:
         source: The graph.
-        out: The copy; its weights go beside it.
+        out: The copy; its weights go beside it, into a file named alike that ends in `.bin`.
+        only: Names of the taps that are wanted; None for all.
 
     Returns:
         Name of each tap -> name of the output, in the order of the graph.
@@ -78,16 +80,26 @@ def add_taps(source: Path, out: Path) -> dict[str, str]:
         path = _parameter_of(node)
         if path is None:
             continue
-        for kind, value in (("input", node.inputs[0]), ("output", node.outputs[0])):
+        for name, value in ((f"{path} input", node.inputs[0]), (f"{path} output", _result_of(node))):
             assert value is not None and value.name is not None
-            if value.is_graph_input() or value.is_initializer():
+            if value.is_graph_input() or value.is_initializer() or not (only is None or name in only):
                 continue
-            taps[f"{path} {kind}"] = value.name
+            taps[name] = value.name
             if value.name not in outputs:
                 model.graph.outputs.append(value)
                 outputs.add(value.name)
     ir.save(model, out, external_data=f"{out.stem}.bin")
     return taps
+
+
+def _result_of(node: "ir.Node") -> "ir.Value":
+    """What a product puts out; of one whose columns INT8 lifted, what it is after that was undone."""
+    (result,) = node.outputs
+    readers = [use.node for use in result.uses()]
+    is_lifted = (
+        len(readers) == 1 and readers[0].op_type == "Mul" and (readers[0].inputs[1].name or "").endswith(LOWERED)  # type: ignore[union-attr]
+    )
+    return readers[0].outputs[0] if is_lifted else result
 
 
 def _parameter_of(node: "ir.Node") -> str | None:
