@@ -7,7 +7,6 @@ several models.
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -39,8 +38,7 @@ def random_config(rng: np.random.Generator) -> ModelConfig:
     rows, columns = rng.integers(1, max_grid + 1, 2).tolist()
     heads = int(rng.integers(1, 4))
     rep_vocabulary = int(rng.integers(8, 300))
-    return dataclasses.replace(
-        preset("tiny"),
+    return preset("tiny").replace(
         hidden_size=8 * int(rng.integers(2, 9)),
         num_layers=int(rng.integers(1, 5)),
         num_heads=kv_heads * int(rng.integers(1, 4)),

@@ -132,7 +132,8 @@ class TensorRTBuilder:
         capabilities = self._config.compute_capabilities
         if not capabilities:
             return require_gpu(
-                "to compile for an RTX card on this machine use --backend tensorrt-rtx --compute-capability 8.9"
+                "to compile for an RTX card on this machine use --backend tensorrt-rtx --compute-capability 8.9, and "
+                "to draw without a GPU use --backend ort"
             )
         if self._name != "tensorrt-rtx":
             raise RFError(

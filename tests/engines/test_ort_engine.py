@@ -13,6 +13,7 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -181,7 +182,7 @@ def change_files(bundle, changes):
     path = bundle / "manifest.json"
     content = json.loads(path.read_text())
     del content["checksum"]
-    content["files"] |= {name: dataclasses.asdict(entry) for name, entry in changes.items()}
+    content["files"] |= {name: msgspec.structs.asdict(entry) for name, entry in changes.items()}
     content["bundle_id"] = compute_bundle_id({name: FileEntry(**entry) for name, entry in content["files"].items()})
     path.write_text(json.dumps(content))
 

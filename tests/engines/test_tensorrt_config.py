@@ -1,8 +1,8 @@
 """Options, profiles and targets of TensorRT engines: what is refused, and what comes of four dimensions."""
 
-import dataclasses
 import platform
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,7 +118,7 @@ def test_dimensions_that_the_model_lacks_are_refused(given_dims, message):
 
 
 def test_large_pictures_leave_room_for_a_prompt_or_are_refused():
-    small = dataclasses.replace(MODEL, max_positions=10)
+    small = msgspec.structs.replace(MODEL, max_positions=10)
     with pytest.raises(RFError, match="leave no room for a prompt"):
         resolve_dims(small, {"height": DimRange(32, 32, 32)})
 
@@ -168,7 +168,7 @@ HERE = Target("tensorrt", "10.13.3.9", f"{platform.machine()} sm_89")
     ],
 )
 def test_an_engine_runs_with_its_version_or_later_ones_of_its_major_version(version, fits):
-    assert version_fits(dataclasses.replace(HERE, version=version), HERE) is fits
+    assert version_fits(msgspec.structs.replace(HERE, version=version), HERE) is fits
 
 
 @pytest.mark.parametrize(
@@ -177,17 +177,17 @@ def test_an_engine_runs_with_its_version_or_later_ones_of_its_major_version(vers
 )
 def test_an_engine_runs_on_the_devices_that_it_was_built_for(capabilities, fits):
     names = [f"{platform.machine()} sm_{capability.replace('.', '')}" for capability in capabilities]
-    assert device_fits(dataclasses.replace(HERE, device=any_device(names)), HERE) is fits
+    assert device_fits(msgspec.structs.replace(HERE, device=any_device(names)), HERE) is fits
 
 
 @pytest.mark.parametrize(("number", "fits"), [("80", True), ("89", True), ("90", False), ("100", False)])
 def test_an_engine_for_a_generation_runs_on_later_ones(number, fits):
-    built = dataclasses.replace(HERE, device=from_capability(f"{platform.machine()} sm_{number}"))
+    built = msgspec.structs.replace(HERE, device=from_capability(f"{platform.machine()} sm_{number}"))
     assert device_fits(built, HERE) is fits
-    assert not device_fits(dataclasses.replace(HERE, device=from_capability(f"other sm_{number}")), HERE)
+    assert not device_fits(msgspec.structs.replace(HERE, device=from_capability(f"other sm_{number}")), HERE)
 
 
 def test_devices_are_compared_as_they_are_where_they_say_nothing_else():
     ort = Target("ort", from_version("1"), "x86_64 avx avx2")
     assert device_fits(ort, ort)
-    assert not device_fits(dataclasses.replace(ort, device="x86_64 avx"), ort)
+    assert not device_fits(msgspec.structs.replace(ort, device="x86_64 avx"), ort)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -78,7 +79,7 @@ def test_a_size_that_the_model_does_not_draw_is_refused():
 
 def test_a_bundle_that_does_not_tell_its_widths_has_to_be_exported_again():
     with pytest.raises(RFError, match="Export it again"):
-        drawing_memory(replace(MODEL, num_heads=None), "fp32", 0, Workload())
+        drawing_memory(msgspec.structs.replace(MODEL, num_heads=None), "fp32", 0, Workload())
 
 
 def test_inspect_shows_it_for_every_precision(tiny_bundle):
