@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from rf_export.config import ModelConfig
 from rf_export.model import RFModel
 from runtime.bundle.atomic import write_file, write_text
-from runtime.bundle.strict_json import LFS_START, parse_json, read_json, refuse_lfs_pointer
+from runtime.bundle.strict_json import LFS_START, parse_json, read_json, read_limited, refuse_lfs_pointer
 from runtime.errors import RFError
-from runtime.tokenizer import MAX_TOKENIZER_BYTES
+from runtime.tokenizer import MAX_TOKENIZER_BYTES, PromptTokenizer
 
 SHARD_BYTES = 2_000_000_000
 MAX_HEADER_BYTES = 16 << 20  # more than 100,000 tensors
@@ -222,9 +222,15 @@ def checkpoint_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def copy_tokenizer(folder: Path, target: Path) -> None:
-    """Copy `tokenizer.json`; raises RFError if the checkpoint has none, or it says something twice."""
-    if not (folder / "tokenizer.json").is_file():
+def copy_tokenizer(folder: Path, target: Path, vocab_size: int) -> None:
+    """Copy `tokenizer.json`; raises RFError if there is none, it is none, or it makes ids that the model lacks."""
+    source = folder / "tokenizer.json"
+    if not source.is_file():
         raise RFError(f"{folder} has no tokenizer.json (Hugging Face tokenizers format); add the model's own")
-    read_json(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)  # the library takes a word that is there twice
-    shutil.copyfile(folder / "tokenizer.json", target)
+    content = read_limited(source, MAX_TOKENIZER_BYTES)
+    try:
+        parse_json(content, str(source))  # the library takes a word that is there twice
+    except RFError as error:
+        raise RFError(f"{error} Add the model's own.") from error
+    PromptTokenizer(source, vocab_size, remedy="Add the model's own.")
+    shutil.copyfile(source, target)

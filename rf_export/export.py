@@ -30,7 +30,6 @@ from runtime.bundle.folder import Bundle, Verify, describe_file, open_bundle, wr
 from runtime.bundle.manifest import GraphEntry, Manifest, SamplingDefaults, TokenizerEntry, UnderstandingDefaults
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision, Variant
-from runtime.tokenizer import PromptTokenizer
 from verification import Outcome, VerifyOptions, verify
 
 __all__ = ["ExportOptions", "export", "open_exported"]
@@ -59,9 +58,7 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
     report("loading the checkpoint", 0, total)
     model = load_checkpoint(checkpoint)
     with write_atomically(out, force=options.force) as folder:
-        copy_tokenizer(checkpoint, folder / "tokenizer.json")
-        # Refuses what is no tokenizer, and ids that the model lacks.
-        PromptTokenizer(checkpoint / "tokenizer.json", model.config.vocab_size, remedy="Add the model's own.")
+        copy_tokenizer(checkpoint, folder / "tokenizer.json", model.config.vocab_size)
         spec = model_spec(model)
         entries: list[GraphEntry] = []
         done = 1

@@ -167,7 +167,7 @@ def test_a_tokenizer_that_says_something_twice_is_refused(folder: Path, tmp_path
         assert text != tokenizer
         (folder / "tokenizer.json").write_text(text)
         with pytest.raises(RFError, match="is there twice"):
-            checkpoints.copy_tokenizer(folder, tmp_path / "copy.json")
+            checkpoints.copy_tokenizer(folder, tmp_path / "copy.json", 10_000)
 
 
 def test_the_files_of_a_checkpoint_have_the_modes_of_a_plain_open_and_keep_those_that_they_had(
@@ -374,7 +374,7 @@ def test_a_tokenizer_file_like_those_of_qwen_is_used_as_it_is(model: RFModel, tm
     qwen = qwen_tokenizer()
     text = qwen.to_str(pretty=True)
     save_checkpoint(model, text, tmp_path / "checkpoint", torch.float32)
-    checkpoints.copy_tokenizer(tmp_path / "checkpoint", tmp_path / "tokenizer.json")
+    checkpoints.copy_tokenizer(tmp_path / "checkpoint", tmp_path / "tokenizer.json", qwen.get_vocab_size())
     assert (tmp_path / "tokenizer.json").read_text() == text
     prompts = PromptTokenizer(tmp_path / "tokenizer.json", qwen.get_vocab_size())
     for prompt in ("a red car", "two  blue fish,\nleft of 1234 cups!", "Ein Fu\u00df, \u732b, \N{TIGER FACE}", "I'm"):
