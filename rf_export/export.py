@@ -173,7 +173,7 @@ def _verify(model: RFModel, folder: Path, report: Callable[[str], None]) -> None
         assert isinstance(outcome, Outcome)
         if outcome.verdict != "passed":
             raise RFError(
-                f"the exported {outcome.target.label} do not agree with eager PyTorch: "
+                f"the exported {outcome.candidate.label} do not agree with eager PyTorch: "
                 f"{outcome.record['first_failure'] or outcome.reason}; {outcome.inside or 'look at the whole graph'}. "
                 "No bundle was written; export in another precision, and report this"
             )

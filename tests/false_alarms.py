@@ -110,7 +110,7 @@ def check(config: ModelConfig, seed: int, folder: Path) -> dict[str, Any]:
         },
         "seconds": [round(exported - started, 1), round(time.perf_counter() - exported, 1)],
         "passed": all(outcome.verdict == "passed" for outcome in found),
-        "verdicts": {outcome.target.label: outcome.line() for outcome in found},
+        "verdicts": {outcome.candidate.label: outcome.line() for outcome in found},
     }
 
 

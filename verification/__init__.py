@@ -8,11 +8,11 @@ sides, and every step, every key and value, every token and every picture is com
     outcomes = verify("bundle", VerifyOptions(), reference)
 
 Code map: cases (what is drawn) -> subject, graph_reference (who draws) -> traces (what comes out) -> compare (figures
-and failures) -> bisect (where it begins) -> targets, verify (graphs and engines, verdicts) -> rebuilds, report.
+and failures) -> bisect (where it begins) -> candidates, verify (graphs and engines, verdicts) -> rebuilds, report.
 graphs/ looks inside of ONNX files, measures/ holds distances, shares and times, pages/ the HTML.
 """
 
-from verification.targets import NotRun, VerifyOptions
+from verification.candidates import NotRun, VerifyOptions
 from verification.verify import Outcome, Remembering, verify
 
 __all__ = ["NotRun", "Outcome", "Remembering", "VerifyOptions", "verify"]

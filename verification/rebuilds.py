@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from verification.targets import NotRun, VerifyOptions
+from verification.candidates import NotRun, VerifyOptions
 from verification.verify import Outcome, Progress, Remembering, verify, worst_cosine
 
 
@@ -43,9 +43,9 @@ def verify_rebuilds(
                 on_progress(f"rebuild {number} of {num}, {what}", (number - 1) * total + done, num * total)
 
             for outcome in verify(copy, alone, reference, report):
-                before = worst.get(outcome.target.label)
+                before = worst.get(outcome.candidate.label)
                 if before is None or _badness(outcome) > _badness(before):
-                    worst[outcome.target.label] = outcome
+                    worst[outcome.candidate.label] = outcome
     return list(worst.values())
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from runtime.bundle.atomic import write_text
 from runtime.events import to_picture
+from verification.candidates import NotRun
 from verification.compare import WorstPicture
 from verification.pages.page import Columns, Picture, render
-from verification.targets import NotRun
 from verification.verify import Outcome, worst_cosine
 
 _MOST_DIGITS: Final = 16.0  # of a cosine in float64
@@ -38,11 +38,11 @@ def write_report(path: Path, bundle: Path, outcomes: Sequence[Outcome | NotRun])
 
 def _verdict(outcome: Outcome | NotRun) -> list[object]:
     if isinstance(outcome, NotRun):
-        return [outcome.target.label, outcome.verdict, "", "", "", outcome.reason]
+        return [outcome.candidate.label, outcome.verdict, "", "", "", outcome.reason]
     record = outcome.record
     why = record["first_failure"] or outcome.reason or ", ".join(outcome.skipped)
     psnr = f"{record['picture_psnr_db']:.1f} dB"
-    return [outcome.target.label, outcome.verdict, record["cases"], f"{worst_cosine(record):.8f}", psnr, why]
+    return [outcome.candidate.label, outcome.verdict, record["cases"], f"{worst_cosine(record):.8f}", psnr, why]
 
 
 def agreement_curves(curves: Mapping[str, Sequence[float]]) -> list[Columns]:

@@ -22,11 +22,11 @@ from runtime.errors import RFError
 from runtime.pipeline import Pipeline
 from runtime.plans import plan_drawing
 from runtime.signature import GRAPHS, GraphName
+from verification.candidates import Candidate, NotRun, VerifyOptions, find_candidates, own_reference
 from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase, choose_cases
 from verification.compare import Comparison, Failure, limits_of
 from verification.graph_reference import GraphReference
 from verification.subject import Subject
-from verification.targets import NotRun, Target, VerifyOptions, find_targets, own_reference
 from verification.traces import Answer, Drawing, Reference
 
 Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
@@ -37,7 +37,7 @@ _MAX_COPIED_BYTES: Final = 1 << 30  # of weights that an export copies to look i
 class Outcome:
     """The verdict on graphs or on an engine."""
 
-    target: Target
+    candidate: Candidate
     verdict: Verdict
     reason: str = ""  # where nothing failed and the verdict is not "passed"
     comparison: Comparison
@@ -50,7 +50,7 @@ class Outcome:
         """For people."""
         found, figures = self.comparison, self.record
         text = (
-            f"{self.target.label}: {self.verdict}, {found.num_cases} cases, "
+            f"{self.candidate.label}: {self.verdict}, {found.num_cases} cases, "
             f"worst cosine {worst_cosine(figures):.8f}, tokens {found.rep_tokens_equal}/{found.rep_tokens}, "
             f"answers {found.answer_tokens_equal}/{found.answer_tokens}, "
             f"picture PSNR {figures['picture_psnr_db']:.1f} dB"
@@ -62,7 +62,7 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         taps = {name: [asdict(tap) for tap in taps] for name, taps in self.taps.items()}
-        return {"target": self.target.label, **self.record, **({"taps": taps} if taps else {})}
+        return {"target": self.candidate.label, **self.record, **({"taps": taps} if taps else {})}
 
 
 class NotRecordedError(RFError):
@@ -100,16 +100,16 @@ def verify(
         NotRecordedError: The verdicts, which it holds, could not be written into the bundle at the end.
     """
     bundle = open_bundle(path, verify="hash")
-    targets = list(find_targets(bundle, options))
+    candidates = list(find_candidates(bundle, options))
     own = None
     if reference is None:
         own = own_reference(bundle)
         reference = GraphReference(_load(bundle, own, options))
-        targets = [each for each in targets if isinstance(each, NotRun) or each != own]
-    if not targets:
+        candidates = [each for each in candidates if isinstance(each, NotRun) or each != own]
+    if not candidates:
         raise RFError(f"{bundle.path} has nothing of that kind to verify{', but its reference' if own else ''}.")
     if options.record:
-        _require_recordable(bundle, targets)
+        _require_recordable(bundle, candidates)
     memory = reference if isinstance(reference, Remembering) else Remembering(reference)
     fixed = [entry.signature.cache_slots for entry in bundle.manifest.graphs if entry.signature.cache_slots]
     cases = choose_cases(
@@ -119,22 +119,22 @@ def verify(
         seed=options.seed,
         num_random=options.num_random,
     )
-    runnable = [target for target in targets if isinstance(target, Target)]
+    runnable = [candidate for candidate in candidates if isinstance(candidate, Candidate)]
     total = len(runnable) * (len(cases.draws) + len(cases.answers))
     outcomes: list[Outcome | NotRun] = []
     done = 0
     report = on_progress or (lambda what, done, total: None)
-    for target in targets:
-        if isinstance(target, NotRun):
-            outcomes.append(target)
+    for candidate in candidates:
+        if isinstance(candidate, NotRun):
+            outcomes.append(candidate)
             continue
 
-        def step(name: str, label: str = target.label) -> None:
+        def step(name: str, label: str = candidate.label) -> None:
             nonlocal done
             report(f"{label}: {name}", done, total)
             done += 1
 
-        outcome = verify_pipeline(_load(bundle, target, options), target, memory, cases, options, step)
+        outcome = verify_pipeline(_load(bundle, candidate, options), candidate, memory, cases, options, step)
         if own is not None:
             _stand_on(outcome, bundle, own)
         outcomes.append(outcome)
@@ -147,11 +147,11 @@ def verify(
     return outcomes
 
 
-def _require_recordable(bundle: Bundle, targets: list[Target | NotRun]) -> None:
+def _require_recordable(bundle: Bundle, candidates: list[Candidate | NotRun]) -> None:
     """Before the work is done: whether `record` could write the verdicts."""
-    for target in targets:
-        if isinstance(target, Target):
-            folder = bundle.path if target.engine is None else target.engine.path
+    for candidate in candidates:
+        if isinstance(candidate, Candidate):
+            folder = bundle.path if candidate.engine is None else candidate.engine.path
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise RFError(
                     f"Nothing can be written into {folder}, where the verdict would go. Make it writable, or verify "
@@ -165,16 +165,16 @@ def record(bundle: Bundle, outcomes: list[Outcome | NotRun]) -> None:
     for outcome in outcomes:
         if isinstance(outcome, NotRun):
             continue
-        target = outcome.target
-        if target.engine is None:
-            graphs[target.variant.key] = outcome.record
+        candidate = outcome.candidate
+        if candidate.engine is None:
+            graphs[candidate.variant.key] = outcome.record
         else:
-            record_engine(target.engine, outcome.record)
+            record_engine(candidate.engine, outcome.record)
     if graphs:
         record_graphs(bundle, graphs)
 
 
-def _stand_on(outcome: Outcome, bundle: Bundle, own: Target) -> None:
+def _stand_on(outcome: Outcome, bundle: Bundle, own: Candidate) -> None:
     """What agrees with graphs that are not verified is not verified."""
     verdict, reason = graphs_verdict(bundle, own.variant)
     if outcome.verdict == "passed" and verdict != "passed":
@@ -204,22 +204,22 @@ class Remembering:
         return self._answers[case.name]
 
 
-def _load(bundle: Bundle, target: Target, options: VerifyOptions) -> Pipeline:
+def _load(bundle: Bundle, candidate: Candidate, options: VerifyOptions) -> Pipeline:
     return Pipeline.load(
         bundle.path,
-        target.variant.precision,
-        target.backend,
+        candidate.variant.precision,
+        candidate.backend,
         options.num_threads,
-        target.engine.path if target.engine else "none",
+        candidate.engine.path if candidate.engine else "none",
         "size",
-        target.variant.dialect,
+        candidate.variant.dialect,
         allow_unverified=True,
     )
 
 
 def verify_pipeline(
     pipeline: Pipeline,
-    target: Target,
+    candidate: Candidate,
     memory: Remembering,
     cases: Cases,
     options: VerifyOptions,
@@ -227,16 +227,16 @@ def verify_pipeline(
 ) -> Outcome:
     """Verify loaded graphs, or a loaded engine; `step` is told the name of each case."""
     subject = Subject(pipeline)
-    found = Comparison(target.variant.precision)
-    outcome = Outcome(target=target, verdict="passed", comparison=found)
+    found = Comparison(candidate.variant.precision)
+    outcome = Outcome(candidate=candidate, verdict="passed", comparison=found)
     compare_all(subject, memory, cases, outcome, step)
-    if target.variant.is_half and target.engine is None:
+    if candidate.variant.is_half and candidate.engine is None:
         _check_range(pipeline, memory, cases, options, found)
-    if options.taps and target.engine is None:
+    if options.taps and candidate.engine is None:
         outcome.taps = _compare_taps(pipeline, memory, cases)
     if found.first is not None:
         outcome.verdict = "failed"
-        if target.engine is None and options.look_inside:
+        if candidate.engine is None and options.look_inside:
             outcome.inside = _look_inside(pipeline, memory, cases, found.first, found)
     elif not found.rep_tokens or not found.answer_tokens:
         outcome.verdict, outcome.reason = "unverified", "no case could be run"
@@ -274,7 +274,7 @@ def compare_all(
 
 def _skip(outcome: Outcome, case: str, error: RFError) -> None:
     """Engines are built for some sizes only; graphs take them all."""
-    if outcome.target.engine is None or outcome.target.backend == "ort":
+    if outcome.candidate.engine is None or outcome.candidate.backend == "ort":
         raise error
     outcome.skipped.append(f"{case}: {error}")
 
@@ -330,9 +330,9 @@ def _look_inside(pipeline: Pipeline, memory: Remembering, cases: Cases, failure:
 
 
 def _record(bundle: Bundle, outcome: Outcome, reference: Reference, options: VerifyOptions) -> dict[str, Any]:
-    target, found = outcome.target, outcome.comparison
-    backend = create_backend(target.backend).target()
-    graphs = {name: bundle.graph_sha256(name, target.variant) for name in GRAPHS}
+    candidate, found = outcome.candidate, outcome.comparison
+    backend = create_backend(candidate.backend).target()
+    graphs = {name: bundle.graph_sha256(name, candidate.variant) for name in GRAPHS}
     return {
         "verdict": outcome.verdict,
         "reference": reference.name,

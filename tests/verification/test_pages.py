@@ -27,12 +27,13 @@ from rf_export.benchmark.bench_report import bench_page, latency
 from rf_export.evaluation.understanding import Asked
 from runtime.bundle.folder import open_bundle
 from runtime.events import PictureEvent, StepEvent
+from runtime.signature import Variant
 from runtime.understanding.caption_match import agreement
+from verification.candidates import Candidate, NotRun
 from verification.compare import Comparison, Failure, Figures, WorstPicture
 from verification.pages.page import number
 from verification.pages.plots import Axis, Series, plot
 from verification.report import write_report as write_verification
-from verification.targets import NotRun, Target
 from verification.verify import Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -71,11 +72,11 @@ def verification_page(folder: Path) -> str:
     noise = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
     found.pictures = [WorstPicture(HOSTILE, 0, 31.5, noise, noise * np.nan)]
     found.figures = {"denoiser": {"x_pred": Figures(0.5, 3, HOSTILE, 0.9, 1e30)}}
-    outcome = Outcome(target=Target(precision="fp16", dialect="classic"), verdict="failed", comparison=found)
+    outcome = Outcome(candidate=Candidate(variant=Variant("fp16")), verdict="failed", comparison=found)
     outcome.inside = HOSTILE
     outcome.taps = {"denoiser": [SimpleNamespace(name=HOSTILE, cosine=0.5, norm_ratio=1.0, largest=3.0)]}
     outcome.record = {**found.to_dict(), "reference": HOSTILE, "first_failure": HOSTILE}
-    not_run = NotRun(target=outcome.target, reason=HOSTILE)
+    not_run = NotRun(candidate=outcome.candidate, reason=HOSTILE)
     write_verification(folder / "page.html", Path(HOSTILE.replace("/", "|")), [outcome, not_run])
     return (folder / "page.html").read_text()
 

@@ -118,7 +118,7 @@ def test_verify_with_the_checkpoint_writes_what_generate_reads(bundle: Path, tin
 def test_without_a_checkpoint_the_fp32_graphs_are_the_reference(bundle: Path) -> None:
     outcomes = verify(bundle, QUICK)
     (half,) = (outcome for outcome in outcomes if isinstance(outcome, Outcome))
-    assert half.target.label == "graphs fp16 classic"
+    assert half.candidate.label == "graphs fp16 classic"
     assert half.verdict == "passed"
     assert half.record["reference"].startswith("the fp32 graphs on ONNX Runtime")
     assert open_bundle(bundle).manifest.verified["fp32"]["reference"].startswith("eager PyTorch"), "as it was"

@@ -45,7 +45,7 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Candidate:
     """Graphs, or an engine of them."""
 
     variant: Variant
@@ -62,7 +62,7 @@ class Target:
 class NotRun:
     """An engine that this machine cannot run; or (`refused`) could and must not: damaged, or of other graphs."""
 
-    target: Target
+    candidate: Candidate
     reason: str
     refused: bool = False
 
@@ -73,14 +73,14 @@ class NotRun:
 
     def line(self) -> str:
         """For people."""
-        return f"{self.target.label}: {self.verdict}: {self.reason}"
+        return f"{self.candidate.label}: {self.verdict}: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"target": self.target.label, "verdict": self.verdict, "reason": self.reason}
+        return {"target": self.candidate.label, "verdict": self.verdict, "reason": self.reason}
 
 
-def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | NotRun]:
+def find_candidates(bundle: Bundle, options: VerifyOptions) -> Iterator[Candidate | NotRun]:
     """All graphs that are complete, and all engines; those that cannot run here with the reason."""
     wanted = [
         variant
@@ -88,7 +88,7 @@ def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | No
         if variant.precision in (options.precisions or PRECISIONS) and variant.dialect in (options.dialects or DIALECTS)
     ]
     if "ort" in (options.backends or ("ort",)) and not options.engines_only:
-        yield from (Target(variant=variant) for variant in wanted)
+        yield from (Candidate(variant=variant) for variant in wanted)
     for file in sorted((bundle.path / "engines").glob(f"*/{ENGINE_NAME}")):
         if is_temporary(file.parent):
             continue
@@ -96,23 +96,23 @@ def find_targets(bundle: Bundle, options: VerifyOptions) -> Iterator[Target | No
         variant, backend = engine.record.variant, engine.record.target.backend
         if variant not in wanted or backend not in (options.backends or (backend,)):
             continue
-        target = Target(variant=variant, backend=backend, engine=engine)
+        candidate = Candidate(variant=variant, backend=backend, engine=engine)
         fits = False
         try:
             here = create_backend(backend).target()
             fits = runs_on(engine, here)
             check_engine(engine, bundle, variant, here, "hash")
         except RFError as error:
-            yield NotRun(target=target, reason=str(error), refused=fits)
+            yield NotRun(candidate=candidate, reason=str(error), refused=fits)
         else:
-            yield target
+            yield candidate
 
 
-def own_reference(bundle: Bundle) -> Target:
+def own_reference(bundle: Bundle) -> Candidate:
     """The fp32 graphs of a bundle, to compare the others with; raises RFError where there are none."""
     for variant in bundle.manifest.variants:
         if variant.precision == "fp32":
-            return Target(variant=variant)
+            return Candidate(variant=variant)
     raise RFError(
         f"{bundle.path} has no fp32 graphs to compare with. Name the checkpoint that it was exported from: "
         f"rf-export verify {bundle.path} --checkpoint CHECKPOINT"
