@@ -244,22 +244,11 @@ def _look(case: Case, tally: Tally) -> None:
     tally.found[found] = tally.found.get(found, 0) + 1
 
 
-def make_tiny(folder: Path) -> tuple[Path, Path]:
-    """A checkpoint with random weights and its bundle; takes a minute."""
-    import torch
+def _make_tiny(folder: Path) -> int:
+    from exporting import make_tiny  # torch stays out of the process that counts
 
-    from rf_export.checkpoint import save_checkpoint
-    from rf_export.config import preset
-    from rf_export.export import ExportOptions, export
-    from rf_export.model import RFModel
-    from rf_export.training.scenes import SceneConfig
-    from rf_export.training.tokens import build_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(SceneConfig()).to_str(pretty=True)
-    save_checkpoint(RFModel(preset("tiny")), tokenizer, folder / "checkpoint", torch.float32)
-    export(folder / "checkpoint", folder / "bundle", ExportOptions())
-    return folder / "checkpoint", folder / "bundle"
+    make_tiny(folder)
+    return 0
 
 
 def table(tallies: list[Tally]) -> str:
@@ -302,7 +291,7 @@ def main() -> None:
         folder = Path(name)
         if arguments.tiny is None:
             (folder / "tiny").mkdir()
-            if code := ended(fork(lambda: make_tiny(folder / "tiny") and 0, folder / "log")):
+            if code := ended(fork(lambda: _make_tiny(folder / "tiny"), folder / "log")):
                 raise SystemExit(f"the export ended with {code}: {(folder / 'log').read_text()[-2000:]}")
             arguments.tiny = [folder / "tiny" / "checkpoint", folder / "tiny" / "bundle"]
         tallies = run(folder, *arguments.tiny, arguments.kills, arguments.commands, arguments.seed)

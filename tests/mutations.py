@@ -453,21 +453,10 @@ def is_named(mutation: Mutation, outcome: Any) -> bool:
 def main() -> None:
     """Make a tiny checkpoint and its bundle, and print the table."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    import torch
+    from exporting import make_tiny
 
-    from rf_export.checkpoint import save_checkpoint
-    from rf_export.config import preset
-    from rf_export.export import ExportOptions, export
-    from rf_export.model import RFModel
-    from rf_export.training.scenes import SceneConfig
-    from rf_export.training.tokens import build_tokenizer
-
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, bundle = Path(folder) / "checkpoint", Path(folder) / "bundle"
-        tokenizer = build_tokenizer(SceneConfig()).to_str(pretty=True)
-        save_checkpoint(RFModel(preset("tiny")), tokenizer, checkpoint, torch.float32)
-        export(checkpoint, bundle, ExportOptions())
+        checkpoint, bundle = make_tiny(Path(folder))
         print("\n".join(table(bundle, checkpoint)))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from click.testing import CliRunner
 from PIL import Image
+from running import run
 
 import cli
 from runtime.commands.generate import is_shown
@@ -19,12 +20,6 @@ from runtime.pictures.png import read_parameters
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "numpy", "PIL", "rich", "tokenizers")
-
-
-def run(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
 
 
 def subprocess_python(code: str, *arguments: str | Path) -> str:

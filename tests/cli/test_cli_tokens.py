@@ -6,29 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
+from running import invoke, refused, run
 
-import cli
 from runtime.pictures.png import read_parameters
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-
-
-def drawn(*arguments: str | Path) -> str:
-    result = run(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(result: Result, *words: str, code: int = 1) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stderr.count("Error:") == 1
-    assert "Traceback" not in result.output
-    for word in words:
-        assert word in result.stderr, result.stderr
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -37,33 +18,33 @@ def pixels(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def car(tiny_bundle: Path, tmp_path: Path) -> Path:
-    drawn("generate", tiny_bundle, "a red car", "--seed", "3", "-o", tmp_path / "car.png")
+    run("generate", tiny_bundle, "a red car", "--seed", "3", "-o", tmp_path / "car.png")
     return tmp_path / "car.png"
 
 
 def test_a_picture_is_drawn_again_from_its_own_tokens(tiny_bundle: Path, car: Path, tmp_path: Path) -> None:
-    drawn("generate", tiny_bundle, "a red car", "--rep-tokens", car, "-o", tmp_path / "again.png")  # its seed too
+    run("generate", tiny_bundle, "a red car", "--rep-tokens", car, "-o", tmp_path / "again.png")  # its seed too
     assert np.abs(pixels(tmp_path / "again.png") - pixels(car)).max() <= 1
     assert read_parameters(tmp_path / "again.png")["tokens"] == read_parameters(car)["tokens"]
 
 
 def test_an_edited_picture_remembers_its_tokens(tiny_bundle: Path, car: Path, tmp_path: Path) -> None:
     out, again = tmp_path / "edited.png", tmp_path / "again.png"
-    drawn("generate", tiny_bundle, "a red car", "--seed", "3", "--edit", "0,:=9", "--edit", "1,0=redraw:5", "-o", out)
+    run("generate", tiny_bundle, "a red car", "--seed", "3", "--edit", "0,:=9", "--edit", "1,0=redraw:5", "-o", out)
     parameters = read_parameters(out)
     assert parameters["edits"] == ["0,:=9", "1,0=redraw:5"]
     assert parameters["tokens"]["rep_ids"][0] == [9, 9, 9]
     assert parameters["tokens"]["rep_ids"][1][1:] == read_parameters(car)["tokens"]["rep_ids"][1][1:]
     assert np.abs(pixels(out) - pixels(car)).max() > 1
-    drawn("generate", tiny_bundle, "a red car", "--rep-tokens", out, "-o", again)
+    run("generate", tiny_bundle, "a red car", "--rep-tokens", out, "-o", again)
     assert np.abs(pixels(out) - pixels(again)).max() <= 1
 
 
 def test_printed_tokens_are_taken_by_generate(tiny_bundle: Path, car: Path, tmp_path: Path) -> None:
-    out = drawn("tokens", tiny_bundle, "a red car", "--seed", "3", "-o", tmp_path / "tokens.png", "--json")
+    out = run("tokens", tiny_bundle, "a red car", "--seed", "3", "-o", tmp_path / "tokens.png", "--json")
     (tmp_path / "grid.json").write_text(out)
     assert json.loads(out) == read_parameters(car)["tokens"] == read_parameters(tmp_path / "tokens.png")["tokens"]
-    drawn("generate", tiny_bundle, "a red car", "--rep-tokens", tmp_path / "grid.json", "-o", tmp_path / "again.png")
+    run("generate", tiny_bundle, "a red car", "--rep-tokens", tmp_path / "grid.json", "-o", tmp_path / "again.png")
     assert np.abs(pixels(tmp_path / "again.png") - pixels(car)).max() <= 1
 
 
@@ -73,9 +54,9 @@ def test_tokens_shows_several_pictures_and_what_training_had_for_their_codes(
     foreign, out = tmp_path / "photo.jpg", tmp_path / "tokens.png"
     Image.new("RGB", (40, 30), "red").save(foreign)
     plain = ("tokens", tiny_bundle, car, "-o", out)
-    drawn(*plain)
+    run(*plain)
     small = pixels(out).shape
-    grids = json.loads(drawn(*plain, foreign, "--checkpoint", tiny_checkpoint, "--scenes", "60", "--json"))
+    grids = json.loads(run(*plain, foreign, "--checkpoint", tiny_checkpoint, "--scenes", "60", "--json"))
     assert pixels(out).shape > small
     assert grids[0] == read_parameters(car)["tokens"]  # stored, not encoded
     assert grids[1]["prompt"] == ""
@@ -84,8 +65,8 @@ def test_tokens_shows_several_pictures_and_what_training_had_for_their_codes(
 
 
 def test_tokens_of_no_text_are_drawn_as_generate_draws_them(tiny_bundle: Path, tmp_path: Path) -> None:
-    drawn("generate", tiny_bundle, "", "-o", tmp_path / "nothing.png")
-    drawn("tokens", tiny_bundle, "", "-o", tmp_path / "tokens.png")
+    run("generate", tiny_bundle, "", "-o", tmp_path / "nothing.png")
+    run("tokens", tiny_bundle, "", "-o", tmp_path / "tokens.png")
     assert read_parameters(tmp_path / "tokens.png")["tokens"] == read_parameters(tmp_path / "nothing.png")["tokens"]
 
 
@@ -93,15 +74,15 @@ def test_tokens_refuses_in_a_sentence(tiny_bundle: Path, tiny_checkpoint: Path, 
     Image.new("RGB", (40, 30), "red").save(tmp_path / "photo.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG and nothing")
     out = ("-o", tmp_path / "out.png")
-    refused(run("tokens", tiny_bundle, tmp_path / "photo.png", *out), "photo.png", "add --checkpoint")
-    refused(run("tokens", tiny_bundle, tmp_path / "missing.png", *out), "missing.png does not exist")
-    refused(run("tokens", tiny_bundle, tmp_path / "broken.png", *out), "broken.png", "PNG")
-    refused(run("tokens", tiny_bundle, "a red car", *out, "--checkpoint", tmp_path), "config.json")
+    refused(invoke("tokens", tiny_bundle, tmp_path / "photo.png", *out), "photo.png", "add --checkpoint")
+    refused(invoke("tokens", tiny_bundle, tmp_path / "missing.png", *out), "missing.png does not exist")
+    refused(invoke("tokens", tiny_bundle, tmp_path / "broken.png", *out), "broken.png", "PNG")
+    refused(invoke("tokens", tiny_bundle, "a red car", *out, "--checkpoint", tmp_path), "config.json")
     other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     config["sampling"]["num_steps"] += 1
     (other / "config.json").write_text(json.dumps(config))
-    refused(run("tokens", tiny_bundle, "a red car", *out, "--checkpoint", other), "not the checkpoint")
+    refused(invoke("tokens", tiny_bundle, "a red car", *out, "--checkpoint", other), "not the checkpoint")
     assert not (tmp_path / "out.png").exists()
 
 
@@ -116,8 +97,8 @@ def test_generate_refuses_wrong_tokens_and_edits_in_a_sentence(tiny_bundle: Path
     command = ("generate", tiny_bundle, "a red car", "-o", tmp_path / "out.png")
     for message, content in cases.items():
         (tmp_path / "grid.json").write_text(json.dumps(content))
-        refused(run(*command, "--rep-tokens", tmp_path / "grid.json"), message)
-    refused(run(*command, "--rep-tokens", car, "--size", "24x16"), "those of 16 x 24 pixels")
-    refused(run(*command, "--edit", "top left=7"), "'top left=7' is not understood", "redraw:5", code=2)
-    refused(run(*command, "--edit", "0:3,0=7"), "not inside a grid of 2 rows and 3 columns", code=2)
+        refused(invoke(*command, "--rep-tokens", tmp_path / "grid.json"), message)
+    refused(invoke(*command, "--rep-tokens", car, "--size", "24x16"), "those of 16 x 24 pixels")
+    refused(invoke(*command, "--edit", "top left=7"), "'top left=7' is not understood", "redraw:5", code=2)
+    refused(invoke(*command, "--edit", "0:3,0=7"), "not inside a grid of 2 rows and 3 columns", code=2)
     assert not (tmp_path / "out.png").exists()

@@ -8,32 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
+from running import invoke, refused, run
 
-import cli
 from runtime import AnswerOptions, Pipeline
 from runtime.understanding.caption_match import agreement, format_agreements
 
 ROOT = Path(__file__).parents[2]
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-
-
-def run(*arguments: str | Path) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(result: Result, *words: str, code: int = 1) -> None:
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stderr.count("Error:") == 1
-    for word in words:
-        assert word in result.stderr, result.stderr
 
 
 @pytest.fixture(scope="module")

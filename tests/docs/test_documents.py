@@ -14,13 +14,11 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from conftest import exported
 from documents import DOCUMENTS, ROOT, Command, anchors, commands, links, python_blocks
 from PIL import Image
 
 import cli
 from examples.demo import COMMANDS
-from rf_export.export import ExportOptions
 
 DEMO = [Command(ROOT / "examples/demo.py", text.format(bundle="bundle"), True) for text in COMMANDS]
 ALL = [command for document in DOCUMENTS for command in commands(document)] + DEMO
@@ -97,12 +95,6 @@ def desk(tmp_path_factory):
     return desk
 
 
-@pytest.fixture(scope="session")
-def exported_bundle(tmp_path_factory):
-    """A bundle as the quick start of the README writes it, for the documents that take one for given."""
-    return exported(ROOT / "examples/reference/checkpoint", "documents", ExportOptions(), tmp_path_factory)
-
-
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of a document."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -134,21 +126,21 @@ def run_or_refuse(command: Command, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_block_runs(document, desk, exported_bundle, tmp_path):
+def test_every_block_runs(document, desk, readme_bundle, tmp_path):
     folder = tmp_path / "desk"
     shutil.copytree(desk, folder, symlinks=True)
     blocks = [command for command in commands(document) if command.in_block]
     if not any(re.search(r"^rf-export export .*-o bundle\b", command.text) for command in blocks):
-        shutil.copytree(exported_bundle, folder / "bundle")
+        shutil.copytree(readme_bundle, folder / "bundle")
     for command in blocks:
         run_or_refuse(command, folder)
 
 
 @pytest.mark.slow
-def test_what_the_demo_report_recommends_runs(desk, exported, tmp_path):
+def test_what_the_demo_report_recommends_runs(desk, readme_bundle, tmp_path):
     folder = tmp_path / "desk"
     shutil.copytree(desk, folder, symlinks=True)
-    shutil.copytree(exported, folder / "bundle")
+    shutil.copytree(readme_bundle, folder / "bundle")
     for command in DEMO:
         run_or_refuse(command, folder)
     assert (folder / "car.png").is_file()
@@ -156,10 +148,10 @@ def test_what_the_demo_report_recommends_runs(desk, exported, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if python_blocks(path)], ids=lambda path: path.name)
-def test_every_python_block_runs(document, desk, exported_bundle, tmp_path):
+def test_every_python_block_runs(document, desk, readme_bundle, tmp_path):
     folder = tmp_path / "desk"
     shutil.copytree(desk, folder, symlinks=True)
-    shutil.copytree(exported_bundle, folder / "bundle")
+    shutil.copytree(readme_bundle, folder / "bundle")
     for number, block in enumerate(python_blocks(document)):
         script = folder / f"block{number}.py"
         script.write_text("from runtime import Pipeline\n" + block if "import" not in block else block)

@@ -107,7 +107,17 @@ class Allocation:
 def make_pycuda(gpu):
     """The module `pycuda.driver`, as far as it is used; names and arguments as in pycuda 2026.1 (wrap_cudadrv.cpp)."""
     module = types.ModuleType("pycuda.driver")
+    module.initialised = False
 
+    def init(flags=0):
+        module.initialised = True
+
+    for item in (init, *_devices(gpu, module), _block_copies(gpu), *_transfers(gpu)):
+        setattr(module, item.__name__, item)
+    return module
+
+
+def _devices(gpu, module):
     class MemoryError(Exception):
         pass
 
@@ -139,6 +149,10 @@ def make_pycuda(gpu):
         def retain_primary_context(self):
             return Context()
 
+    return MemoryError, Stream, Device
+
+
+def _block_copies(gpu):
     class Memcpy3D:
         def __init__(self):
             self.src_pitch = self.src_height = self.dst_pitch = self.dst_height = 0
@@ -173,6 +187,10 @@ def make_pycuda(gpu):
             assert self.dst_height >= self.height
             gpu.put(_block_copy(gpu, dict(vars(self))))
 
+    return Memcpy3D
+
+
+def _transfers(gpu):
     def mem_alloc(size):
         return Allocation(gpu, size)
 
@@ -208,25 +226,7 @@ def make_pycuda(gpu):
 
         gpu.put(fill)
 
-    module.initialised = False
-
-    def init(flags=0):
-        module.initialised = True
-
-    for item in (
-        MemoryError,
-        Stream,
-        Device,
-        Memcpy3D,
-        mem_alloc,
-        memcpy_htod_async,
-        memcpy_dtoh_async,
-        memset_d8_async,
-        memset_d2d8_async,
-        init,
-    ):
-        setattr(module, item.__name__, item)
-    return module
+    return mem_alloc, memcpy_htod_async, memcpy_dtoh_async, memset_d8_async, memset_d2d8_async
 
 
 def _block_copy(gpu, copy):

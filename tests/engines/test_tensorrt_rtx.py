@@ -22,7 +22,6 @@ from calibration.quantise import Choice, quantise
 from engines import DimRange, EngineConfig, TensorRTConfig, build, estimate
 from engines.build import peak_memory_mib
 from engines.tensorrt import network as tensorrt_network
-from rf_export.export import ExportOptions, export
 from runtime import RFError
 from runtime.backends.cuda.driver import Gpu, probe_gpu
 from runtime.backends.cuda.tensorrt_library import messages_of
@@ -63,14 +62,6 @@ def test_the_reference_checkpoint_compiles_for_three_rtx_generations(reference_b
     used = sum(entry.size for entry in record.files.values())
     assert used <= need.disk_mib << 20
     assert all(entry.size > 1_000_000 for entry in record.files.values()), "the weights are in the plans"
-
-
-@pytest.fixture(scope="module")
-def reference_modern(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reference-modern") / "bundle"
-    options = ExportOptions(precisions=("fp16",), dialects=("modern",), targets=("tensorrt-rtx",), verify=False)
-    export(ROOT / "examples/reference/checkpoint", folder, options)
-    return folder
 
 
 def test_the_modern_graphs_of_the_reference_checkpoint_compile_for_three_generations_too(reference_modern):

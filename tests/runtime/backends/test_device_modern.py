@@ -20,7 +20,7 @@ from runtime.backends.cuda.device import CudaDevice
 from runtime.bundle.engine import open_engine
 from runtime.bundle.folder import open_bundle
 from runtime.signature import GraphSignature, Variant
-from tests.emulation import tensorrt as emulated
+from tests.emulation import execution
 from tests.emulation.api import VERSIONS, read_api
 from tests.emulation.machine import machine
 
@@ -238,7 +238,7 @@ def test_version_8_lets_contexts_share_a_profile_only_if_it_was_built_so(classic
 
 def test_an_engine_that_needs_no_memory_for_activations_runs(classic_bundle, machine, monkeypatch):
     """11.x has no other property to ask than the one that says 0."""
-    monkeypatch.setitem(emulated.ARENA_BYTES, "text_decoder", 0)
+    monkeypatch.setitem(execution.ARENA_BYTES, "text_decoder", 0)
     here = machine("11.4.0")
     build_engine(classic_bundle, here, "classic")
     draw(Pipeline.load(classic_bundle, "fp32", here.backend))

@@ -1,0 +1,63 @@
+"""The models and bundles that the test session shares. Knows which there are; tests/conftest.py hands them out.
+
+Exporting takes a minute. RF_EXPORT_TEST_BUNDLES=FOLDER keeps what was exported there for the next session, as long as
+the code that exports is the same.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from rf_export.checkpoint import save_checkpoint
+from rf_export.config import preset
+from rf_export.export import ExportOptions, export
+from rf_export.model import RFModel
+from rf_export.training.scenes import SceneConfig
+from rf_export.training.tokens import build_tokenizer
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "examples/reference/checkpoint"
+OPTIONS = {
+    "tiny": ExportOptions(),
+    "modern": ExportOptions(dialects=("modern",)),
+    "fixed": ExportOptions(targets=("tensorrt-rtx",), dialects=("modern",), precisions=("fp32",), cache_slots=20),
+    "reference": ExportOptions(precisions=("fp16",), verify=False),
+    "reference-modern": ExportOptions(
+        precisions=("fp16",), dialects=("modern",), targets=("tensorrt-rtx",), verify=False
+    ),
+    "documents": ExportOptions(),
+}
+
+
+def save_tiny_checkpoint(folder: Path) -> Path:
+    """A model with seeded random weights."""
+    torch.manual_seed(0)
+    save_checkpoint(RFModel(preset("tiny")), build_tokenizer(SceneConfig()).to_str(pretty=True), folder, torch.float32)
+    return folder
+
+
+def make_tiny(folder: Path) -> tuple[Path, Path]:
+    """That checkpoint and its bundle; takes a minute."""
+    checkpoint, bundle = save_tiny_checkpoint(folder / "checkpoint"), folder / "bundle"
+    export(checkpoint, bundle, OPTIONS["tiny"])
+    return checkpoint, bundle
+
+
+def exported(name: str, checkpoint: Path, factory: pytest.TempPathFactory) -> Path:
+    """The bundle of that name, from an earlier session where RF_EXPORT_TEST_BUNDLES has one."""
+    kept = os.environ.get("RF_EXPORT_TEST_BUNDLES")
+    if not kept:
+        folder = factory.mktemp(name) / "bundle"
+    else:
+        contract = [ROOT / "runtime" / name for name in ("signature.py", "bundle/manifest.py", "bundle/folder.py")]
+        producers = sorted([*ROOT.glob("rf_export/*.py"), *ROOT.glob("rf_export/graphs/*.py")])
+        sources = [*producers, *contract, Path(__file__)]
+        content = b"".join(path.read_bytes() for path in sources)
+        folder = Path(kept) / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export(checkpoint, folder, OPTIONS[name])
+    return folder
