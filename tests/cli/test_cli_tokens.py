@@ -92,7 +92,7 @@ def test_generate_refuses_wrong_tokens_and_edits_in_a_sentence(tiny_bundle: Path
         "another model": {**grid, "checkpoint": "0" * 64},
         "must be 0 to 39, found 40": {**grid, "rep_ids": [[40] * 3] * 2},
         "have 2 x 3 tokens, found 1 x 6": {**grid, "rows": 1, "columns": 6, "rep_ids": [[1] * 6]},
-        "expected an object": 7,
+        "is no file of the format 'rf-export-tokens', found 7": 7,
     }
     command = ("generate", tiny_bundle, "a red car", "-o", tmp_path / "out.png")
     for message, content in cases.items():
