@@ -291,8 +291,6 @@ def calibrate(
     min_cosine: float,
     min_token_agreement: float,
     scene_score: int,
-    cache_path: Path | None,
-    report_path: Path | None,
     export_inputs: Path | None,
     as_json: bool,
     **options: Any,
@@ -314,8 +312,8 @@ def calibrate(
         config = calibration.CalibrationConfig(limits=limits, **options)
     prompts = calibration.read_prompts(prompts_file)
     pictures = [] if images is None else calibration.find_pictures(images)
-    arg.require_writable(cache_path, "--cache")
-    arg.require_writable(report_path, "--report")
+    arg.require_writable(config.cache_path, "--cache")
+    arg.require_writable(config.report_path, "--report")
     restore(bundle)
     if export_inputs is not None:
         threads, seed = config.num_threads, config.seed
@@ -329,15 +327,7 @@ def calibrate(
         scorer = scene_scorer(scene_score)
     with progress("calibrate") as report:
         outcome = calibration.calibrate(
-            bundle,
-            prompts,
-            config,
-            pictures=pictures,
-            cache_path=cache_path,
-            report_path=report_path,
-            scorer=scorer,
-            lint=takers,
-            on_progress=report,
+            bundle, prompts, config, pictures=pictures, scorer=scorer, lint=takers, on_progress=report
         )
     click.echo(json.dumps(outcome.to_dict(), indent=1) if as_json else outcome.table())
 

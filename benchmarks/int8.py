@@ -22,9 +22,9 @@ from cpu import HERE, prepare, progress_line
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
 from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts
-from calibration.calibrate import load_pipeline
 from calibration.examples import split_prompts
 from calibration.gate import draw_originals, measure_quality
+from calibration.job import load_pipeline
 from calibration.trajectory import record_examples
 from engines import EngineConfig, build
 from rf_export.benchmark.bench import run_bench

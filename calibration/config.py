@@ -1,6 +1,7 @@
 """What a calibration is asked for. Knows nothing of how it is done."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
 from runtime.signature import GraphName, Precision
@@ -79,6 +80,9 @@ class CalibrationConfig:
         memory_mib: most memory of recorded activations; more passes over the prompts take less.
         force: write graphs also where they are not faster or fail the gate; the manifest tells.
         limits: of the gate.
+        cache_path: Where recorded activations are kept; None is beside the bundle, where one of something else is
+            replaced.
+        report_path: Where the HTML report goes; None is beside the bundle.
     """
 
     target: str = "ort"
@@ -97,6 +101,8 @@ class CalibrationConfig:
     memory_mib: int = 1024
     force: bool = False
     limits: GateLimits = field(default_factory=GateLimits)
+    cache_path: Path | None = None
+    report_path: Path | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:

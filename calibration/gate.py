@@ -17,13 +17,13 @@ import numpy.typing as npt
 from calibration.config import GateLimits
 from calibration.trajectory import see
 from runtime.errors import RFError
-from runtime.events import PictureEvent, StepEvent, TokenEvent
+from runtime.events import PictureEvent, Progress, StepEvent, TokenEvent
 from runtime.pictures.load import Picture
 from runtime.pipeline import Pipeline
 from verification.measures.metrics import cosine, psnr_db, wilson_interval
 from verification.measures.token_agreement import Reading, TokenAgreement, compare_answers, read_answer
 
-Scorer = Callable[[Pipeline, Callable[[str, int, int], None]], Sequence[bool]]  # was each picture right?
+Scorer = Callable[[Pipeline, Progress], Sequence[bool]]  # was each picture right?
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ _META: Final = "meta"
 
 
 @dataclass(frozen=True)
-class Progress:
+class Reached:
     """How far a recording got: passes that are complete, and prompts of the one that is not."""
 
     passes: int = 0
     prompts: int = 0
 
 
-def save(path: Path, key: Mapping[str, Any], recorded: Recorded, progress: Progress) -> None:
+def save(path: Path, key: Mapping[str, Any], recorded: Recorded, reached: Reached) -> None:
     """Write a cache, as a whole or not at all."""
     arrays = {
         f"{graph}|{weight}|{kind}": array
@@ -41,12 +41,12 @@ def save(path: Path, key: Mapping[str, Any], recorded: Recorded, progress: Progr
         for weight, activations in layers.items()
         for kind, array in activations.arrays().items()
     }
-    meta = {"format": FORMAT, "key": dict(key), "progress": vars(progress), "sha256": _digest(arrays)}
+    meta = {"format": FORMAT, "key": dict(key), "progress": vars(reached), "sha256": _digest(arrays)}
     with write_file(path) as partial, partial.open("wb") as file:
         np.savez(file, **{_META: np.frombuffer(json.dumps(meta).encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
 
 
-def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
+def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Reached]:
     """Read a cache.
 
     Raises:
@@ -60,7 +60,7 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
         if meta["format"] != FORMAT or meta["sha256"] != _digest(arrays):
             raise ValueError("its hash does not fit its content")
         recorded = _group(arrays)
-        progress = Progress(*map(operator.index, (meta["progress"]["passes"], meta["progress"]["prompts"])))
+        reached = Reached(*map(operator.index, (meta["progress"]["passes"], meta["progress"]["prompts"])))
         if not isinstance(meta["key"], dict):
             raise ValueError("its key is no object")
     except Exception as error:  # readers of zip, NumPy and JSON raise whatever a damaged file makes of them
@@ -71,7 +71,7 @@ def load(path: Path, key: Mapping[str, Any]) -> tuple[Recorded, Progress]:
             f"The calibration cache {path} is of something else: other {', '.join(different)}. Name another --cache, "
             "or delete it and calibrate again."
         )
-    return recorded, progress
+    return recorded, reached
 
 
 def _refuse_bomb(path: Path) -> None:

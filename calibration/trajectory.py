@@ -14,9 +14,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from calibration.job import Job
 from calibration.layers import Layer
 from calibration.statistics import Activations, Recorded
-from runtime.backends.interface import Arrays, Backend, Session
+from runtime.backends.interface import Arrays, Session
 from runtime.events import PictureEvent
 from runtime.pictures.load import Picture, load_pixels
 from runtime.pipeline import Pipeline
@@ -45,9 +46,7 @@ class Recording:
 
 
 def draw_recorded(
-    base: Pipeline,
-    folder: Path,
-    backend: Backend,
+    job: Job,
     recording: Recording,
     tapped: Sequence[tuple[GraphName, str]],
     prompts: Iterable[tuple[str, int]],  # with their seeds
@@ -56,9 +55,7 @@ def draw_recorded(
     """Draw prompts one by one and look at the pictures, with some layers tapped; yields how many are done.
 
     Args:
-        base: The graphs; those without a tapped layer run as they are.
-        folder: For graphs with taps, which are deleted in the end.
-        backend: What runs them.
+        job: Its graphs are drawn with; those with taps are written into its folder, and deleted in the end.
         recording: Where to.
         tapped: Graph and weight of the layers.
         prompts: What to draw.
@@ -68,15 +65,15 @@ def draw_recorded(
     files: list[Path] = []
     try:
         for name in dict.fromkeys(graph for graph, _ in tapped):
-            path = graph_file(base, name)
+            path = graph_file(job.base, name)
             weights = [weight for graph, weight in tapped if graph == name]
-            out = folder / f"taps.{name}.onnx"
+            out = job.folder / "graphs" / f"taps.{name}.onnx"
             files += [out, out.with_suffix(".bin")]
             found = add_taps(path, out, [_tap_of(weight) for weight in weights])
             taps = {weight: found[_tap_of(weight)] for weight in weights}
-            session = backend.open(out, num_threads=base.num_threads, compiled=False)
-            sessions[name] = TappedSession(session, base.sessions[name].signature, _taker(recording, name, taps))
-        pipeline = base.with_sessions(sessions)
+            session = job.backend.open(out, num_threads=job.base.num_threads, compiled=False)
+            sessions[name] = TappedSession(session, job.base.sessions[name].signature, _taker(recording, name, taps))
+        pipeline = job.base.with_sessions(sessions)
         for picture in pictures:
             see(pipeline, picture)
         for done, (prompt, seed) in enumerate(prompts, 1):

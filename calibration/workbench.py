@@ -7,21 +7,20 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calibration.config import CalibrationConfig, Format
+from calibration.config import Format
+from calibration.job import Job
 from calibration.layers import Layer, find_layers, product_of
 from calibration.quantise import Choice, owner_magnitudes, quantise
 from calibration.smoothing import Range, choose_range
 from calibration.statistics import Activations
 from calibration.trajectory import Inputs, graph_file
-from runtime.backends.interface import Backend, Session
-from runtime.pipeline import Pipeline
+from runtime.backends.interface import Session
 from runtime.signature import GraphName
 from verification.graphs.weights import WeightFile
 from verification.measures.metrics import cosine
@@ -61,18 +60,12 @@ class Workbench:
     """
 
     def __init__(
-        self,
-        graph: GraphName,
-        base: Pipeline,
-        folder: Path,
-        backend: Backend,
-        activations: Mapping[str, Activations],
-        examples: Sequence[Inputs],
-        config: CalibrationConfig,
+        self, graph: GraphName, job: Job, activations: Mapping[str, Activations], examples: Sequence[Inputs]
     ) -> None:
         self.graph: GraphName = graph
-        self._source = graph_file(base, graph)
-        self._folder, self._backend, self._config, self._examples = folder, backend, config, examples
+        config = job.config
+        self._source = graph_file(job.base, graph)
+        self._folder, self._backend, self._config, self._examples = job.folder / "graphs", job.backend, config, examples
         model = ir.load(self._source)
         self.layers: dict[str, Layer] = find_layers(model.graph)
         self.ranges: dict[str, Range] = {}
@@ -81,7 +74,7 @@ class Workbench:
                 matrix = model.graph.initializers[weight].const_value.numpy()  # type: ignore[union-attr]
                 owner = owner_magnitudes(model.graph, product_of(model.graph, weight))
                 self.ranges[weight] = choose_range(activations[weight], matrix, config, owner)
-        self.original = base.sessions[graph]
+        self.original = job.base.sessions[graph]
         self._expected = [self.original.run(inputs) for inputs in examples]
 
     @property

@@ -21,19 +21,16 @@ MEASURE = """
 import json, sys
 import numpy
 from runtime import GenerationOptions, Pipeline
-
-def mib(key):
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+from runtime.backends.host.machine import process_memory
 
 bundle, requests, height, width = sys.argv[1], *map(int, sys.argv[2:])
 pipeline = Pipeline.load(bundle, num_threads=1, engine="none", verify="size")
-loaded = mib("VmRSS")
+loaded = process_memory().now
 rows, columns = pipeline.bundle.manifest.model.rep_grid(height, width)
 ids = numpy.zeros((requests, rows * columns), numpy.int64)
 options = GenerationOptions(num_steps=1, height=height, width=width)
 list(pipeline.generate([""] * requests, options=options, rep_ids=ids, previews=False))
-print(json.dumps(mib("VmHWM") - loaded))
+print(json.dumps((process_memory().peak - loaded) / 2**20))
 """
 
 

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,18 +15,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from engines.config import Builder, BuildEstimate, EngineConfig, Progress, Report, counted
+from engines.config import Builder, BuildEstimate, EngineConfig, Report, counted
 from engines.probe import largest_error, probe_inputs
 from engines.tensorrt.config import require_defaults
 from runtime.backends import BACKENDS, create_backend, naming_extra
 from runtime.backends.cuda.tensorrt_library import TensorRTName
-from runtime.backends.host.machine import cpu_name
+from runtime.backends.host.machine import cpu_name, process_memory
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.atomic import locked, write_folder
 from runtime.bundle.engine import ENGINE_NAME, EngineGraph, EngineRecord, check_engine, open_engine
 from runtime.bundle.folder import Bundle, describe_file, open_bundle
 from runtime.bundle.verdict import engine_verdict, require_verified
 from runtime.errors import RFError
+from runtime.events import Progress
 from runtime.signature import GRAPHS, GraphName, Variant
 
 _log = logging.getLogger(__name__)
@@ -116,10 +116,11 @@ def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -
         files = builder.compile(opened, config, folder, report)
         verified = verify_engine(opened, config, builder, {name: folder / files[name] for name in GRAPHS}, report)
         report("writing")
+        memory = process_memory()
         details = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 2),
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": memory and memory.peak_mib,
             "cpu": cpu_name(),
             "system": platform.platform(),
             "predicted_memory_mib": builder.estimate(opened, config.variant).memory_mib,
@@ -146,16 +147,6 @@ def engine_label(target: Target, variant: Variant) -> str:
     """The name of an engine's folder. For people: nothing is read from it."""
     device = hashlib.sha256(target.device.encode()).hexdigest()[:8]
     return f"{target.backend}-{target.version.split()[0]}-{platform.machine()}-{device}-{variant.key.replace('.', '-')}"
-
-
-def peak_memory_mib() -> int | None:
-    """The most memory that this process has had resident; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak >> 20 if sys.platform == "darwin" else peak >> 10)
 
 
 def create_builder(config: EngineConfig) -> Builder:

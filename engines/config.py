@@ -1,17 +1,16 @@
 """What can be built, and what a builder has to do. Knows nothing of any library and of files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from engines.tensorrt.config import TensorRTConfig
 from runtime.backends.host.machine import UsableMemory
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.folder import Bundle
+from runtime.events import Progress
 from runtime.signature import Dialect, GraphName, Precision, Variant
-
-Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, stages done, stages in all
 
 
 @dataclass(frozen=True, kw_only=True)

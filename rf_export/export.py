@@ -29,13 +29,13 @@ from rf_export.trace import trace
 from runtime.bundle.folder import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.bundle.manifest import GraphEntry, Manifest, SamplingDefaults, TokenizerEntry, UnderstandingDefaults
 from runtime.errors import RFError
+from runtime.events import Progress
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision, Variant
 from verification import Outcome, VerifyOptions, verify
 
 __all__ = ["ExportOptions", "export", "open_exported"]
 
 VERSION = "0.1.0"
-Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
 
 
 def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Progress | None = None) -> Manifest:

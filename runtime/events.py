@@ -1,15 +1,18 @@
-"""What a drawing or an answer reports while it runs. Knows nothing of how it is made.
+"""What work reports while it runs: how far it is, and what a drawing or an answer has come to. Knows nothing of how.
 
 Every array is the receiver's own: it stays as it is when the drawing goes on.
 Legend: R requests (prompts), N representation tokens, K representation vocabulary, H and W pixels, V text
 vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from runtime.events import Progress
 from verification.candidates import NotRun, VerifyOptions
-from verification.verify import Outcome, Progress, Remembering, verify, worst_cosine
+from verification.verify import Outcome, Remembering, verify, worst_cosine
 
 
 def verify_rebuilds(

@@ -19,6 +19,7 @@ from runtime.backends.host.machine import cpu_name
 from runtime.bundle.folder import Bundle, open_bundle
 from runtime.bundle.verdict import Verdict, graphs_verdict, record_engine, record_graphs
 from runtime.errors import RFError
+from runtime.events import Progress
 from runtime.pipeline import Pipeline
 from runtime.plans import plan_drawing
 from runtime.signature import GRAPHS, GraphName
@@ -29,7 +30,6 @@ from verification.graph_reference import GraphReference
 from verification.subject import Subject
 from verification.traces import Answer, Drawing, Reference
 
-Progress = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
 _MAX_COPIED_BYTES: Final = 1 << 30  # of weights that an export copies to look inside of a graph
 
 

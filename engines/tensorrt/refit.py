@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from engines.build import describe_engine, engine_label, is_engine, verify_engine
-from engines.config import EngineConfig, Progress, counted
+from engines.config import EngineConfig, counted
 from engines.tensorrt.builder import TensorRTBuilder
 from engines.tensorrt.config import TensorRTConfig, parse_dims
 from runtime.backends import create_backend, naming_extra
@@ -21,6 +21,7 @@ from runtime.bundle.atomic import locked, write_folder
 from runtime.bundle.engine import Engine, check_device, open_engine
 from runtime.bundle.folder import open_bundle
 from runtime.errors import RFError
+from runtime.events import Progress
 from runtime.signature import GRAPHS
 
 

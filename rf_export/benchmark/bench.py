@@ -29,12 +29,11 @@ from rf_export.benchmark.stage_timing import as_dicts, time_stages
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.task import BenchOptions, Task, open_task, our_contenders
 from runtime.errors import RFError
+from runtime.events import Progress
 from runtime.pipeline import Pipeline
 from verification.compare import LIMITS
 from verification.measures.metrics import cosine, psnr_db
 from verification.measures.timing import ratio
-
-Progress = Callable[[str, int, int], None]
 
 
 def run_bench(

@@ -18,17 +18,14 @@ from runtime.signature import Precision
 _COMMON = """
 import json, sys, time
 started = float(sys.argv[1])
-
-def status(key):
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+from runtime.backends.host.machine import process_memory
 
 def tell(before, begun, loaded, loaded_bytes, engine):
-    drawn = time.monotonic()
+    drawn, memory = time.monotonic(), process_memory()
     print(json.dumps({
         "start_seconds": begun - started, "load_seconds": loaded - begun, "first_picture_seconds": drawn - started,
-        "loaded_bytes": loaded_bytes - before, "drawn_bytes": status("VmRSS") - before,
-        "peak_bytes": status("VmHWM"), "engine": engine,
+        "loaded_bytes": loaded_bytes - before, "drawn_bytes": memory.now - before,
+        "peak_bytes": memory.peak, "engine": engine,
     }))
 """
 _OURS = (
@@ -38,10 +35,10 @@ import numpy, onnxruntime
 from runtime import GenerationOptions, Pipeline
 
 bundle, precision, engine, threads = sys.argv[2:]
-before, begun = status("VmRSS"), time.monotonic()
+before, begun = process_memory().now, time.monotonic()
 pipeline = Pipeline.load(bundle, precision, num_threads=int(threads), engine=engine, verify="size",
                          allow_unverified=True)
-loaded, loaded_bytes = time.monotonic(), status("VmRSS")
+loaded, loaded_bytes = time.monotonic(), process_memory().now
 pipeline.draw("", options=GenerationOptions(num_steps=1))
 tell(before, begun, loaded, loaded_bytes, pipeline.engine is not None)
 """
@@ -59,9 +56,9 @@ from runtime.options import GenerationOptions
 
 checkpoint, threads = sys.argv[2:]
 torch.set_num_threads(int(threads))
-before, begun = status("VmRSS"), time.monotonic()
+before, begun = process_memory().now, time.monotonic()
 model = load_checkpoint(Path(checkpoint)).requires_grad_(False)
-loaded, loaded_bytes = time.monotonic(), status("VmRSS")
+loaded, loaded_bytes = time.monotonic(), process_memory().now
 drawer = Baseline(model, Workload.of(manifest_of(model), 1, GenerationOptions(num_steps=1)), Variant())
 drawer.prefill()
 drawer.draw_tokens()

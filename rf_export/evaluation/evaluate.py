@@ -15,7 +15,7 @@ from rf_export.evaluation.metric import SceneScore, evaluation_demands, score_pi
 from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig
 from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.errors import RFError
-from runtime.events import PictureEvent
+from runtime.events import PictureEvent, Progress
 from runtime.pictures.png import save_png
 from runtime.pictures.sheet import contact_sheet
 from runtime.signature import Precision
@@ -81,9 +81,7 @@ def _checker_line(figures: Mapping[str, Any]) -> str:
     )
 
 
-def evaluate_model(
-    model: Path, options: EvaluationOptions, on_progress: Callable[[str, int, int], None] | None = None
-) -> Evaluation:
+def evaluate_model(model: Path, options: EvaluationOptions, on_progress: Progress | None = None) -> Evaluation:
     """Draw and score.
 
     Args:
@@ -137,13 +135,11 @@ def draw_demands(pipeline: "Pipeline", demands: Sequence[Demand], seed: int) -> 
                 yield event.picture
 
 
-def scene_scorer(
-    num_prompts: int, seed: int = 0
-) -> Callable[["Pipeline", Callable[[str, int, int], None]], list[bool]]:
+def scene_scorer(num_prompts: int, seed: int = 0) -> Callable[["Pipeline", Progress], list[bool]]:
     """A task score for the quality gate of calibration: was each picture of a fixed list of prompts right?"""
     demands = evaluation_demands(num_prompts, 0, SceneConfig(), False)
 
-    def score(pipeline: "Pipeline", report: Callable[[str, int, int], None]) -> list[bool]:
+    def score(pipeline: "Pipeline", report: Progress) -> list[bool]:
         pictures = []
         for picture in draw_demands(pipeline, demands, seed):
             pictures.append(picture)

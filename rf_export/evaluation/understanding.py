@@ -20,6 +20,7 @@ from rf_export.training.questions import OPPOSITE, QUESTIONS_VERSION, ask, kinds
 from rf_export.training.scenes import DATA_VERSION, Demand, Scene, SceneConfig, make_scene
 from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.errors import RFError
+from runtime.events import Progress
 from runtime.signature import Precision
 from verification.measures.token_agreement import Reading, TokenAgreement, compare_answers, merge, read_answer
 
@@ -103,7 +104,7 @@ def evaluate_understanding(
     model: Path,
     num_scenes: int,
     num_objects: int = 16,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
     *,
     precision: Precision = "fp32",
     num_threads: int | None = None,

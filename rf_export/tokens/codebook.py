@@ -7,7 +7,7 @@ Knows nothing of drawing. Axes: C cells of all scenes, K codes, e encoder width.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from rf_export.training.scenes import Item, Scene, SceneConfig, make_scene
 from rf_export.training.tokens import to_pixels
 from rf_export.vision import pooled_features
 from runtime.errors import RFError
+from runtime.events import Progress
 
 BATCH = 50
 NUM_NEAREST = 8
@@ -101,11 +102,7 @@ class Codebook:
 
 @torch.no_grad()
 def make_codebook(
-    checkpoint: Path,
-    expected: str,
-    num_scenes: int,
-    num_objects: int = 16,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    checkpoint: Path, expected: str, num_scenes: int, num_objects: int = 16, on_progress: Progress | None = None
 ) -> Codebook:
     """Encode the first scenes of the stream that training begins with.
 

@@ -1,7 +1,6 @@
 """A training run as a person watches it: progress, log, live sample sheet, snapshots, resume."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_j
 from runtime.bundle.atomic import locked
 from runtime.bundle.strict_json import read_json
 from runtime.errors import RFError
+from runtime.events import Progress
 from runtime.pictures.png import save_png
 from runtime.pictures.sheet import contact_sheet
 
@@ -30,7 +30,7 @@ def run_training(
     *,
     resume: bool,
     start: Path | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Path:
     """Train to the end of the recipe; returns the folder of the final EMA checkpoint.
 
@@ -44,7 +44,7 @@ def run_training(
         return _run(Trainer(config, model_config, folder, start), folder, resume=resume, on_progress=on_progress)
 
 
-def _run(trainer: Trainer, folder: Path, *, resume: bool, on_progress: Callable[[str, int, int], None] | None) -> Path:
+def _run(trainer: Trainer, folder: Path, *, resume: bool, on_progress: Progress | None) -> Path:
     _claim(folder, trainer, resume=resume)
     with (folder / "log.jsonl").open("a") as log:
         for report in trainer.run():

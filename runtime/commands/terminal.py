@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 
 import click
 
+from runtime.events import Progress
+
 SECONDS_BETWEEN_LINES = 15.0
-Report = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
 def open_streams() -> None:
@@ -35,14 +36,14 @@ def open_streams() -> None:
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Report]:
+def progress(description: str) -> Iterator[Progress]:
     """Shows on stderr what the block reports, and the time that is left."""
     with _bar(description) if sys.stderr.isatty() else _lines() as report:
         yield report
 
 
 @contextmanager
-def _bar(description: str) -> Iterator[Report]:
+def _bar(description: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -106,7 +107,7 @@ class PlainProgress:
 
 
 @contextmanager
-def _lines() -> Iterator[Report]:
+def _lines() -> Iterator[Progress]:
     plain, ended = PlainProgress(lambda line: click.echo(line, err=True)), threading.Event()
 
     def remind() -> None:

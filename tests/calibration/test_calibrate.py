@@ -18,9 +18,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
-from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts, workbench
+from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts, record, workbench
 from calibration import recordings as cache
-from calibration.calibrate import load_pipeline
 from calibration.examples import hold_back, split_prompts
 from calibration.gate import (
     Interval,
@@ -31,6 +30,7 @@ from calibration.gate import (
     paired_change,
     proportion,
 )
+from calibration.job import load_pipeline
 from calibration.layers import find_layers
 from calibration.statistics import missing_coverage
 from calibration.trajectory import plan_passes
@@ -222,7 +222,10 @@ def test_calibrating_again_goes_on_from_the_cache_and_gives_the_same_ranges(cali
     shutil.copy(recorded, tmp_path / "cache.npz")
     told = []
     calibrate(
-        folder, PROMPTS, CONFIG, cache_path=tmp_path / "cache.npz", on_progress=lambda what, *_: told.append(what)
+        folder,
+        PROMPTS,
+        replace(CONFIG, cache_path=tmp_path / "cache.npz"),
+        on_progress=lambda what, *_: told.append(what),
     )
     assert "recording" not in told
     assert open_bundle(folder, verify="hash").manifest.precisions == ("fp32", "fp16", "int8")
@@ -236,14 +239,14 @@ def test_a_recording_that_was_interrupted_goes_on_to_the_same_end(bundle, tmp_pa
         if (what, done) == ("recording", 5):
             raise Interruption
 
-    monkeypatch.setattr(MODULE, "SAVE_EVERY", 2)
+    monkeypatch.setattr(record, "SAVE_EVERY", 2)
     whole, parts = tmp_path / "whole.npz", tmp_path / "parts.npz"
-    calibrate(bundle, PROMPTS, CONFIG, cache_path=whole)
+    calibrate(bundle, PROMPTS, replace(CONFIG, cache_path=whole))
     with pytest.raises(Interruption):
-        calibrate(bundle, PROMPTS, CONFIG, cache_path=parts, on_progress=stop)
+        calibrate(bundle, PROMPTS, replace(CONFIG, cache_path=parts), on_progress=stop)
     with np.load(parts) as file:
         assert json.loads(file["meta"].tobytes())["progress"] == {"passes": 0, "prompts": 4}
-    calibrate(bundle, PROMPTS, CONFIG, cache_path=parts)
+    calibrate(bundle, PROMPTS, replace(CONFIG, cache_path=parts))
     with np.load(whole) as a, np.load(parts) as b:
         assert set(a.files) == set(b.files)
         assert all((a[name] == b[name]).all() for name in a.files if name != "meta")
@@ -251,7 +254,7 @@ def test_a_recording_that_was_interrupted_goes_on_to_the_same_end(bundle, tmp_pa
 
 def test_passes_take_little_memory_and_see_the_same(bundle, tmp_path):
     one, many = tmp_path / "one.npz", tmp_path / "many.npz"
-    calibrate(bundle, PROMPTS, CONFIG, cache_path=one)
+    calibrate(bundle, PROMPTS, replace(CONFIG, cache_path=one))
     layers = {
         name: find_layers(
             ir.load(open_bundle(bundle).file(open_bundle(bundle).graph(name, Variant("fp32")).file)).graph
@@ -262,8 +265,8 @@ def test_passes_take_little_memory_and_see_the_same(bundle, tmp_path):
     assert len(passes) > 2
     assert [item for part in passes for item in part] == [(name, w) for name, found in layers.items() for w in found]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULE, "plan_passes", lambda *_: passes)
-        calibrate(bundle, PROMPTS, CONFIG, cache_path=many)
+        patch.setattr(record, "plan_passes", lambda *_: passes)
+        calibrate(bundle, PROMPTS, replace(CONFIG, cache_path=many))
     with np.load(one) as a, np.load(many) as b:
         assert all((a[name] == b[name]).all() for name in a.files if name != "meta" and "samples" not in name)
 
@@ -275,7 +278,7 @@ def test_a_recording_under_other_defaults_is_not_taken(calibrated, tmp_path):
     manifest = open_bundle(folder).manifest
     write_manifest(folder, manifest.replace(sampling=manifest.sampling.replace(num_steps=9)))
     with pytest.raises(RFError, match="is of something else: other defaults of sampling"):
-        calibrate(folder, PROMPTS, CONFIG, cache_path=recorded)
+        calibrate(folder, PROMPTS, replace(CONFIG, cache_path=recorded))
 
 
 def test_a_cache_that_nobody_named_is_recorded_anew_where_it_is_of_something_else(bundle, caplog):
@@ -325,7 +328,7 @@ def test_a_damaged_cache_is_refused(calibrated, tmp_path, change):
     shutil.copy(calibrated.parent / "bundle.fp32.calibration.npz", recorded)
     change(recorded)
     with pytest.raises(RFError, match=r"calibration cache .*cache.npz is damaged .* Delete it and calibrate again"):
-        calibrate(folder, PROMPTS, CONFIG, cache_path=recorded)
+        calibrate(folder, PROMPTS, replace(CONFIG, cache_path=recorded))
 
 
 def test_a_cache_with_pickles_is_refused(calibrated, tmp_path):
@@ -339,7 +342,7 @@ def test_the_cache_of_another_model_or_other_prompts_is_refused(calibrated, mode
     folder, recorded = shutil.copytree(calibrated, tmp_path / "bundle"), tmp_path / "cache.npz"
     shutil.copy(calibrated.parent / "bundle.fp32.calibration.npz", recorded)
     with pytest.raises(RFError, match="is of something else: other prompts or seeds"):
-        calibrate(folder, [*PROMPTS[1:], "a green bell"], CONFIG, cache_path=recorded)
+        calibrate(folder, [*PROMPTS[1:], "a green bell"], replace(CONFIG, cache_path=recorded))
     key = json.loads(np.load(recorded)["meta"].tobytes())["key"]
     with pytest.raises(RFError, match="is of something else: other graphs"):
         cache.load(recorded, {**key, "graphs": ["0" * 64]})
@@ -356,7 +359,7 @@ def test_too_little_coverage_is_refused(calibrated, tmp_path):
     cache.save(recorded, key, content, progress)
     folder = shutil.copytree(calibrated, tmp_path / "bundle")
     with pytest.raises(RFError, match="does not cover the model: denoiser saw no unconditional row in step 7"):
-        calibrate(folder, PROMPTS, CONFIG, cache_path=recorded)
+        calibrate(folder, PROMPTS, replace(CONFIG, cache_path=recorded))
 
 
 def test_activations_that_overflow_are_refused(bundle):

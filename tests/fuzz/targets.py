@@ -385,7 +385,7 @@ def _cache(folder: Path) -> tuple[Read, list[bytes]]:
         activations.add(step, 0, np.ones((2, 4), np.float32), "x")
     file = folder / "cache.npz"
     recorded = {"denoiser": {"w": activations}, "rep_decoder": {"v": activations}}
-    cache.save(file, CACHE_KEY, recorded, cache.Progress(1, 2))
+    cache.save(file, CACHE_KEY, recorded, cache.Reached(1, 2))
     seed = file.read_bytes()
 
     def read(data: bytes) -> object:

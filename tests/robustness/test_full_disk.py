@@ -162,9 +162,9 @@ def test_no_decision_depends_on_the_clock(tiny_bundle: Path, tmp_path: Path, mon
         assert Pipeline.load(bundle, num_threads=1).engine is not None
     activations = Activations(4, 2)
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    cache.save(tmp_path / "cache.npz", {"a": 1}, {"denoiser": {"w": activations}}, cache.Progress(0, 3))
+    cache.save(tmp_path / "cache.npz", {"a": 1}, {"denoiser": {"w": activations}}, cache.Reached(0, 3))
     os.utime(tmp_path / "cache.npz", (4e9, 4e9))
-    assert cache.load(tmp_path / "cache.npz", {"a": 1})[1] == cache.Progress(0, 3)
+    assert cache.load(tmp_path / "cache.npz", {"a": 1})[1] == cache.Reached(0, 3)
 
 
 def test_a_few_kills_lose_nothing(tiny_checkpoint: Path, tiny_bundle: Path) -> None:

@@ -127,6 +127,28 @@ def usable_memory(root: Path = ROOT) -> UsableMemory | None:
     return UsableMemory(total, available, swap)
 
 
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of this process that are resident: now, and at most since it began."""
+
+    now: int
+    peak: int
+
+    @property
+    def peak_mib(self) -> int:
+        """The peak in MiB."""
+        return self.peak >> 20
+
+
+def process_memory(root: Path = ROOT) -> ProcessMemory | None:
+    """What this process takes; None where the system does not tell.
+
+    Not `getrusage`: its peak counts what the parent had when it started this process.
+    """
+    known = _numbers(root / "proc/self/status", unit=1 << 10)
+    return ProcessMemory(known["VmRSS"], known["VmHWM"]) if {"VmRSS", "VmHWM"} <= known.keys() else None
+
+
 def _allowed_cpus() -> set[int]:
     """By affinity; the system keeps that within the cpuset."""
     if hasattr(os, "sched_getaffinity"):

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.backends.host.machine import (
+    ProcessMemory,
     UsableMemory,
     cpu_features,
     cpu_name,
     is_confined,
+    process_memory,
     usable_cores,
     usable_cpus,
     usable_memory,
@@ -300,3 +302,19 @@ def test_this_machine_is_read(tmp_path):
     if Path("/proc/meminfo").exists():
         memory = usable_memory()
         assert 0 < memory.available <= memory.total
+
+
+def test_what_this_process_takes_is_told_in_bytes(tmp_path):
+    told = tree(tmp_path, {"proc/self/status": "Name:\tpython\nVmHWM:\t    9000 kB\nVmRSS:\t    5000 kB"})
+    assert process_memory(told) == ProcessMemory(now=5000 << 10, peak=9000 << 10)
+    assert process_memory(tmp_path / "none") is None
+
+
+def test_the_peak_stays_when_the_memory_is_given_back():
+    before = process_memory()
+    held = bytearray(b"x") * (64 * MIB)
+    during = process_memory()
+    del held
+    after = process_memory()
+    assert during.now - before.now > 60 * MIB and after.now < during.now
+    assert after.peak >= during.now and after.peak_mib == after.peak // MIB
