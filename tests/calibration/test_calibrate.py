@@ -303,7 +303,7 @@ def test_what_would_fail_at_the_end_is_refused_at_the_start(bundle, tmp_path):
     prompts.write_text("a red car\n", encoding="utf-8-sig")
     assert read_prompts(prompts) == ["a red car"], "a byte order mark is no letter"
     for options, words in (
-        (["--min-cosine", "1"], "below 1"),
+        (["--min-cosine", "1"], "range -1<=x<1"),
         (["--report", str(tmp_path)], "is a folder"),
         (["--cache", str(tmp_path / "no" / "cache.npz")], "is not a folder"),
         (["--export-inputs", str(tmp_path / "out"), "--images", str(tmp_path)], "--images"),
