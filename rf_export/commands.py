@@ -1,4 +1,6 @@
-"""The commands of the workshop: train, eval, bench, tokens. All but some uses of `tokens` need the `export` extra.
+"""The commands of the workshop: import-qwen3, train, eval, bench, tokens.
+
+All but some uses of `tokens` need the `export` extra.
 
 `cli.py` gathers all commands, and turns errors into sentences. Each is a thin layer over a library call, and imports it
 when it runs.
@@ -15,6 +17,45 @@ from runtime.commands.terminal import progress
 
 if TYPE_CHECKING:
     from rf_export.training.trainer import RateDecay
+
+
+@arg.command("import-qwen3")
+@click.argument("folder", type=arg.PATH)
+@arg.option("-o --output", "Checkpoint to write.", arg.PATH, required=True, metavar="CHECKPOINT")
+@arg.option(
+    "--parts",
+    "Preset that the new parts take their shape from: tokens, patches, sizes of pictures, image encoder.",
+    default="qwen3-0.6b",
+)
+@arg.option("--seed", "Seed of the new parts.", click.IntRange(0, 2**31 - 1), 0)
+@arg.option("--dtype", "Type of the weights.", click.Choice(["source", "fp32", "fp16", "bf16"]), "source")
+@arg.option("--start-id", "Id before a question about a picture.", arg.NATURAL, shown="none: it only draws")
+@arg.many("--stop-id stop_ids", "Id that ends an answer.", arg.NATURAL, shown="none: it only draws")
+@arg.flag("--force", "Replace an existing checkpoint.")
+def import_qwen3(
+    folder: Path, output: Path, start_id: int | None, stop_ids: tuple[int, ...], dtype: Any, **options: Any
+) -> None:
+    """Make a checkpoint to train on of FOLDER, a dense Qwen3 decoder from Hugging Face.
+
+    All three experts start as its feed-forward, so that the text side answers with its logits; what it has not
+    (representation tokens, pixels, the image encoder) starts from --seed.
+
+    \b
+    rf-export import-qwen3 Qwen3-0.6B -o mine
+    rf-export import-qwen3 Qwen3-0.6B -o mine --start-id 151644 --stop-id 151645 --dtype bf16
+    """
+    from rf_export.config import UnderstandingConfig
+    from rf_export.qwen3 import ImportOptions
+    from rf_export.qwen3 import import_qwen3 as run_import
+
+    if (start_id is None) != (not stop_ids):
+        raise click.UsageError(
+            "--start-id and --stop-id belong together; name both, or none for a model that draws only"
+        )
+    with arg.usage_errors((ValueError,)), progress("import") as report:
+        understanding = None if start_id is None else UnderstandingConfig(start_id=start_id, stop_ids=stop_ids)
+        run_import(folder, output, ImportOptions(understanding=understanding, dtype=dtype, **options), report)
+    click.echo(output)
 
 
 @arg.command()
