@@ -28,11 +28,10 @@ def replay(traces: Path) -> None:
 
     import rf_export.export
     from rf_export.model import RFModel
+    from runtime.signature import Variant
 
-    def trace(
-        _model: RFModel, graph: str, precision: str, _spec: object, dialect: str = "classic", *_: object
-    ) -> ir.Model:
-        return ir.load(traces / "graphs" / f"{graph}.{precision}.{dialect}.onnx")
+    def trace(_model: RFModel, graph: str, variant: Variant, *_: object) -> ir.Model:
+        return ir.load(traces / "graphs" / f"{graph}.{variant.precision}.{variant.dialect}.onnx")
 
     rf_export.export.trace = trace  # type: ignore[assignment]
 
