@@ -26,8 +26,9 @@ setup: $(STAMP) ## Make the environment in .venv
 demo: $(STAMP) ## Export the reference checkpoint, build its engine, draw, and write demo/report.html
 	$(PY) examples/demo.py --output demo
 
-lint: $(STAMP) ## ruff, mypy (strict on the torch-free packages), import rules
+lint: $(STAMP) ## ruff (rules and format), mypy strict, import rules
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 

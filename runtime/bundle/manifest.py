@@ -182,7 +182,8 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
         if bundle_id != manifest.bundle_id:
             raise RFError(
                 f"{where}: 'bundle_id' must be {manifest.bundle_id!r} as the table of files has it, found "
-                f"{shortened(bundle_id)}: it was changed. Export the bundle again."
+                f"{shortened(bundle_id)}: it was changed. Export the bundle again.",
+                "damaged",
             )
         return manifest
 

@@ -58,7 +58,7 @@ def read_as(kind: type[_T], content: Any, where: str, path: str = "") -> _T:
         for key, part, value in _parts(_bare(kind), content):  # msgspec tells neither a value nor the key of a table
             read_as(part, value, where, path + key)
         problem = _problem(kind, content, path.lstrip("."), str(error))
-        raise RFError(f"{where}{problem}. Correct the file, or make it again.") from None
+        raise RFError(f"{where}{problem}. Correct the file, or make it again.", "damaged") from None
 
 
 def read_document(content: Any, where: str, form: str, version: int, remedy: str) -> dict[str, Any]:
@@ -69,20 +69,26 @@ def read_document(content: Any, where: str, form: str, version: int, remedy: str
     """
     if not isinstance(content, dict) or content.get("format") != form:
         other = shortened(content.get("format") if isinstance(content, dict) else content)
-        raise RFError(f"{where} is no file of the format {form!r}, found {other}. Give a file that rf-export wrote.")
+        raise RFError(
+            f"{where} is no file of the format {form!r}, found {other}. Give a file that rf-export wrote.", "damaged"
+        )
     found = content.get("format_version")
     if type(found) is not int or found < 1:
         raise RFError(
-            f"{where}: 'format_version' must be a whole number >= 1, found {shortened(found)}. {remedy} again."
+            f"{where}: 'format_version' must be a whole number >= 1, found {shortened(found)}. {remedy} again.",
+            "damaged",
         )
     if found != version:
         newer = f"Install a newer rf-export, or {remedy[0].lower()}{remedy[1:]}" if found > version else remedy
-        raise RFError(f"{where} has format version {found}, and this rf-export reads {version}. {newer} again.")
+        raise RFError(
+            f"{where} has format version {found}, and this rf-export reads {version}. {newer} again.", "mismatch"
+        )
     plain = {key: value for key, value in content.items() if key != _SEAL}
     if _SEAL in content and content[_SEAL] != _checksum(plain):  # there was none once
         raise RFError(
             f"{where} differs from what was written (checksum): it is damaged or was changed. Copy it again, "
-            f"make it again, or remove the key {_SEAL!r} if you changed it on purpose."
+            f"make it again, or remove the key {_SEAL!r} if you changed it on purpose.",
+            "damaged",
         )
     del plain["format"], plain["format_version"]
     return plain
@@ -140,14 +146,16 @@ def read_limited(path: Path, limit: int) -> bytes:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device never ends
-            raise RFError(f"{path} is not a file.")
+            raise RFError(f"{path} is not a file.", "damaged")
         if found.st_size > limit:
-            raise RFError(f"{path} has {found.st_size} bytes, and at most {limit} are read. It is no such file.")
+            raise RFError(
+                f"{path} has {found.st_size} bytes, and at most {limit} are read. It is no such file.", "damaged"
+            )
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise RFError(f"{path} does not exist.") from None
+        raise RFError(f"{path} does not exist.", "damaged") from None
     except OSError as error:
-        raise RFError(f"{path} cannot be read: {error.strerror}.") from error
+        raise RFError(f"{path} cannot be read: {error.strerror}.", "damaged") from error
     refuse_lfs_pointer(path, content)
     return content
 
@@ -155,7 +163,7 @@ def read_limited(path: Path, limit: int) -> bytes:
 def refuse_lfs_pointer(path: Path, start: bytes) -> None:
     """Raise RFError where a file begins as what git-lfs leaves in place of one that it has not downloaded yet."""
     if start.startswith(LFS_START):
-        raise RFError(f"{path} is a pointer of git-lfs, not the file itself. Fetch it with: git lfs pull")
+        raise RFError(f"{path} is a pointer of git-lfs, not the file itself. Fetch it with: git lfs pull", "damaged")
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
@@ -169,7 +177,7 @@ def parse_json(data: bytes, where: str) -> Any:
         content = json.loads(data.decode("utf-8"), object_pairs_hook=_object)
         _check_depth(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise RFError(f"{where} is not valid JSON ({error}): it is damaged or was cut off.") from error
+        raise RFError(f"{where} is not valid JSON ({error}): it is damaged or was cut off.", "damaged") from error
     return content
 
 

@@ -13,8 +13,9 @@ from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, TokenEve
 from runtime.backends import create_backend
 from runtime.backends.host.cache import KVCache
 from runtime.backends.host.stages import prefill
-from runtime.bundle.engine import Engine, EngineRecord
+from runtime.bundle.engine import Engine, EngineGraph, EngineRecord
 from runtime.bundle.folder import open_bundle
+from runtime.bundle.manifest import FileEntry
 from runtime.scheduling.scheduler import Scheduler
 from runtime.signature import GRAPHS, GraphSignature, Variant
 from verification.compare import LIMITS
@@ -187,12 +188,12 @@ def test_engines_and_the_scheduler_are_for_classic_graphs(modern_bundle, monkeyp
         precision="fp32",
         dialect="classic",
         bundle_id="",
-        graphs={},
-        files={},
+        graphs={name: EngineGraph(file="graph", source_sha256="0" * 64) for name in GRAPHS},
+        files={"graph": FileEntry(sha256="0" * 64, size=1)},
         build={},
         verified={},
     )
-    monkeypatch.setattr("runtime.pipeline.open_engine", lambda path: Engine(path, record))
+    monkeypatch.setattr("runtime.loading.open_engine", lambda path: Engine(path, record))
     with pytest.raises(RFError, match="was built from classic graphs, and modern was asked for"):
         Pipeline.load(modern_bundle, dialect="modern", engine=tmp_path)
 

@@ -29,6 +29,8 @@ def test_a_spoilt_file_is_damaged(tiny_bundle, tmp_path):
     graph = next(bundle.glob("graphs/denoiser.fp32*.onnx"))
     graph.write_bytes(graph.read_bytes()[:-1])
     assert kind_of(Pipeline.load, bundle) == "damaged"
+    (bundle / "manifest.json").write_text("{")
+    assert kind_of(Pipeline.load, bundle) == "damaged"
 
 
 def test_a_package_that_is_not_there_is_missing(monkeypatch):

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -472,7 +473,9 @@ def test_the_command_goes_on_from_a_checkpoint_with_its_shape_and_a_falling_rate
 ) -> None:
     calls: list[tuple[TrainConfig, ModelConfig, Path | None]] = []
 
-    def listen(config: TrainConfig, model: ModelConfig, folder: Path, *, resume: bool, start: Path | None) -> Path:
+    def listen(
+        config: TrainConfig, model: ModelConfig, folder: Path, *, resume: bool, start: Path | None, on_progress: Any
+    ) -> Path:
         calls.append((config, model, start))
         return folder
 
