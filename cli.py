@@ -141,7 +141,7 @@ def export(
     from rf_export.checkpoint import load_config
     from rf_export.export import ExportOptions, export
     from rf_export.export_plan import ExportPlan
-    from verification.verify import worst_cosine
+    from verification.outcome import worst_cosine
 
     wanted: Any = tuple(name for name in arg.DIALECT.choices if name in dialects or "both" in dialects)
     options["precisions"] = tuple(dict.fromkeys(options["precisions"]))
@@ -197,8 +197,8 @@ def verify(
     """
     from runtime.bundle.atomic import restore
     from verification import Remembering, VerifyOptions, verify
+    from verification.outcome import NotRecordedError
     from verification.rebuilds import verify_rebuilds
-    from verification.verify import NotRecordedError
 
     arg.require_writable(report_path, "--report")
     if report_path is not None:

@@ -15,6 +15,7 @@ from calibration.config import CalibrationConfig
 from calibration.histogram import LEVELS, Histogram
 from calibration.quantise import QuantisedWeight, stored_scales
 from calibration.statistics import Activations
+from verification.measures.metrics import relative_error
 
 ALPHAS: Final = (0.3, 0.4, 0.5, 0.6, 0.7)
 _LARGEST_FACTOR: Final = 1e3
@@ -103,5 +104,4 @@ def product_error(x: Matrix, weight: Matrix, largest: float, dtype: npt.DTypeLik
     step = stored_scales(largest, LEVELS, dtype).astype(np.float32)
     rounded_x = np.clip(np.rint(x / step), -LEVELS, LEVELS) * step
     rounded_w = QuantisedWeight.of(weight, LEVELS, len(weight), dtype).restored
-    exact = x @ weight
-    return float(np.linalg.norm(rounded_x @ rounded_w - exact) / max(float(np.linalg.norm(exact)), 1e-12))
+    return relative_error(rounded_x @ rounded_w, x @ weight)

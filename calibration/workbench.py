@@ -7,10 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from calibration.config import Format
@@ -23,7 +21,7 @@ from calibration.trajectory import Inputs, graph_file
 from runtime.backends.interface import Session
 from runtime.signature import GraphName
 from verification.graphs.weights import WeightFile
-from verification.measures.metrics import cosine
+from verification.measures.metrics import cosine, relative_error
 from verification.measures.timing import Timing, interleave
 
 MAIN_OUTPUT: dict[GraphName, str] = {
@@ -110,7 +108,7 @@ class Workbench:
             found = session.run(inputs)
             cosines.append(cosine(expected[main], found[main]))
             floats = [name for name, array in expected.items() if array.dtype.kind == "f"]
-            errors += [_relative_error(expected[name], found[name]) for name in floats]
+            errors += [relative_error(found[name], expected[name]) for name in floats]
         return Agreement(min(cosines), max(errors))
 
     def time(self, sessions: Mapping[str, Session]) -> dict[str, "StepTime"]:
@@ -163,9 +161,3 @@ class StepTime:
         rounds = [1e3 * value for value in (timing.cpu if num_threads == 1 else timing.wall)]
         median = statistics.median(rounds)
         return cls(median, statistics.median(abs(value - median) for value in rounds))
-
-
-def _relative_error(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
-    wanted, got = expected.astype(np.float64), found.astype(np.float64)
-    error = float(np.linalg.norm(got - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
-    return error if np.isfinite(error) else float("inf")

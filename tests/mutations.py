@@ -441,7 +441,7 @@ def run(mutation: Mutation, source: Path, out: Path, memory: Any, compare: Calla
 
 def is_named(mutation: Mutation, outcome: Any) -> bool:
     """Whether the verdict is red and names the right graph and tensor."""
-    first = outcome.comparison.first
+    first = outcome.tally.first
     return (
         outcome.verdict == "failed"
         and first.graph == mutation.graph

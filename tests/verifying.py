@@ -14,7 +14,7 @@ from runtime.signature import Dialect, GraphName, Precision, Variant
 from verification import Outcome, Remembering, VerifyOptions
 from verification.candidates import Candidate
 from verification.cases import choose_cases
-from verification.verify import verify_pipeline
+from verification.trial import verify_pipeline
 
 
 def load(bundle: Path, precision: Precision = "fp32", dialect: Dialect = "classic") -> Pipeline:

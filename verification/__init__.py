@@ -7,12 +7,15 @@ sides, and every step, every key and value, every token and every picture is com
     from verification import VerifyOptions, verify
     outcomes = verify("bundle", VerifyOptions(), reference)
 
-Code map: cases (what is drawn) -> subject, graph_reference (who draws) -> traces (what comes out) -> compare (figures
-and failures) -> bisect (where it begins) -> candidates, verify (graphs and engines, verdicts) -> rebuilds, report.
+Code map: cases (what is drawn) -> subject, graph_reference (who draws) -> traces (what comes out) -> compare, limits,
+tally (figures and failures) -> bisect (where it begins) -> candidates, trial, verify, outcome (graphs and engines,
+verdicts) -> rebuilds, report.
 graphs/ looks inside of ONNX files, measures/ holds distances, shares and times, pages/ the HTML.
 """
 
 from verification.candidates import NotRun, VerifyOptions
-from verification.verify import Outcome, Remembering, verify
+from verification.outcome import Outcome
+from verification.traces import Remembering
+from verification.verify import verify
 
 __all__ = ["NotRun", "Outcome", "Remembering", "VerifyOptions", "verify"]

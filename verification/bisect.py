@@ -19,9 +19,11 @@ from runtime.backends.interface import Arrays
 from runtime.pipeline import Pipeline
 from runtime.signature import GraphName
 from verification.cases import AnswerCase, DrawCase
-from verification.compare import Failure, Limits, agreement
 from verification.graphs.taps import TappedSession, add_taps
+from verification.limits import Limits
+from verification.measures.metrics import agreement, largest_magnitude
 from verification.subject import Subject
+from verification.tally import Failure
 from verification.traces import Floats, Reference, Taps
 
 FLOAT16_MAX: Final = 65504.0
@@ -40,15 +42,6 @@ class TapFigure:
     expected_largest: float
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a look inside of a graph tells."""
-
-    first_bad: TapFigure | None
-    text: str
-    keep_in_fp32: list[str]  # parameters whose product leaves the range of float16, or whose rounding hurts most
-
-
 def bisect(
     pipeline: Pipeline,
     reference: Reference,
@@ -56,8 +49,8 @@ def bisect(
     failure: Failure,
     limits: Limits,
     forced: Sequence[npt.NDArray[np.int64]] | Sequence[int] | None,
-) -> Finding:
-    """Look inside of the graph that failed, at the step where it did.
+) -> str:
+    """Look inside of the graph that failed, at the step where it did, and say what is there.
 
     Args:
         pipeline: Plain graphs of the backend ort.
@@ -86,7 +79,7 @@ def bisect(
     keep = _too_large(taps) if pipeline.precision in ("fp16", "int8-fp16") else []
     if keep:
         text += f"; beyond the range of float16: keep {', '.join(keep)} in fp32"
-    return Finding(bad, text, keep)
+    return text
 
 
 def compare_taps(
@@ -151,7 +144,7 @@ def find_overflows(pipeline: Pipeline, case: DrawCase, forced: Sequence[npt.NDAr
         found: list[tuple[int, str, float]] = []
 
         def take(step: int, tap: str, values: Floats, found: list[tuple[int, str, float]] = found) -> None:
-            largest = float(np.abs(values).max()) if np.isfinite(values).all() else float("inf")
+            largest = largest_magnitude(values)
             if not largest < FLOAT16_MAX:
                 found.append((step, tap, largest))
 
@@ -203,8 +196,7 @@ def _figure(name: str, found: Floats, expected: Floats) -> TapFigure | None:
     if len(ours) != len(right):
         return None
     (cosine,), (norm_ratio,), _ = agreement(ours[None], right[None])
-    largest = float(np.abs(ours).max()) if np.isfinite(ours).all() else float("inf")
-    return TapFigure(name, float(cosine), float(norm_ratio), largest, float(np.abs(right).max()))
+    return TapFigure(name, float(cosine), float(norm_ratio), largest_magnitude(ours), float(np.abs(right).max()))
 
 
 def _too_large(taps: Sequence[TapFigure]) -> list[str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from runtime.events import Progress
 from verification.candidates import NotRun, VerifyOptions
-from verification.verify import Outcome, Remembering, verify, worst_cosine
+from verification.outcome import Outcome, worst_cosine
+from verification.traces import Remembering
+from verification.verify import verify
 
 
 def verify_rebuilds(

@@ -13,9 +13,9 @@ import numpy as np
 from runtime.bundle.atomic import write_text
 from runtime.events import to_picture
 from verification.candidates import NotRun
-from verification.compare import WorstPicture
+from verification.outcome import Outcome, worst_cosine
 from verification.pages.page import Columns, Picture, render
-from verification.verify import Outcome, worst_cosine
+from verification.tally import WorstPicture
 
 _MOST_DIGITS: Final = 16.0  # of a cosine in float64
 
@@ -30,8 +30,8 @@ def write_report(path: Path, bundle: Path, outcomes: Sequence[Outcome | NotRun])
         subtitle=f"against {', '.join(references)}",
         verdicts=[_verdict(outcome) for outcome in outcomes],
         outcomes=done,
-        curves=[agreement_curves(outcome.comparison.curves) for outcome in done],
-        pictures=[_pictures(outcome.comparison.pictures) for outcome in done],
+        curves=[agreement_curves(outcome.tally.curves) for outcome in done],
+        pictures=[_pictures(outcome.tally.pictures) for outcome in done],
     )
     write_text(path, text)
 

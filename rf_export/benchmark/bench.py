@@ -31,7 +31,7 @@ from rf_export.benchmark.task import BenchOptions, Task, open_task, our_contende
 from runtime.errors import RFError
 from runtime.events import Progress
 from runtime.pipeline import Pipeline
-from verification.compare import LIMITS
+from verification.limits import LIMITS
 from verification.measures.metrics import cosine, psnr_db
 from verification.measures.timing import ratio
 

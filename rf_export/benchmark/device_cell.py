@@ -26,7 +26,7 @@ from rf_export.benchmark.workload import Workload
 from rf_export.eager import EagerResult
 from rf_export.layers import RMSNorm
 from rf_export.model import RFModel
-from verification.compare import LIMITS
+from verification.limits import LIMITS
 from verification.measures.metrics import psnr_db
 from verification.measures.timing import Timing, interleave, ratio
 

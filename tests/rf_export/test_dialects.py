@@ -18,7 +18,7 @@ from runtime.bundle.folder import open_bundle
 from runtime.bundle.manifest import FileEntry
 from runtime.scheduling.scheduler import Scheduler
 from runtime.signature import GRAPHS, GraphSignature, Variant
-from verification.compare import LIMITS
+from verification.limits import LIMITS
 from verification.measures.metrics import psnr_db
 
 FEW = GenerationOptions(num_steps=4)
@@ -222,12 +222,12 @@ def test_verification_finds_a_row_written_into_the_wrong_slot(tiny_checkpoint, m
     assert compare(model, modern_bundle, "fp32", "modern").verdict == "passed"
     outcome = compare(model, modern_bundle, "fp32", "modern", sessions=wrong, look_inside=False)
     assert outcome.verdict == "failed"
-    assert outcome.comparison.first.tensor == "present.0.key"  # of the text, whose last slot is overwritten
+    assert outcome.tally.first.tensor == "present.0.key"  # of the text, whose last slot is overwritten
 
 
 def test_verification_takes_prompts_that_fit_into_a_fixed_cache(tiny_checkpoint, fixed_bundle):
     outcome = compare(load_checkpoint(tiny_checkpoint), fixed_bundle, "fp32", "modern", profile="full")
-    assert (outcome.verdict, outcome.comparison.denoising_steps) == ("passed", 25)
+    assert (outcome.verdict, outcome.tally.denoising_steps) == ("passed", 25)
 
 
 @given(st.data())

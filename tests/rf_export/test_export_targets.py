@@ -157,8 +157,8 @@ def test_opset_17_agrees_with_eager_as_opset_18_does(tiny_checkpoint, tiny_bundl
     outcome = compare(load_checkpoint(tiny_checkpoint), tiny_bundle, precision, sessions=sessions)
     newer = manifest.verified[Variant(precision).key]
     assert outcome.verdict == "passed"
-    assert outcome.comparison.rep_tokens_equal == newer["rep_tokens_equal"]
-    assert outcome.comparison.picture_psnr_db == pytest.approx(newer["picture_psnr_db"], abs=3)
+    assert outcome.tally.rep_tokens_equal == newer["rep_tokens_equal"]
+    assert outcome.tally.picture_psnr_db == pytest.approx(newer["picture_psnr_db"], abs=3)
 
 
 def run(model, x):

@@ -30,11 +30,11 @@ from runtime.events import PictureEvent, StepEvent
 from runtime.signature import Variant
 from runtime.understanding.caption_match import agreement
 from verification.candidates import Candidate, NotRun
-from verification.compare import Comparison, Failure, Figures, WorstPicture
+from verification.outcome import Outcome
 from verification.pages.page import number
 from verification.pages.plots import Axis, Series, plot
 from verification.report import write_report as write_verification
-from verification.verify import Outcome
+from verification.tally import Failure, Figures, Tally, WorstPicture
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = """</title></style></svg>"'><script>alert(1)</script><img src=x onerror=alert(2)>$x_2$&amp;"""
@@ -64,7 +64,7 @@ def bench() -> dict[str, Any]:
 
 
 def verification_page(folder: Path) -> str:
-    found = Comparison("fp16")
+    found = Tally()
     found.failures = [
         Failure(graph="denoiser", tensor="x_pred", case=HOSTILE, request=0, step=3, what="cosine 0.5, expected 0.9999")
     ]
@@ -72,7 +72,7 @@ def verification_page(folder: Path) -> str:
     noise = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
     found.pictures = [WorstPicture(HOSTILE, 0, 31.5, noise, noise * np.nan)]
     found.figures = {"denoiser": {"x_pred": Figures(0.5, 3, HOSTILE, 0.9, 1e30)}}
-    outcome = Outcome(candidate=Candidate(variant=Variant("fp16")), verdict="failed", comparison=found)
+    outcome = Outcome(candidate=Candidate(variant=Variant("fp16")), verdict="failed", tally=found)
     outcome.inside = HOSTILE
     outcome.taps = {"denoiser": [SimpleNamespace(name=HOSTILE, cosine=0.5, norm_ratio=1.0, largest=3.0)]}
     outcome.record = {**found.to_dict(), "reference": HOSTILE, "first_failure": HOSTILE}

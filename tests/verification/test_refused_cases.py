@@ -3,7 +3,6 @@
 The engine is emulated by the graphs themselves, which refuse what they are told to.
 """
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,7 @@ from verification import Outcome, Remembering, VerifyOptions
 from verification.candidates import Candidate
 from verification.cases import Cases, choose_cases
 from verification.graph_reference import GraphReference
-from verification.verify import verify_pipeline
+from verification.trial import verify_pipeline
 
 VARIANT = Variant("fp32", "classic")
 
@@ -62,7 +61,7 @@ def cases(tiny_bundle: Path) -> Cases:
 def judge(tiny_bundle: Path, memory: Remembering, cases: Cases, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The verdict on an engine that draws such batches, and the names of the cases that were tried."""
     backend = SimpleNamespace(target=lambda: Target(backend="emulated", version="1.0 of today", device="none"))
-    monkeypatch.setattr(sys.modules[verify_pipeline.__module__], "create_backend", lambda name: backend)
+    monkeypatch.setattr("verification.outcome.create_backend", lambda name: backend)
 
     def run(taken: tuple[int, ...], *, engine: bool = True, backend: str = "emulated", blind: bool = False) -> Any:
         pipeline = load(tiny_bundle)

@@ -31,7 +31,8 @@ from runtime.errors import RFError
 from runtime.signature import Variant
 from verification import NotRun, Outcome, VerifyOptions, verify
 from verification.cases import choose_cases
-from verification.compare import agreement, is_drawn
+from verification.measures.metrics import agreement
+from verification.measures.sampling import is_drawn
 
 QUICK = VerifyOptions(profile="quick", num_threads=1)
 
@@ -202,7 +203,7 @@ def test_a_faulty_engine_fails_against_its_graphs(bundle: Path) -> None:
     assert Pipeline.load(bundle, num_threads=1).engine is not None, "the build has compared it with its own graphs"
     (outcome,) = verify(bundle, dataclasses.replace(QUICK, engines_only=True))
     assert isinstance(outcome, Outcome)
-    assert (outcome.verdict, outcome.comparison.first and outcome.comparison.first.graph) == ("failed", "denoiser")
+    assert (outcome.verdict, outcome.tally.first and outcome.tally.first.graph) == ("failed", "denoiser")
     with pytest.raises(RFError, match="failed verification: denoiser x_pred"):
         Pipeline.load(bundle, num_threads=1)
 

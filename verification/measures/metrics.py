@@ -1,12 +1,14 @@
-"""Figures that several reports state: how close two pictures are, and how sure a share is. Knows nothing of models."""
+"""How close two arrays or pictures are, and how sure a share is: figures of several reports. Knows no models."""
 
 import math
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 WILSON_Z: Final = 1.959963984540054  # 97.5 % quantile of the normal distribution
+_NOTHING: Final = 1e-12  # a smaller norm is none
+_Steps: TypeAlias = npt.NDArray[np.float64]
 
 
 def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
@@ -14,6 +16,36 @@ def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     x, y = a.astype(np.float64).reshape(-1), b.astype(np.float64).reshape(-1)
     value = float(x @ y / max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-30))
     return value if np.isfinite(value) else -1.0
+
+
+def agreement(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> tuple[_Steps, _Steps, _Steps]:
+    """Cosine, ratio of norms and largest error over the last axis, the worst of every step: `[steps, ..., n]`.
+
+    In float64. Two vectors of zeros agree; what is not finite agrees in nothing.
+    """
+    a, b = (side.astype(np.float64).reshape(len(side), -1, side.shape[-1]) for side in (found, expected))
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm_a, norm_b = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+        zeros = (norm_a < _NOTHING) & (norm_b < _NOTHING)
+        cosine = np.where(zeros, 1.0, (a * b).sum(-1) / np.maximum(norm_a * norm_b, _NOTHING**2))
+        ratio = np.where(zeros, 1.0, norm_a / np.maximum(norm_b, _NOTHING))
+        error = np.abs(a - b).max(-1)
+    finite = np.isfinite(error)
+    cosine, ratio = np.where(finite, cosine, -1.0), np.where(finite, ratio, 0.0)
+    worst = np.abs(ratio - 1).argmax(1)
+    return cosine.min(1), ratio[np.arange(len(ratio)), worst], np.where(finite, error, 1e30).max(1)
+
+
+def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
+    """Norm of the difference in units of the expected norm, in float64; infinite where a value is not finite."""
+    a, b = (side.astype(np.float64).reshape(-1) for side in (found, expected))
+    error = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), _NOTHING))
+    return error if math.isfinite(error) else math.inf
+
+
+def largest_magnitude(values: npt.NDArray[Any]) -> float:
+    """The largest absolute value; infinite where one is not finite."""
+    return float(np.abs(values).max()) if np.isfinite(values).all() else math.inf
 
 
 def psnr_db(a: npt.NDArray[Any], b: npt.NDArray[Any], *, most: float = 999.0) -> float:
