@@ -176,6 +176,7 @@ def export(
 @arg.option("--threads num_threads", "CPU threads of a run.", arg.COUNT, shown="the backend's")
 @arg.option("--rebuilds", "Number of builds to verify as well, of engines of --backend.", arg.NATURAL, 0)
 @arg.flag("--taps", "Compare also layer by layer inside of the graphs; see --report and --json.")
+@arg.option("--polygraphy", "New folder of runs to compare with by `polygraphy run`.", arg.PATH)
 @arg.flag("--no-record", "Do not write the verdicts into the bundle.")
 @arg.option("--report report_path", "HTML report to write as well.", arg.FILE)
 @arg.flag("--json as_json", "Print the verdicts as JSON.")
@@ -280,7 +281,9 @@ def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
 @arg.option("--seed", "Seed of the first prompt; prompt i is drawn with seed + i.", arg.SEED, 0)
 @arg.option("--cache cache_path", "File of recorded activations.", arg.FILE, shown="BUNDLE.fp32.calibration.npz")
 @arg.option("--report report_path", "HTML report to write.", arg.FILE, shown="BUNDLE.calibration.html")
-@arg.option("--export-inputs", "Folder to write recorded inputs into, as .npz for ModelOpt, and no more.", arg.PATH)
+@arg.option(
+    "--export-inputs", "Folder to write inputs into, .npz for ModelOpt, .json for Polygraphy, and no more.", arg.PATH
+)
 @arg.flag("--force", "Write the graphs even if they are not faster or not good enough.")
 @arg.flag("--json as_json", "Print the decisions as JSON.")
 def calibrate(

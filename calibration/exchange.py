@@ -2,26 +2,21 @@
 
 `<graph>.npz` holds an array per input, its runs one after another on the first axis: what NVIDIA ModelOpt takes as
 `--calibration_data`, and what a data loader script of Polygraphy hands on. `<graph>.json` holds the runs one by one as
-`polygraphy run --load-inputs` takes them (polygraphy/json/serde.py): an object per run, arrays as .npy in base64.
+`polygraphy run --load-inputs` takes them.
 """
 
-import base64
 import collections
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from calibration.trajectory import record_examples
-from runtime.backends.interface import Arrays
 from runtime.bundle.atomic import write_folder
 from runtime.errors import RFError
 from runtime.pipeline import Pipeline
 from runtime.signature import Precision
+from verification.polygraphy import inputs_json
 
 
 def export_inputs(
@@ -52,17 +47,6 @@ def export_inputs(
         for graph, runs in record_examples(pipeline, chosen).items():
             if runs:
                 arrays = {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
-                (folder / f"{graph}.json").write_text(polygraphy_json(runs), encoding="utf-8")
+                (folder / f"{graph}.json").write_text(inputs_json(runs), encoding="utf-8")
                 np.savez(folder / f"{graph}.npz", **arrays)  # type: ignore[arg-type]
     return sorted(out.iterdir())
-
-
-def polygraphy_json(runs: Sequence[Arrays]) -> str:
-    """Runs, each a tensor by its name, as Polygraphy reads them."""
-    return json.dumps([{name: _encoded(array) for name, array in run.items()} for run in runs])
-
-
-def _encoded(array: npt.NDArray[Any]) -> dict[str, str]:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return {"array": base64.b64encode(file.getvalue()).decode(), "polygraphy_class": "ndarray"}

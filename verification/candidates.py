@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from runtime.backends import create_backend
@@ -29,6 +30,7 @@ class VerifyOptions:
         record: Write the verdicts into the bundle.
         look_inside: Find the first tensor that departs, where something fails.
         taps: Also compare the inputs and outputs of every product, in the first step of every graph.
+        polygraphy: A new folder of runs for `polygraphy run`, with a folder for each of the graphs and engines.
     """
 
     profile: Profile = "full"
@@ -42,6 +44,7 @@ class VerifyOptions:
     record: bool = True
     look_inside: bool = True
     taps: bool = False
+    polygraphy: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ def verify_rebuilds(
         on_progress: Told before every case.
     """
     worst: dict[str, Outcome | NotRun] = {}
-    alone = replace(options, engines_only=True, record=False)
+    alone = replace(options, engines_only=True, record=False, polygraphy=None)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / bundle.name
         shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("engines"))

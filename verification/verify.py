@@ -19,6 +19,7 @@ from verification.candidates import Candidate, NotRun, VerifyOptions, find_candi
 from verification.cases import Cases, choose_cases
 from verification.graph_reference import GraphReference
 from verification.outcome import NotRecordedError, Outcome
+from verification.polygraphy import write_runs
 from verification.traces import Reference, Remembering
 from verification.trial import verify_pipeline
 
@@ -55,6 +56,8 @@ def verify(
         raise RFError(f"{bundle.path} has nothing of that kind to verify{', but its reference' if own else ''}.")
     if options.record:
         _require_recordable(bundle, candidates)
+    if options.polygraphy is not None and options.polygraphy.exists():
+        raise RFError(f"{options.polygraphy} exists already. Name a new folder for the runs: --polygraphy DIR.")
     memory = reference if isinstance(reference, Remembering) else Remembering(reference)
     outcomes = list(_verify_all(bundle, candidates, memory, options, on_progress or (lambda what, done, total: None)))
     if own is not None:
@@ -89,6 +92,10 @@ def _verify_all(
         else:
             pipeline = _load(bundle, candidate, options)
             yield verify_pipeline(pipeline, candidate, memory, cases, options, partial(step, candidate.label))
+            if options.polygraphy is not None:
+                plain = _load(bundle, Candidate(variant=candidate.variant), options) if candidate.engine else pipeline
+                folder = options.polygraphy / candidate.label.replace(" ", "-")
+                write_runs(folder, candidate.label, plain, pipeline.sessions, cases.draws[0])
     on_progress("done", total, total)
 
 

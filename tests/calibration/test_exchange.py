@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration.exchange import polygraphy_json
+from verification.polygraphy import inputs_json
 
 RUNS = [
     {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "ids": np.array([[1, -1]], np.int64)},
@@ -15,7 +15,7 @@ RUNS = [
 @pytest.mark.parametrize("runs", [RUNS[:1], RUNS, []])
 def test_polygraphy_reads_what_was_recorded(runs):
     polygraphy = pytest.importorskip("polygraphy.json", reason="pip install polygraphy")
-    read = polygraphy.from_json(polygraphy_json(runs))
+    read = polygraphy.from_json(inputs_json(runs))
     assert len(read) == len(runs)
     for found, run in zip(read, runs, strict=True):
         assert list(found) == list(run)
