@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,7 +86,7 @@ def test_more_prompts_take_no_more_memory_at_once(
 
 def test_an_old_bundle_that_tells_no_sizes_is_drawn_in_small_batches(pipeline: Pipeline) -> None:
     manifest = pipeline.bundle.manifest
-    old = replace(manifest, model=replace(manifest.model, num_heads=None))
+    old = manifest.replace(model=msgspec.structs.replace(manifest.model, num_heads=None))
 
     loaded: Any = SimpleNamespace(bundle=replace(pipeline.bundle, manifest=old), precision="fp32", engine=None)
     assert fitting_batch(loaded, pipeline.check(["a red car"])) == BATCH
