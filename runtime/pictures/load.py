@@ -1,31 +1,31 @@
 """Any picture that a person has, as the pixels that vision_encoder reads. Knows nothing of models but the size.
 
-A picture is turned as its camera says (EXIF), laid on white where it is transparent, made smaller or larger until it
-fits, and padded with white to the exact size: nothing is cut off and nothing is stretched. The only module of
-understanding that needs Pillow.
+A picture is turned as its camera says (EXIF), its colours become sRGB, it is laid on white where it is transparent,
+made smaller or larger until it fits, and padded with white to the exact size: nothing is cut off and nothing is
+stretched. The only wing that decodes pictures; it needs Pillow.
 """
 
 import io
-import threading
-import warnings
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import RFError
+from runtime.pictures.flatten import flatten
+from runtime.pictures.notes import read_notes
+from runtime.pictures.png import read_file, require_safe_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 Picture: TypeAlias = "str | Path | bytes | npt.NDArray[np.uint8]"  # a file, its content, or [H, W, 3] red, green, blue
 
-_WHITE: Final = (255, 255, 255)
 # What people have. Pillow knows more, and starts Ghostscript for some of them.
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
-_ROWS_AT_ONCE: Final = 64
-_FILTERING: Final = threading.Lock()  # warning filters belong to the whole process
 
 
 def load_pixels(picture: Picture, height: int, width: int) -> npt.NDArray[np.float32]:
@@ -40,7 +40,7 @@ def load_pixels(picture: Picture, height: int, width: int) -> npt.NDArray[np.flo
         [3, height, width], red, green and blue from -1 to 1.
 
     Raises:
-        RFError: It is no picture, damaged, or too large to be opened safely.
+        RFError: It is no picture, damaged, too large to be opened safely, or grey whose range nobody knows.
     """
     if isinstance(picture, np.ndarray):
         image = _from_array(picture)
@@ -61,19 +61,18 @@ def _from_array(array: npt.NDArray[np.uint8]) -> "Image":
 
 def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
     """Decode a file: red, green and blue, upright and without transparency."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with _FILTERING, warnings.catch_warnings():
-            # Of odd metadata, which is no reason to refuse a picture, and of its size, which is looked at below.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-            Image.init()  # registers the formats that this Pillow has
-            with Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
-                require_safe_size(image)
-                image.draft("RGB", (4 * side, 4 * side))  # a large JPEG is decoded at a fraction of its size
-                image.load()
-                return _flatten(ImageOps.exif_transpose(image))
+        content, notes = read_notes(picture if isinstance(picture, bytes) else read_file(picture))
+        with _decoder(content) as image:
+            require_safe_size(*image.size)
+            image.draft("RGB", (4 * side, 4 * side))  # a large JPEG is decoded at a fraction of its size
+            image.load()
+            require_safe_size(*image.size)  # the file in an icon may be larger than the icon says
+            return flatten(image, content, notes, name)
+    except RFError:
+        raise
     except FileNotFoundError:
         raise RFError(f"{name} does not exist. Give the path of a picture.") from None
     except IsADirectoryError:
@@ -87,38 +86,27 @@ def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
             f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, which would fill the memory. Make it smaller."
         ) from None
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them
-        raise RFError(f"{name} is damaged and cannot be read ({error}). Save it again.") from error
+        what = "or of a kind that is not read" if isinstance(error, SyntaxError) else "and cannot be read"
+        raise RFError(f"{name} is damaged {what} ({error}). Save it again, as a PNG file.") from error
 
 
-def require_safe_size(image: "Image") -> None:
-    """Refuse what Pillow only warns of: more pixels than its limit. It refuses twice as many by itself."""
-    from PIL import Image
+def _decoder(content: bytes) -> "ImageFile":
+    """What Image.open gives, without its warning of many pixels: warnings belong to the whole process."""
+    from PIL import Image, UnidentifiedImageError
 
-    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"it has more than {Image.MAX_IMAGE_PIXELS} pixels")
-
-
-def _flatten(image: "Image") -> "Image":
-    from PIL import Image
-
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(np.asarray(image), image.mode)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    with_alpha = image.convert("RGBA")
-    ground = Image.new("RGBA", image.size, (*_WHITE, 255))
-    return Image.alpha_composite(ground, with_alpha).convert("RGB")
-
-
-def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
-    """Grey of 16 bits, or of numbers whose range is not told: 0 to 1, to 255 or to 65535, whichever holds them."""
-    largest = float(np.fmax.reduce(values, axis=None, initial=0))
-    limit = 65535 if mode.startswith("I") or largest > 255 else 255 if largest > 1 else 1
-    result = np.empty(values.shape, np.uint8)
-    for row in range(0, len(values), _ROWS_AT_ONCE):  # a whole picture of float64 would take eight times its pixels
-        numbers = np.nan_to_num(values[row : row + _ROWS_AT_ONCE].astype(np.float64), nan=0.0)
-        result[row : row + _ROWS_AT_ONCE] = np.rint(np.clip(numbers / limit, 0, 1) * 255)
-    return result
+    Image.init()  # registers the formats that this Pillow has
+    failure: Exception = UnidentifiedImageError()
+    for kind in _FORMATS:
+        decode, accepts = Image.OPEN.get(kind, (None, None))
+        known = decode is not None and (accepts is None or accepts(content[:16]))
+        if isinstance(known, str):  # why this Pillow cannot
+            failure = OSError(known)
+        elif decode is not None and known:
+            try:
+                return decode(io.BytesIO(content), "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                failure = error if accepts else failure
+    raise failure
 
 
 def _fit(image: "Image", height: int, width: int) -> "Image":
@@ -131,6 +119,6 @@ def _fit(image: "Image", height: int, width: int) -> "Image":
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     if size == (width, height):
         return image
-    ground = Image.new("RGB", (width, height), _WHITE)
+    ground = Image.new("RGB", (width, height), "white")
     ground.paste(image, ((width - size[0]) // 2, (height - size[1]) // 2))
     return ground
