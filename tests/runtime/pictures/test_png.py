@@ -127,7 +127,7 @@ def test_parameters_are_found_wherever_and_however_a_tool_wrote_them(tmp_path, h
 
 
 @pytest.mark.parametrize(
-    "body", [b"rf-export\0{", b"rf-export\0\xff", b"rf-export", b"rf-export\0[1]", b"rf-export\0" + b"[" * 90_000]
+    "body", [b"rf-export\0{", b"rf-export\0\xff", b"rf-export\0", b"rf-export\0[1]", b"rf-export\0" + b"[" * 90_000]
 )
 def test_damaged_parameters_are_told(tmp_path, body):
     for texts in ([chunk(b"tEXt", body)], [chunk(b"tEXt", b"rf-export\0{}", sound=False)]):
