@@ -5,7 +5,6 @@ Where they go is checked before anything is drawn. Knows nothing of drawing.
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +81,8 @@ def _save(path: Path, picture: "npt.NDArray[np.uint8]", parameters: Mapping[str,
     if path != arg.STDOUT:
         save_png(path, picture, parameters)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        save_png(Path(folder, "picture.png"), picture, parameters)
-        sys.stdout.buffer.write(Path(folder, "picture.png").read_bytes())
-        sys.stdout.buffer.flush()
+    save_png(sys.stdout.buffer, picture, parameters)
+    sys.stdout.buffer.flush()
 
 
 def _require_folder(path: Path | None) -> None:

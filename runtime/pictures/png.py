@@ -158,7 +158,9 @@ def _require_header(content: bytes, found: list[Chunk]) -> None:
     if not content.startswith(SIGNATURE):
         raise ValueError("it does not begin as one")
     header = found[0] if found else None
-    if header is None or header.kind != b"IHDR" or len(header.whole) != 25 or not header.is_sound:
+    if header is None or [chunk.kind for chunk in found].count(b"IHDR") != 1:
+        raise ValueError("it has no header, or several")
+    if header.kind != b"IHDR" or len(header.whole) != 25 or not header.is_sound:
         raise ValueError("its header is damaged")
     try:
         require_safe_size(*(int.from_bytes(header.whole[at : at + 4], "big") for at in (8, 12)))

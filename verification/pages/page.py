@@ -6,7 +6,6 @@ nothing of models.
 """
 
 import base64
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from runtime.pictures.png import encode_png
 
 _SMALL: Final = 1e-4
 
@@ -63,11 +64,7 @@ def render(template: Path, **values: object) -> str:
 
 def png(pixels: npt.NDArray[np.uint8]) -> str:
     """The address of a picture that needs no file."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode('ascii')}"
 
 
 def number(value: float) -> str:

@@ -203,3 +203,14 @@ def test_a_profile_in_many_parts_is_joined_in_their_order():
     Image.new("RGB", (6, 4), (200, 100, 50)).save(file, "JPEG", quality=100, icc_profile=profile)
     assert (levels(mixed, (4, 6)) == levels(file.getvalue(), (4, 6))).all()
     assert (levels(mixed, (4, 6)) != levels(content, (4, 6))).any()
+
+
+def test_lab_becomes_srgb_with_and_without_a_profile():
+    srgb = Image.fromarray(inner_colours(9).astype(np.uint8))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    lab = ImageCms.profileToProfile(srgb, ImageCms.createProfile("sRGB"), profile, outputMode="LAB")
+    for options in ({}, {"icc_profile": profile.tobytes()}):
+        file = io.BytesIO()
+        lab.save(file, "TIFF", **options)
+        differences = np.abs(levels(file.getvalue(), (6, 7)) - np.asarray(srgb))
+        assert np.percentile(differences, 95) <= 3  # eight bits of Lab hold strong colours coarsely
