@@ -10,6 +10,6 @@ from calibration.calibrate import Outcome, calibrate
 from calibration.config import CalibrationConfig, GateLimits
 from calibration.examples import find_pictures
 from calibration.exchange import export_inputs
-from runtime.prompts import read_prompts
+from runtime.text.prompts import read_prompts
 
 __all__ = ["CalibrationConfig", "GateLimits", "Outcome", "calibrate", "export_inputs", "find_pictures", "read_prompts"]

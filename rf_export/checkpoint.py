@@ -18,7 +18,7 @@ from rf_export.model import RFModel
 from runtime.bundle.atomic import write_file, write_text
 from runtime.bundle.strict_json import LFS_START, parse_json, read_json, read_limited, refuse_lfs_pointer
 from runtime.errors import RFError
-from runtime.tokenizer import MAX_TOKENIZER_BYTES, PromptTokenizer
+from runtime.text.tokenizer import MAX_TOKENIZER_BYTES, PromptTokenizer
 
 SHARD_BYTES = 2_000_000_000
 MAX_HEADER_BYTES = 16 << 20  # more than 100,000 tensors

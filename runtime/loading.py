@@ -17,7 +17,7 @@ from runtime.bundle.manifest import Manifest
 from runtime.bundle.verdict import require_verified
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, GraphName, Variant, check_signature
-from runtime.tokenizer import PromptTokenizer
+from runtime.text.tokenizer import PromptTokenizer
 
 EngineChoice: TypeAlias = Literal["auto", "none"] | Path
 

@@ -17,7 +17,7 @@ from runtime.options import DrawingPlan, GenerationOptions
 from runtime.plans import plan_drawing
 from runtime.schedule import timesteps
 from runtime.signature import Precision
-from runtime.tokenizer import PromptTokenizer
+from runtime.text.tokenizer import PromptTokenizer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -124,7 +124,7 @@ def _json(facts: dict[str, Any], pictures: "Sequence[PictureEvent]", agreements:
 
 
 def _all_prompts(prompts: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
-    from runtime.prompts import read_prompts
+    from runtime.text.prompts import read_prompts
 
     prompts += () if file is None else tuple(read_prompts(file))
     if not prompts:

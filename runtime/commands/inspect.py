@@ -35,9 +35,14 @@ def inspect(
     rf-export inspect bundle --memory --batch 4
     """
     from runtime.bundle.folder import open_bundle
-    from runtime.commands.inspection import describe_bundle, describe_memory, format_description
+    from runtime.commands.inspection import (
+        describe_bundle,
+        describe_memory,
+        describe_vocabulary,
+        format_description,
+        format_vocabulary,
+    )
     from runtime.commands.memory_plan import Workload, format_fits
-    from runtime.commands.vocabulary import describe_vocabulary, format_vocabulary
 
     if size is not None and not memory:
         raise click.UsageError("--size needs --memory")

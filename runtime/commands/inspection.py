@@ -1,10 +1,11 @@
-"""What a bundle holds, for people and as JSON: graphs, sizes, memory, engines, what verified it.
+"""What a bundle holds, for people and as JSON: graphs, sizes, memory, engines, what verified it, words.
 
 Knows nothing of running graphs.
 """
 
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import asdict
 
@@ -15,7 +16,9 @@ from runtime.bundle.manifest import GraphEntry
 from runtime.bundle.verdict import engine_verdict
 from runtime.commands.memory_plan import MIB, Fit, Workload, fits
 from runtime.errors import RFError
+from runtime.loading import open_tokenizer
 
+_SHOWN: Final = 500  # words of a large vocabulary
 _CHECKED = {
     "size": "files: sizes are as the manifest says",
     "auto": "files: sizes are as the manifest says, and sha256 of the smallest ones, up to 200 MB; --verify hashes all",
@@ -170,3 +173,40 @@ def _folded(specs: list[str]) -> list[str]:
     if cached:
         plain.append(f"{cached[0]}  ... {len(cached)} tensors: .key and .value of every layer")
     return plain
+
+
+def describe_vocabulary(path: str | Path) -> dict[str, Any]:
+    """The vocabulary of a bundle, JSON-ready: words, pieces of words and control tokens, each in the order of ids.
+
+    Raises:
+        RFError: It is no bundle, or its tokenizer is damaged.
+    """
+    bundle = open_bundle(path)
+    bundle.verify([bundle.manifest.tokenizer.file])
+    return {"bundle": str(path), **open_tokenizer(bundle).vocabulary._asdict()}
+
+
+def format_vocabulary(description: dict[str, Any]) -> str:
+    """The text that `rf-export inspect --vocabulary` prints.
+
+    All words of a small vocabulary in the order of the alphabet; the first ones, mostly the commonest, of a large one.
+    """
+    words, pieces, control = (description[name] for name in ("words", "pieces", "control"))
+    lines = [f"{len(words)} words, {len(pieces)} pieces of words, {len(control)} control tokens"]
+    if len(words) <= _SHOWN:
+        lines += ["", *_wrapped(sorted(words))]
+    else:
+        lines += ["", *_wrapped(words[:_SHOWN]), f"... and {len(words) - _SHOWN} more; all of them with --json"]
+    if pieces:
+        lines += ["", "Other words are made of pieces, if these spell them: a prompt that they do not is refused."]
+    if control:
+        more = " ..." if len(control) > _SHOWN // 10 else ""
+        lines += ["", *_wrapped(["control:", *control[: _SHOWN // 10]])]
+        lines[-1] += more
+    return "\n".join(lines)
+
+
+def _wrapped(words: list[str]) -> list[str]:
+    """Words in lines, those that would not show spelt out."""
+    shown = [word if word.isprintable() and word.strip() else repr(word) for word in words]
+    return textwrap.wrap(" ".join(shown), 100, break_long_words=False, break_on_hyphens=False)

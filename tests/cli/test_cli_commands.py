@@ -15,7 +15,7 @@ from running import run
 
 import cli
 from runtime.commands.generate import is_shown
-from runtime.commands.vocabulary import format_vocabulary
+from runtime.commands.inspection import format_vocabulary
 from runtime.pictures.png import read_parameters
 
 ROOT = Path(__file__).parents[2]

@@ -240,7 +240,7 @@ def tokenizers_of_every_kind() -> list[bytes]:
 
 
 def _tokenizer(folder: Path) -> tuple[Read, list[bytes]]:
-    from runtime.tokenizer import PromptTokenizer
+    from runtime.text.tokenizer import PromptTokenizer
 
     def read(data: bytes) -> object:
         (folder / "tokenizer.json").write_bytes(data)
@@ -261,7 +261,7 @@ def _tokenizer(folder: Path) -> tuple[Read, list[bytes]]:
 
 
 def _prompt(folder: Path) -> tuple[Read, list[bytes]]:
-    from runtime.tokenizer import PromptTokenizer
+    from runtime.text.tokenizer import PromptTokenizer
 
     tokenizers = []
     for number, content in enumerate(tokenizers_of_every_kind()):
@@ -292,7 +292,7 @@ def _prompt(folder: Path) -> tuple[Read, list[bytes]]:
 def _prompts_file(folder: Path) -> tuple[Read, list[bytes]]:
     from calibration.config import CalibrationConfig
     from calibration.examples import split_prompts
-    from runtime.prompts import read_prompts
+    from runtime.text.prompts import read_prompts
 
     def read(data: bytes) -> object:
         (folder / "prompts.txt").write_bytes(data)
@@ -405,7 +405,7 @@ def _request(folder: Path) -> tuple[Read, list[bytes]]:
     from runtime.options import AnswerOptions, GenerationOptions
     from runtime.plans import plan_answer
     from runtime.request import check_requests
-    from runtime.tokenizer import PromptTokenizer
+    from runtime.text.tokenizer import PromptTokenizer
 
     manifest = sample_manifest()
     (folder / "tokenizer.json").write_bytes(tokenizers_of_every_kind()[0])

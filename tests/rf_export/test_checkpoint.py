@@ -18,7 +18,7 @@ from rf_export.checkpoint import INDEX_NAME, checkpoint_sha256, load_checkpoint,
 from rf_export.config import preset
 from rf_export.model import RFModel
 from runtime.errors import RFError
-from runtime.tokenizer import PromptTokenizer
+from runtime.text.tokenizer import PromptTokenizer
 
 SHARD_LIMIT = 20_000  # bytes; the largest tensor of the tiny model is larger
 

@@ -30,7 +30,7 @@ from runtime.options import AnswerOptions, GenerationOptions
 from runtime.pictures.load import load_pixels
 from runtime.pictures.png import read_parameters
 from runtime.request import check_requests
-from runtime.tokenizer import PromptTokenizer
+from runtime.text.tokenizer import PromptTokenizer
 
 FEW = {"safetensors": 30, "index": 15, "config": 40, "cache": 40, "picture": 60}
 

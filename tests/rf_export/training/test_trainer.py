@@ -27,7 +27,7 @@ from rf_export.training.scenes import SceneConfig, make_scene
 from rf_export.training.tokens import build_tokenizer, make_batch
 from rf_export.training.trainer import StepReport, TrainConfig, Trainer
 from runtime.errors import RFError
-from runtime.tokenizer import PromptTokenizer
+from runtime.text.tokenizer import PromptTokenizer
 
 CONFIG = TrainConfig(
     scenes=SceneConfig(size=16, num_objects=4),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from runtime.errors import RFError
-from runtime.tokenizer import PromptTokenizer
+from runtime.text.tokenizer import PromptTokenizer
 
 WORDS = ("a", "red", "car", "blue", "fish", ".")
 MERGES = [("r", "e"), ("re", "d"), ("c", "a"), ("ca", "r")]

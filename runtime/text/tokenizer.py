@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from runtime.bundle.strict_json import read_limited
 from runtime.errors import RFError
-from runtime.lost_text import LostText, spelt_bytes
+from runtime.text.lost_text import LostText, spelt_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

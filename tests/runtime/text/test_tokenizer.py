@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from runtime.errors import RFError
-from runtime.tokenizer import PromptTokenizer
+from runtime.text.tokenizer import PromptTokenizer
 
 WORDS = ["[UNK]", "a", "red", "car", "and", "blue", "fish", "."]
 
