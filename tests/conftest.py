@@ -13,9 +13,9 @@ A bundle of the session is never changed: who has to, copies it to tmp_path. Wha
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from exporting import REFERENCE, exported, save_tiny_checkpoint
 from hypothesis import settings
 
 from runtime import Pipeline
@@ -24,46 +24,54 @@ settings.register_profile("suite", deadline=None)  # on a busy machine a slow ex
 settings.load_profile("suite")
 
 
+def _exported(*arguments: Any) -> Path:
+    from exporting import exported  # imports torch, which takes seconds, and which many tests do without
+
+    return exported(*arguments)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder with seeded random weights."""
+    from exporting import save_tiny_checkpoint
+
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle, fp32 and fp16, verified."""
-    return exported("tiny", tiny_checkpoint, tmp_path_factory)
+    return _exported("tiny", tmp_path_factory, tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def modern_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in the modern dialect only, with a cache of free length."""
-    return exported("modern", tiny_checkpoint, tmp_path_factory)
+    return _exported("modern", tmp_path_factory, tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def fixed_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The modern graphs in fp32 as TensorRT wants them: with a cache of 20 slots."""
-    return exported("fixed", tiny_checkpoint, tmp_path_factory)
+    return _exported("fixed", tmp_path_factory, tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed checkpoint in fp16, not verified."""
-    return exported("reference", REFERENCE, tmp_path_factory)
+    return _exported("reference", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def reference_modern(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in the modern dialect, for TensorRT-RTX."""
-    return exported("reference-modern", REFERENCE, tmp_path_factory)
+    return _exported("reference-modern", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def readme_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed checkpoint as the quick start of the README exports it."""
-    return exported("documents", REFERENCE, tmp_path_factory)
+    return _exported("documents", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def make_tiny(folder: Path) -> tuple[Path, Path]:
     return checkpoint, bundle
 
 
-def exported(name: str, checkpoint: Path, factory: pytest.TempPathFactory) -> Path:
+def exported(name: str, factory: pytest.TempPathFactory, checkpoint: Path = REFERENCE) -> Path:
     """The bundle of that name, from an earlier session where RF_EXPORT_TEST_BUNDLES has one."""
     kept = os.environ.get("RF_EXPORT_TEST_BUNDLES")
     if not kept:

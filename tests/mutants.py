@@ -32,7 +32,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("runtime", "engines", "calibration", "verification", "rf_export")
 PATIENCE = 4  # a run that takes that many times as long as without the fault, and a minute, hangs
 MOST_FILES = 12  # of tests for one fault
-START_SECONDS = 6  # of pytest and the imports, which every run of a file has and a run of several has once
 
 # Faults that change nothing which a caller could see: "FILE: BEFORE -> AFTER", and why.
 EQUIVALENT: dict[str, str] = {}
@@ -383,12 +382,13 @@ class Campaign:
         chosen: list[Path] = []
         total = 0.0
         for test in tests:
-            if chosen and total >= budget_s:
-                break
             seconds = self.seconds(test, tree)
-            if seconds is not None and (not chosen or total + seconds - START_SECONDS <= budget_s):
-                chosen.append(test)
-                total += seconds if len(chosen) == 1 else max(seconds - START_SECONDS, 0)
+            if seconds is None:
+                continue
+            if chosen and total + seconds > budget_s:
+                break
+            chosen.append(test)
+            total += seconds
         return chosen, total
 
     def result(self, mutant: Mutant, again: bool) -> dict[str, Any] | None:
