@@ -24,14 +24,14 @@ from typing import Any
 
 import click
 import torch
+from accelerator import Accelerator, Cpu, find_accelerator
+from gpu_cell import Cell, CellOptions
+from gpu_tables import format_cell, format_cells
 
-from rf_export.benchmark.accelerator import Accelerator, Cpu, find_accelerator
 from rf_export.benchmark.contenders import Drawer
-from rf_export.benchmark.device_cell import Cell, CellOptions
-from rf_export.benchmark.device_tables import format_cell, format_cells
 from rf_export.benchmark.environment import describe_machine, file_label
 from rf_export.benchmark.models import load_model, manifest_of, prepare_checkpoint
-from rf_export.benchmark.workload import Workload
+from rf_export.benchmark.workload import DrawingWork
 from rf_export.model import RFModel
 from runtime.backends import create_backend
 from runtime.errors import RFError
@@ -197,7 +197,7 @@ def measure_cell(
     on_cpu = accelerator.device.type == "cpu"
     options = CellOptions(num_rounds=num_rounds, compile=compile and not on_cpu, **(REHEARSAL if on_cpu else {}))
     model, weights = load_model(name, work, torch.float32 if on_cpu else torch.float16)
-    workload = Workload.of(manifest_of(model), PROMPT_TOKENS, GenerationOptions(height=size, width=size))
+    workload = DrawingWork.of(manifest_of(model), PROMPT_TOKENS, GenerationOptions(height=size, width=size))
     ours = Ours(name, workload, work, model, on_cpu=on_cpu)
     cell = Cell(model, workload, options, accelerator, lambda result: write(out, dict(result)))
     cell.result["weights"] = weights
@@ -215,7 +215,7 @@ def measure_cell(
 class Ours:
     """Our contenders: the bundle of a model, its engines for one picture size, and what is missing for them."""
 
-    def __init__(self, name: str, workload: Workload, work: Path, model: RFModel, *, on_cpu: bool) -> None:
+    def __init__(self, name: str, workload: DrawingWork, work: Path, model: RFModel, *, on_cpu: bool) -> None:
         self._name, self._workload, self._work, self._on_cpu = name, workload, work, on_cpu
         self._precision = "fp32" if on_cpu else "fp16"
         slots = workload.num_slots

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from rf_export.config import ModelConfig
 from rf_export.model import RFModel
 from runtime.bundle.atomic import write_file, write_text
+from runtime.bundle.folder import describe_file
 from runtime.bundle.strict_json import LFS_START, parse_json, read_json, read_limited, refuse_lfs_pointer
 from runtime.errors import RFError
 from runtime.text.tokenizer import MAX_TOKENIZER_BYTES, PromptTokenizer
@@ -217,8 +218,7 @@ def checkpoint_sha256(folder: Path) -> str:
     """One hash over the config, the weights and the tokenizer, in that order."""
     digest = hashlib.sha256()
     for file in [folder / "config.json", *weight_files(folder), folder / "tokenizer.json"]:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(bytes.fromhex(describe_file(file).sha256))
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ The bundle appears under its name only when everything, lint and verification in
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -24,7 +24,6 @@ from rf_export.graphs.opset17 import to_opset_17
 from rf_export.lint.rules import lint
 from rf_export.lint.targets import KNOWN_TARGETS
 from rf_export.model import RFModel, model_spec
-from rf_export.shared_weights import SharedWeights
 from rf_export.trace import trace
 from runtime.bundle.folder import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
 from runtime.bundle.manifest import GraphEntry, Manifest, SamplingDefaults, TokenizerEntry, UnderstandingDefaults
@@ -32,6 +31,7 @@ from runtime.errors import RFError
 from runtime.events import Progress
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision, Variant
 from verification import Outcome, VerifyOptions, verify
+from verification.graphs.weights import WeightFile
 
 __all__ = ["ExportOptions", "export", "open_exported"]
 
@@ -61,46 +61,41 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
         copy_tokenizer(checkpoint, folder / "tokenizer.json", model.config.vocab_size)
         spec = model_spec(model)
         entries: list[GraphEntry] = []
-        done = 1
+
+        def tell(what: str) -> None:
+            report(what, 1 + len(entries), total)
+
         for precision in options.precisions:
-            entries += _export_precision(
-                model, spec, precision, plan, folder, lambda what, i, base=done: report(what, base + i, total)
-            )
-            done = 1 + len(entries)
+            for entry in _export_precision(model, spec, precision, plan, folder, tell):
+                entries.append(entry)  # one by one, since the report counts them
         manifest = _manifest(model, spec, entries, folder, checkpoint)
         write_manifest(folder, manifest)
         if options.verify:
-            _verify(model, folder, lambda what: report(f"verifying {what}", done, total))
+            _verify(model, folder, lambda what: tell(f"verifying {what}"))
             manifest = open_bundle(folder).manifest
         report("done", total, total)
     return manifest
 
 
 def _export_precision(
-    model: RFModel,
-    spec: ModelSpec,
-    precision: Precision,
-    plan: ExportPlan,
-    folder: Path,
-    report: Callable[[str, int], None],
-) -> list[GraphEntry]:
+    model: RFModel, spec: ModelSpec, precision: Precision, plan: ExportPlan, folder: Path, report: Callable[[str], None]
+) -> Iterator[GraphEntry]:
     """Trace and write the graphs of one precision in all dialects, and the weights that they share."""
     source = model if precision == "fp32" else copy.deepcopy(model).half()
     _refuse_non_finite(model, source, precision)
     location = f"weights/{precision}.bin"
-    entries: list[GraphEntry] = []
-    with SharedWeights(folder / "graphs", location) as weights:
+    with WeightFile(folder / "graphs", location) as weights:
         for dialect, name in itertools.product(plan.dialects, GRAPHS):
             variant = Variant(precision, dialect)
-            report(f"tracing {name} in {variant}", len(entries))
+            report(f"tracing {name} in {variant}")
             file_name = f"{name}.{precision}.{dialect}.onnx"
             cache_slots = plan.cache_slots if dialect == "modern" else None
             graph = trace(source, name, variant, spec, cache_slots)
             if plan.opsets[dialect] == OLD_OPSET:
                 to_opset_17(graph)
-            weights.save(graph, file_name)
+            weights.save(graph, file_name, prefix="model.")
             signature = GraphSignature.of(name, spec, variant, cache_slots)
-            entry = GraphEntry(
+            yield GraphEntry(
                 name=name,
                 precision=precision,
                 dialect=dialect,
@@ -111,8 +106,6 @@ def _export_precision(
                 outputs=signature.outputs,
                 lint=_passed(graph, file_name, dialect, plan),
             )
-            entries.append(entry)
-    return entries
 
 
 def _passed(graph: ir.Model, file_name: str, dialect: Dialect, plan: ExportPlan) -> tuple[str, ...]:

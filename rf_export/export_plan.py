@@ -1,7 +1,6 @@
 """What an export was asked for, and what it writes: dialects, opset and cache by target. Knows nothing of files."""
 
 from dataclasses import dataclass
-from typing import Self
 
 from rf_export.config import ModelConfig
 from rf_export.lint.targets import Target
@@ -55,7 +54,7 @@ class ExportPlan:
     demands: dict[Target, tuple[Dialect, ...]]
 
     @classmethod
-    def of(cls, options: ExportOptions, config: ModelConfig) -> Self:
+    def of(cls, options: ExportOptions, config: ModelConfig) -> "ExportPlan":
         """Decide what the options leave open.
 
         Raises:

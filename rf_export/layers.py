@@ -5,13 +5,23 @@ parameters. Knows nothing of token types. Axes: B batch, S tokens, H heads, D he
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Linear(nn.Module):
+class TensorModule(nn.Module):
+    """A module of one tensor; `nn.Module` itself leaves the types of a call open."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor:
+            """See `forward`."""
+
+
+class Linear(TensorModule):
     """`x @ weight (+ bias)` with the weight stored `[in, out]`, the layout that ONNX MatMul takes as it is."""
 
     def __init__(self, in_size: int, out_size: int, *, bias: bool = False) -> None:
@@ -26,7 +36,7 @@ class Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(TensorModule):
     """Root-mean-square norm over the last axis, computed in fp32 (a square overflows fp16 above 255)."""
 
     def __init__(self, size: int, eps: float) -> None:
@@ -41,7 +51,7 @@ class RMSNorm(nn.Module):
         return (normed * self.weight.float()).to(x.dtype)
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(TensorModule):
     """`down(silu(gate(x)) * up(x))`, gate and up in one weight (gate first)."""
 
     def __init__(self, size: int, ffn_size: int) -> None:
@@ -80,7 +90,7 @@ def _sinusoid(x: Tensor, size: int, longest: float = 1e4) -> Tensor:
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=-1)
 
 
-class TimeEmbedding(nn.Module):
+class TimeEmbedding(TensorModule):
     """Embedding of the flow time t in [0, 1]: sinusoid of 1000 t, then a two-layer MLP."""
 
     SIZE = 128

@@ -4,17 +4,19 @@ Source: arXiv 2605.31604 (`docs/model.md` quotes the choices). Knows nothing of 
 Axes: B batch, M pixel patches, N = M/4 representation tokens, K prototypes, e encoder width.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rf_export.config import ModelConfig
-from rf_export.layers import GridEmbedding, Linear, RMSNorm, SwiGLU, patchify
+from rf_export.layers import GridEmbedding, Linear, RMSNorm, SwiGLU, TensorModule, patchify
 
 ASSIGNMENT_TEMPERATURE = 0.5  # arXiv 2605.31604: scores = cosine / 0.5
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(TensorModule):
     """Pre-norm ViT block with bidirectional attention."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -37,7 +39,7 @@ class EncoderLayer(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(TensorModule):
     """ViT over pixel patches of variable grid size."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -59,6 +61,11 @@ class ImageEncoder(nn.Module):
 
 class Connector(nn.Module):
     """Final norm, 2x2 merge and MLP from patch features to decoder inputs (merge as in Qwen2-VL)."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, features: Tensor, rows: int, columns: int) -> Tensor:
+            """See `forward`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

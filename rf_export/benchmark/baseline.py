@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rf_export.benchmark.accelerator import Accelerator
-from rf_export.benchmark.workload import Workload
+from rf_export.benchmark.workload import DrawingWork
 from rf_export.config import Expert
 from rf_export.graphs.modules import sample
 from rf_export.layers import Linear, rotation, unpatchify
@@ -30,13 +29,14 @@ Layout = Literal["in_out", "out_in"]  # how weights lie in memory; nn.Linear is 
 # "sdpa" has grouped queries and a mask, "repeat" repeats keys and values for SDPA's fused kernels, "split" needs no
 # mask, since each guidance row sees a run of slots, and "matmul" is plain products.
 Attention = Literal["sdpa", "matmul", "repeat", "split"]
+Capture = Callable[[Callable[[], None]], Callable[[], None]]  # makes of a function one that replays what it does
 CompileMode = Literal["default", "max-autotune", "reduce-overhead"]
 TURN_RUNS = 64  # of the representation decoder in a timed turn
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class Spelling:
     """How a baseline computes."""
 
     dtype: torch.dtype = torch.float32
@@ -47,7 +47,7 @@ class Variant:
 
     @property
     def family(self) -> str:
-        """What the variant competes as."""
+        """What the spelling competes as."""
         kind = "eager" if self.compile is None else "torch.compile"
         if self.compile == "reduce-overhead":  # the one with CUDA graphs of its own
             kind += " reduce-overhead"
@@ -85,7 +85,8 @@ class StaticDecoder(nn.Module):
             else:
                 mixed = self.attend(q, keys, values, seen)
             hidden = layer.finish(expert, hidden, mixed)
-        return self.model.final_norms[expert](hidden)
+        normed: Tensor = self.model.final_norms[expert](hidden)
+        return normed
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, firsts: tuple[int, ...]) -> Tensor:
         """As `attend`, with row b seeing all slots from `firsts[b]` on."""
@@ -119,28 +120,28 @@ class StaticDecoder(nn.Module):
         return mixed.reshape(batch, tokens, heads * size)
 
 
-def compiled(step: Callable[..., Tensor], variant: Variant, decoder: StaticDecoder) -> Callable[..., Tensor]:
-    """The step as the variant runs it."""
-    if variant.compile is None:
+def compiled(step: Callable[..., Tensor], spelling: Spelling, decoder: StaticDecoder) -> Callable[..., Tensor]:
+    """The step as the spelling runs it."""
+    if spelling.compile is None:
         return step
     if decoder.keys[0].is_cuda:
         for cache in (*decoder.keys, *decoder.values):  # else written caches rule CUDA graphs out
             torch._dynamo.mark_static_address(cache)
-        return torch.compile(step, dynamic=False, mode=variant.compile)
-    import torch._inductor.select_algorithm as inductor  # seconds, which eager variants need not pay
+        return torch.compile(step, dynamic=False, mode=spelling.compile)
+    import torch._inductor.select_algorithm as inductor  # seconds, which eager spellings need not pay
 
     inductor.PRINT_AUTOTUNE = False  # a page of text per shape
     # Frozen parameters: weights are packed once for the CPU's kernels, which is torch.compile at its best here.
-    options = {"freezing": True, **torch._inductor.list_mode_options(variant.compile)}
+    options = {"freezing": True, **torch._inductor.list_mode_options(spelling.compile)}
     return torch.compile(step, dynamic=False, options=options)
 
 
-def as_variant(model: RFModel, variant: Variant) -> RFModel:
-    """The model with the variant's dtype and layout: itself, where it has both."""
-    if model.text_embedding.dtype == variant.dtype and variant.layout == "in_out":
+def spelt(model: RFModel, spelling: Spelling) -> RFModel:
+    """The model with the spelling's dtype and layout: itself, where it has both."""
+    if model.text_embedding.dtype == spelling.dtype and spelling.layout == "in_out":
         return model.requires_grad_(False)
-    model = copy.deepcopy(model).to(variant.dtype).requires_grad_(False)
-    if variant.layout == "out_in":
+    model = copy.deepcopy(model).to(spelling.dtype).requires_grad_(False)
+    if spelling.layout == "out_in":
         for module in model.modules():
             if isinstance(module, Linear):
                 module.weight.data = module.weight.data.t().contiguous().t()
@@ -151,22 +152,22 @@ class Baseline:
     """Draws the workload's picture; `draw_tokens` and `denoise` may be repeated.
 
     Args:
-        model: On the device that computes, from `as_variant`; several baselines may share it.
+        model: On the device that computes, from `spelt`; several baselines may share it.
         workload: What to draw.
-        variant: How.
-        accelerator: Captures CUDA graphs.
+        spelling: How.
+        capture: Of CUDA graphs.
     """
 
     def __init__(
-        self, model: RFModel, workload: Workload, variant: Variant, accelerator: Accelerator | None = None
+        self, model: RFModel, workload: DrawingWork, spelling: Spelling, capture: Capture | None = None
     ) -> None:
-        self.model, self.variant, self.work = model, variant, workload
+        self.model, self.spelling, self.work = model, spelling, workload
         plan, device = workload.plan, model.text_embedding.device
         self.num_patches = 4 * plan.num_rep_tokens
         num_slots, columns = workload.num_slots, plan.grid[1]
         num_runs = workload.num_decoder_runs
         with device:
-            self.decoder = StaticDecoder(model, num_slots + self.num_patches, variant.attention)
+            self.decoder = StaticDecoder(model, num_slots + self.num_patches, spelling.attention)
             self.starts = torch.tensor([0, len(workload.prompt_ids)])  # of the rows; no text in the second one
             self.firsts = torch.tensor([0, num_slots])  # the unconditional row sees neither text nor tokens
             self.slots = torch.arange(num_slots + self.num_patches)
@@ -177,9 +178,9 @@ class Baseline:
         self.gumbel = torch.cat([gumbel, gumbel[-1:]]).to(device)  # [N + 1, K]
         self.noise = torch.from_numpy(workload.noise)[None].to(device)
         self.times = torch.from_numpy(workload.times).to(device)
-        self._steps = GraphedSteps(self, accelerator) if variant.graphs and accelerator is not None else None
-        self._rep_step = compiled(self.rep_step, variant, self.decoder)
-        self._denoise_step = compiled(self.denoise_step, variant, self.decoder)
+        self._steps = GraphedSteps(self, capture) if spelling.graphs and capture is not None else None
+        self._rep_step = compiled(self.rep_step, spelling, self.decoder)
+        self._denoise_step = compiled(self.denoise_step, spelling, self.decoder)
 
     @torch.no_grad()
     def prefill(self) -> None:
@@ -207,7 +208,7 @@ class Baseline:
         ids: list[Tensor] = []
         for n in runs:
             # Compiled code needs one shape, and so sees all slots; eager code reads only the visible ones.
-            visible = self.work.num_slots if self.variant.compile else first_slot + n + 1
+            visible = self.work.num_slots if self.spelling.compile else first_slot + n + 1
             slot = self.slots[first_slot + n : first_slot + n + 1]
             last = self._stepped(self._rep_step, last, self.spots[n : n + 1], slot, self.gumbel[n : n + 1], visible)
             ids.append(last)
@@ -224,7 +225,7 @@ class Baseline:
         return count
 
     def _stepped(self, step: Callable[..., Tensor], *arguments: object) -> Tensor:
-        if self.variant.compile != "reduce-overhead":
+        if self.spelling.compile != "reduce-overhead":
             return step(*arguments)
         torch.compiler.cudagraph_mark_step_begin()
         return step(*arguments).clone()  # the next run of its CUDA graph overwrites the result
@@ -234,7 +235,7 @@ class Baseline:
         plan, end = self.work.plan, len(self.work.prompt_ids)
         hidden = self.model.embed_rep(last[:, None], spot[:, None]).expand(2, -1, -1)
         seen: Seen
-        if self.variant.attention == "split" and self.variant.compile is None and not self.variant.graphs:
+        if self.spelling.attention == "split" and self.spelling.compile is None and not self.spelling.graphs:
             seen = (visible, (0, end))
         else:
             slots = self.slots[:visible]
@@ -259,12 +260,12 @@ class Baseline:
         prefix, plan = self.work.num_slots, self.work.plan
         hidden = self.model.embed_pixels(x, t).expand(2, -1, -1)
         seen: Seen = (prefix + self.num_patches, (0, prefix))
-        if self.variant.attention != "split":
+        if self.spelling.attention != "split":
             seen = (self.slots >= self.firsts[:, None])[:, None, None]
         positions = (prefix - self.firsts)[:, None].expand(-1, self.num_patches)
         hidden = self.decoder.decode("pixel", hidden, positions, self.slots[prefix:], seen)
         rows = unpatchify(self.model.pixel_out(hidden), self.model.config.patch_size, *x.shape[2:]).float()
-        with_prefix, without_prefix = rows.split(1)
+        with_prefix, without_prefix = rows.chunk(2)
         x_pred = without_prefix + plan.pix_guidance_scale * (with_prefix - without_prefix)
         return x + (t_next - t) / (1 - t) * (x_pred - x)
 
@@ -272,8 +273,8 @@ class Baseline:
 class GraphedSteps:
     """Both steps of a baseline as CUDA graphs that count by themselves: a replay copies nothing and takes nothing."""
 
-    def __init__(self, baseline: Baseline, accelerator: Accelerator) -> None:
-        self._baseline, self._capture = baseline, accelerator.capture
+    def __init__(self, baseline: Baseline, capture: Capture) -> None:
+        self._baseline, self._capture = baseline, capture
         work = baseline.work
         self._n = torch.zeros(1, dtype=torch.int64, device=baseline.noise.device)
         self._last, self._x = baseline.start.clone(), baseline.noise.clone()
@@ -309,8 +310,8 @@ class GraphedSteps:
 
     def _token(self) -> None:
         baseline, n = self._baseline, self._n
-        inputs = (table.index_select(0, n) for table in (baseline.spots, self._slots, baseline.gumbel))
-        self._last.copy_(baseline.rep_step(self._last, *inputs, baseline.work.num_slots))
+        spot, slot, gumbel = (table.index_select(0, n) for table in (baseline.spots, self._slots, baseline.gumbel))
+        self._last.copy_(baseline.rep_step(self._last, spot, slot, gumbel, baseline.work.num_slots))
         self._ids.index_copy_(0, n, self._last)
         n.add_(1)
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rf_export.benchmark.baseline import StaticDecoder, Variant, compiled
-from rf_export.benchmark.workload import QuestionWorkload
+from rf_export.benchmark.baseline import Spelling, StaticDecoder, compiled
+from rf_export.benchmark.workload import ReadingWork
 from rf_export.model import RFModel
 
 
@@ -21,22 +21,22 @@ class BaselineReader:
     """Answers the workload's questions; everything may be repeated after `prepare`; see `contenders.Reader`.
 
     Args:
-        model: From `as_variant`; several baselines may share it.
+        model: From `spelt`; several baselines may share it.
         workload: What to look at and to answer.
-        variant: How.
+        spelling: How.
     """
 
-    def __init__(self, model: RFModel, workload: QuestionWorkload, variant: Variant) -> None:
-        self.model, self.work, self.variant = model, workload, variant
+    def __init__(self, model: RFModel, workload: ReadingWork, spelling: Spelling) -> None:
+        self.model, self.work, self.spelling = model, workload, spelling
         self._decoder, self._asked = (  # what the second question overwrites, the first one's answer still sees
-            StaticDecoder(model, workload.num_slots, variant.attention, num_rows=1) for _ in range(2)
+            StaticDecoder(model, workload.num_slots, spelling.attention, num_rows=1) for _ in range(2)
         )
         self._slots = torch.arange(workload.num_slots)
-        self._pixels = torch.from_numpy(workload.pixels)[None].to(variant.dtype)
+        self._pixels = torch.from_numpy(workload.pixels)[None].to(spelling.dtype)
         self._first, self._second = torch.from_numpy(workload.first), torch.from_numpy(workload.second)
-        self._no_features = torch.zeros(0, model.config.hidden_size, dtype=variant.dtype)
-        self._encode = compiled(self.encode_image, variant, self._decoder)
-        self._read = compiled(self.read, variant, self._decoder)
+        self._no_features = torch.zeros(0, model.config.hidden_size, dtype=spelling.dtype)
+        self._encode = compiled(self.encode_image, spelling, self._decoder)
+        self._read = compiled(self.read, spelling, self._decoder)
 
     @torch.no_grad()
     def prepare(self) -> None:
@@ -72,7 +72,7 @@ class BaselineReader:
     def _drawn(self, decoder: StaticDecoder, features: Tensor, ids: Tensor, start: int) -> int:
         num_tokens = len(features) + len(ids)
         # Compiled code needs one shape, and so sees all slots; eager code reads only the visible ones.
-        visible = self.work.num_slots if self.variant.compile else start + num_tokens
+        visible = self.work.num_slots if self.spelling.compile else start + num_tokens
         return int(self._read(decoder, features, ids, self._slots[start : start + num_tokens], visible))
 
     def encode_image(self, pixels: Tensor) -> Tensor:

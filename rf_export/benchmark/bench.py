@@ -24,10 +24,10 @@ from rf_export.benchmark.floor import measure_floors
 from rf_export.benchmark.footprint import measure_footprint
 from rf_export.benchmark.repeats import in_fresh_process
 from rf_export.benchmark.scaling import measure_scaling, measure_timeline
-from rf_export.benchmark.selection import LAYOUTS, TRIAL_STEPS, baseline_variants, choose_baselines
+from rf_export.benchmark.selection import LAYOUTS, TRIAL_STEPS, baseline_spellings, choose_baselines
 from rf_export.benchmark.stage_timing import as_dicts, time_stages
 from rf_export.benchmark.tables import FORMAT
-from rf_export.benchmark.task import BenchOptions, Task, open_task, our_contenders
+from rf_export.benchmark.task import BenchOptions, BenchTask, open_task, our_contenders
 from runtime.errors import RFError
 from runtime.events import Progress
 from runtime.pipeline import Pipeline
@@ -96,34 +96,28 @@ def run_bench(
     }
 
 
-def _describe(task: Task) -> dict[str, Any]:
+def _describe(task: BenchTask) -> dict[str, Any]:
     manifest, work = task.opened.manifest, task.work
     graphs = [graph for graph in manifest.graphs if graph.precision == task.options.precisions[0]]
     weights = sum(manifest.files[name].size for name in {file for graph in graphs for file in graph.weights})
     return {
         "num_parameters": manifest.model.num_parameters,
         "bundle_id": manifest.bundle_id,
-        "height": work.plan.height,
-        "width": work.plan.width,
-        "rep_tokens": work.plan.num_rep_tokens,
-        "patches": 4 * work.plan.num_rep_tokens,
-        "prompt_tokens": len(work.prompt_ids),
-        "cache_slots": work.num_slots,
-        "num_steps": work.plan.num_steps,
+        **work.describe(),
         "question_tokens": len(task.questions.first),
         "answer_tokens": task.questions.num_words,
         "weight_bytes": weights,
     }
 
 
-def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+def _run(task: BenchTask, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
     """Everything with one number of threads."""
     options = task.options
     lean = "eager weights as [out, in]" in task.left_out
-    variants = baseline_variants(
+    spellings = baseline_spellings(
         compiled="torch.compile" not in task.left_out, layouts=LAYOUTS[:1] if lean else LAYOUTS
     )
-    baselines, trials = choose_baselines(task.model, task.work, task.questions, variants, report)
+    baselines, trials = choose_baselines(task.model, task.work, task.questions, spellings, report)
     ours = our_contenders(task, num_threads)
     report("agreement")
     agreement = {contender.name: _agreement(contender, task) for contender in (*ours, *baselines)}
@@ -157,7 +151,7 @@ def _run(task: Task, num_threads: int, report: Callable[[str], None]) -> dict[st
     }
 
 
-def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
+def _agreement(contender: Contender, task: BenchTask) -> dict[str, Any]:
     """Against the independent eager loops in fp32, in the state that is timed.
 
     Tokens, the picture after the trial's steps, words after the same history. Only fp32 has to agree: what fewer bits
@@ -177,12 +171,16 @@ def _agreement(contender: Contender, task: Task) -> dict[str, Any]:
         "first_words_equal": firsts == (task.read.words[0], task.read.second_word),
         "features_cosine": cosine(contender.readers["encode_image"].encode(), task.read.features),
     }
-    right = result["tokens_equal"] == len(ids) and result["words_equal"] == len(words)
-    right = right and result["first_words_equal"] and result["psnr_db"] >= LIMITS["fp32"].psnr_db
+    right = (
+        result["tokens_equal"] == len(ids)
+        and result["words_equal"] == len(words)
+        and result["first_words_equal"]
+        and result["psnr_db"] >= LIMITS["fp32"].psnr_db
+    )
     return {**result, "passed": bool(right) or not contender.name.endswith("fp32")}
 
 
-def _energy(contenders: list[Contender], task: Task) -> dict[str, float]:
+def _energy(contenders: list[Contender], task: BenchTask) -> dict[str, float]:
     """Of one whole picture each; nothing where the board does not tell, or a picture takes too long."""
     meter = EnergyMeter()
     if meter.source is None or "whole pictures" in task.left_out:

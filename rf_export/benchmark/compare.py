@@ -113,8 +113,8 @@ def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> list[st
     ]
     work = sorted({*earlier["model"], *later["model"]} - {"bundle_id", "weight_bytes"})
     pairs += [(f"the model's {name}", earlier["model"].get(name), later["model"].get(name)) for name in work]
-    threads = [sorted(run["threads"] for run in result["runs"]) for result in (earlier, later)]
-    pairs.append(("the number of threads", *threads))
+    before, after = (sorted(run["threads"] for run in result["runs"]) for result in (earlier, later))
+    pairs.append(("the number of threads", before, after))
     return [f"{name}: {_shown(a)}, then {_shown(b)}" for name, a, b in pairs if a != b]
 
 

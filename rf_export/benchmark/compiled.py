@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rf_export.benchmark.workload import QuestionWorkload, Workload
+from rf_export.benchmark.workload import DrawingWork, ReadingWork
 from runtime.backends.interface import TextRow
 from runtime.options import AnswerPlan
 from runtime.pipeline import Pipeline
@@ -30,7 +30,7 @@ class Compiled:
     """
 
     def __init__(
-        self, pipeline: Pipeline, workload: Workload, *, num_requests: int = 1, previews: bool = False
+        self, pipeline: Pipeline, workload: DrawingWork, *, num_requests: int = 1, previews: bool = False
     ) -> None:
         self.pipeline, self.work, self._num_requests = pipeline, workload, num_requests
         plan = workload.plan
@@ -54,7 +54,8 @@ class Compiled:
 
     def draw_tokens(self, forced: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """The representation stage after `prefill`, `[N]`: what was drawn; it goes on with `forced` where given."""
-        return _result(self.token_events(forced))[0]
+        drawn: NDArray[np.int64] = _result(self.token_events(forced))[0]
+        return drawn
 
     def turn_tokens(self) -> int:
         """The whole stage: it may be launched at once. Returns the number of runs."""
@@ -63,7 +64,8 @@ class Compiled:
 
     def denoise(self, num_steps: int) -> NDArray[np.float32]:
         """The first `num_steps` Euler steps after `draw_tokens`, `[3, H, W]`."""
-        return _result(self.pixel_events(num_steps))[0]
+        pixels: NDArray[np.float32] = _result(self.pixel_events(num_steps))[0]
+        return pixels
 
     def _fill_noise(self, step: int, out: NDArray[np.float32]) -> None:
         out[:] = self.work.gumbel[step]
@@ -72,7 +74,7 @@ class Compiled:
 class CompiledReader:
     """Answers the workload's questions; everything may be repeated after `prepare`."""
 
-    def __init__(self, pipeline: Pipeline, workload: QuestionWorkload) -> None:
+    def __init__(self, pipeline: Pipeline, workload: ReadingWork) -> None:
         self.pipeline, self.work = pipeline, workload
         self._model = pipeline.bundle.manifest.model
 

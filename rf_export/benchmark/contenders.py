@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rf_export.benchmark.workload import QuestionWorkload, Workload
+from rf_export.benchmark.workload import DrawingWork, ReadingWork
 from rf_export.eager import EagerQuestion, EagerRequest, EagerResult, answer, generate
 from rf_export.model import RFModel
 
@@ -84,7 +84,7 @@ class Contender:
         return 1
 
 
-def draw_reference(model: RFModel, work: Workload, num_steps: int) -> EagerResult:
+def draw_reference(model: RFModel, work: DrawingWork, num_steps: int) -> EagerResult:
     """The picture after `num_steps` Euler steps, by the independent eager loop, on the model's device."""
     plan, device = work.plan, model.text_embedding.device
     request = EagerRequest(
@@ -110,7 +110,7 @@ class ReadReference:
     second_word: int  # the first one to the second question
 
 
-def read_reference(model: RFModel, work: QuestionWorkload) -> ReadReference:
+def read_reference(model: RFModel, work: ReadingWork) -> ReadReference:
     """The answers of `rf_export.eager`, greedy and in the model's dtype."""
     first, second = (
         answer(
@@ -122,7 +122,7 @@ def read_reference(model: RFModel, work: QuestionWorkload) -> ReadReference:
     return ReadReference(features=first.features.numpy(), words=first.ids, second_word=second.ids[0])
 
 
-def reading_runs(readers: Mapping[ReadingStage, Reader]) -> dict[ReadingStage, Callable[[], int]]:
+def reading_runs(readers: Mapping[ReadingStage, Reader]) -> dict[str, Callable[[], int]]:
     """What is timed of each stage: functions that return the number of steps."""
 
     def once(run: Callable[[], object]) -> Callable[[], int]:

@@ -5,6 +5,7 @@ threads that the contenders get, as the best of several kernels. Knows nothing o
 F image tokens, S new tokens, e encoder width, d decoder width.
 """
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -75,6 +76,16 @@ def denoise_step_cost(config: ModelConfig, num_slots: int, num_patches: int, val
         cache_bytes=value_bytes * GUIDANCE_ROWS * 2 * slots * config.num_kv_heads,
         flops=GUIDANCE_ROWS * num_patches * (2 * per_patch + 4 * seen * config.num_heads),
     )
+
+
+def drawing_costs(
+    config: ModelConfig, num_slots: int, num_patches: int, value_bytes: int = FP32_BYTES
+) -> dict[str, StepCost]:
+    """Of both kinds of step of a drawing."""
+    return {
+        "rep_step": rep_step_cost(config, num_slots, value_bytes),
+        "denoise_step": denoise_step_cost(config, num_slots, num_patches, value_bytes),
+    }
 
 
 def encode_cost(config: ModelConfig, num_patches: int, value_bytes: int = FP32_BYTES) -> StepCost:
@@ -156,7 +167,7 @@ def _matrix_rate(repeats: int, dtype: torch.dtype) -> float:
     for side in (512, 1024, 2048) if dtype == torch.float32 else (2048, 4096, 8192):
         a, b = torch.rand(side, side).to(dtype), torch.rand(side, side).to(dtype)
         out = torch.empty(side, side, dtype=dtype)
-        seconds = _best_seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), 1, repeats, a.device)
+        seconds = _best_seconds(functools.partial(torch.mm, a, b, out=out), 1, repeats, a.device)
         rates.append(2 * side**3 / seconds)
     return max(rates)
 

@@ -48,9 +48,9 @@ _PYTORCH = (
     + """
 from pathlib import Path
 import torch
-from rf_export.benchmark.baseline import Baseline, Variant
+from rf_export.benchmark.baseline import Baseline, Spelling
 from rf_export.benchmark.models import manifest_of
-from rf_export.benchmark.workload import Workload
+from rf_export.benchmark.workload import DrawingWork
 from rf_export.checkpoint import load_checkpoint
 from runtime.options import GenerationOptions
 
@@ -59,7 +59,7 @@ torch.set_num_threads(int(threads))
 before, begun = process_memory().now, time.monotonic()
 model = load_checkpoint(Path(checkpoint)).requires_grad_(False)
 loaded, loaded_bytes = time.monotonic(), process_memory().now
-drawer = Baseline(model, Workload.of(manifest_of(model), 1, GenerationOptions(num_steps=1)), Variant())
+drawer = Baseline(model, DrawingWork.of(manifest_of(model), 1, GenerationOptions(num_steps=1)), Spelling())
 drawer.prefill()
 drawer.draw_tokens()
 drawer.denoise(1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rf_export.benchmark.compiled import Compiled
 from rf_export.benchmark.selection import TRIAL_STEPS
-from rf_export.benchmark.workload import Workload
+from rf_export.benchmark.workload import DrawingWork
 from runtime.backends.host.machine import usable_cpus
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
@@ -22,7 +22,7 @@ BATCHES = (1, 2, 4)
 NUM_ROUNDS = 6
 
 
-def measure_timeline(pipeline: Pipeline, work: Workload, num_pictures: int) -> dict[str, Any]:
+def measure_timeline(pipeline: Pipeline, work: DrawingWork, num_pictures: int) -> dict[str, Any]:
     """Milliseconds of every step of some pictures, after one that does not count; 0: of this one."""
     drawer = Compiled(pipeline, work, previews=True)
     pictures = []
@@ -60,7 +60,7 @@ def _step_ms(events: Generator[Any, None, Any], *, more: bool = False) -> list[f
     return [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
 
 
-def measure_scaling(pipeline: Pipeline, work: Workload, most_seconds: float) -> dict[str, list[dict[str, Any]]]:
+def measure_scaling(pipeline: Pipeline, work: DrawingWork, most_seconds: float) -> dict[str, list[dict[str, Any]]]:
     """Steps over prompt lengths, batches (per picture) and threads; each kind takes about `most_seconds` at most."""
     manifest, plan = pipeline.bundle.manifest, work.plan
     room = manifest.model.max_positions - plan.num_rep_tokens - 2
@@ -68,40 +68,31 @@ def measure_scaling(pipeline: Pipeline, work: Workload, most_seconds: float) -> 
     options = GenerationOptions(height=plan.height, width=plan.width, num_steps=plan.num_steps)
     lengths = [length for length in PROMPT_TOKENS if length <= min(room, 8 * work.num_slots) and fixed is None]
     threads = [count for count in (1, 2, 4, 8, 16) if count <= usable_cpus()]
-    precision, choice = pipeline.precision, "none" if pipeline.engine is None else pipeline.engine.path
     return {
         "prompt_tokens": _measure(
-            {n: lambda n=n: Compiled(pipeline, Workload.of(manifest, n, options)) for n in lengths}, most_seconds
+            {n: Compiled(pipeline, DrawingWork.of(manifest, n, options)) for n in lengths}, most_seconds
         ),
         "batch": _measure(
-            {n: lambda n=n: Compiled(pipeline, work, num_requests=n) for n in BATCHES},
-            most_seconds,
-            pictures=lambda n: n,
+            {n: Compiled(pipeline, work, num_requests=n) for n in BATCHES}, most_seconds, pictures=lambda n: n
         ),
-        "threads": _measure(
-            {
-                n: lambda n=n: Compiled(
-                    Pipeline.load(
-                        pipeline.bundle.path,
-                        precision,
-                        num_threads=n,
-                        engine=choice,
-                        verify="size",
-                        allow_unverified=True,
-                    ),
-                    work,
-                )
-                for n in threads
-            },
-            most_seconds,
-        ),
-    }  # type: ignore[misc,arg-type]
+        "threads": _measure({n: Compiled(_with_threads(pipeline, n), work) for n in threads}, most_seconds),
+    }
+
+
+def _with_threads(pipeline: Pipeline, num_threads: int) -> Pipeline:
+    return Pipeline.load(
+        pipeline.bundle.path,
+        pipeline.precision,
+        num_threads=num_threads,
+        engine="none" if pipeline.engine is None else pipeline.engine.path,
+        verify="size",
+        allow_unverified=True,
+    )
 
 
 def _measure(
-    makers: dict[int, Callable[[], Compiled]], most_seconds: float, pictures: Callable[[int], int] = lambda n: 1
+    drawers: dict[int, Compiled], most_seconds: float, pictures: Callable[[int], int] = lambda n: 1
 ) -> list[dict[str, Any]]:
-    drawers = {n: make() for n, make in makers.items()}
     for drawer in drawers.values():
         drawer.prefill()
         drawer.draw_tokens()

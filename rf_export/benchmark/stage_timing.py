@@ -6,7 +6,7 @@ from typing import Any
 from rf_export.benchmark.contenders import READING_STAGES, STAGES, Contender, reading_runs
 from rf_export.benchmark.floor import StepCost
 from rf_export.benchmark.selection import drawing_runs
-from rf_export.benchmark.task import Task
+from rf_export.benchmark.task import BenchTask
 from rf_export.benchmark.yardstick import NAMES, bounding, yardsticks
 from verification.measures.timing import Timing, interleave
 
@@ -14,7 +14,7 @@ Timings = dict[str, dict[str, Timing]]  # stage -> who
 
 
 def time_stages(
-    task: Task,
+    task: BenchTask,
     contenders: list[Contender],
     costs: Mapping[str, StepCost],
     floors: Mapping[str, Any],
@@ -42,22 +42,17 @@ def as_dicts(timings: Timings) -> dict[str, dict[str, Any]]:
     return {stage: {name: each.as_dict() for name, each in rows.items()} for stage, rows in timings.items()}
 
 
-def _picture_seconds(task: Task, timings: Timings) -> float:
+def _picture_seconds(task: BenchTask, timings: Timings) -> float:
     """About how long one picture of every contender takes."""
     runs = {"rep_step": task.work.num_decoder_runs, "denoise_step": task.work.plan.num_steps}
     return sum(count * timing.median for stage, count in runs.items() for timing in timings[stage].values())
 
 
 def _time_stage(
-    stage: str, contenders: list[Contender], marks: dict[str, Callable[[], int]], task: Task
+    stage: str, contenders: list[Contender], marks: dict[str, Callable[[], int]], task: BenchTask
 ) -> tuple[dict[str, Timing], dict[str, Timing]]:
     """Of the contenders, and of the yardsticks that took turns with them."""
-    runs: dict[str, Callable[[], int]] = {}
-    for each in contenders:
-        if stage == "picture":
-            runs[each.name] = lambda each=each: each.picture(task.work.plan.num_steps)  # type: ignore[misc]
-        else:
-            runs[each.name] = {**drawing_runs(each, task.work), **reading_runs(each.readers)}[stage]  # type: ignore[index]
+    runs = {each.name: {**drawing_runs(each, task.work), **reading_runs(each.readers)}[stage] for each in contenders}
     num_rounds = task.options.num_picture_rounds if stage == "picture" else task.options.num_rounds
     timings = interleave(
         {**runs, **{f"yardstick {name}": run for name, run in marks.items()}},

@@ -7,9 +7,9 @@ from pathlib import Path
 from rf_export.benchmark.compiled import Compiled, CompiledReader
 from rf_export.benchmark.contenders import READING_STAGES, Contender, ReadReference, draw_reference, read_reference
 from rf_export.benchmark.environment import free_bytes
-from rf_export.benchmark.floor import StepCost, denoise_step_cost, encode_cost, read_cost, rep_step_cost
+from rf_export.benchmark.floor import StepCost, drawing_costs, encode_cost, read_cost
 from rf_export.benchmark.selection import TRIAL_STEPS
-from rf_export.benchmark.workload import QuestionWorkload, Workload
+from rf_export.benchmark.workload import DrawingWork, ReadingWork
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
@@ -58,13 +58,13 @@ class BenchOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class BenchTask:
     """A model and what it has to do."""
 
     opened: Bundle
     model: RFModel
-    work: Workload
-    questions: QuestionWorkload
+    work: DrawingWork
+    questions: ReadingWork
     options: BenchOptions
     left_out: dict[str, str]  # what, and why
 
@@ -84,8 +84,7 @@ class Task:
         asked, patches = len(questions.first), 4 * questions.num_image_tokens
         read = questions.num_image_tokens + asked
         return {
-            "rep_step": rep_step_cost(config, work.num_slots),
-            "denoise_step": denoise_step_cost(config, work.num_slots, 4 * work.plan.num_rep_tokens),
+            **drawing_costs(config, work.num_slots, work.num_patches),
             "encode_image": encode_cost(config, patches),
             "first_word": encode_cost(config, patches) + read_cost(config, read, 0),
             "next_word": read_cost(config, 1, read + questions.num_words // 2),
@@ -93,19 +92,19 @@ class Task:
         }
 
 
-def open_task(bundle: Path, checkpoint: Path, options: BenchOptions) -> Task:
+def open_task(bundle: Path, checkpoint: Path, options: BenchOptions) -> BenchTask:
     """A bundle and the checkpoint that it was exported from; raises RFError where they do not belong together."""
     opened, model = open_exported(bundle, checkpoint)
     options = _with_precisions(options, opened)
-    work = Workload.of(opened.manifest, options.num_prompt_tokens, GenerationOptions())
-    questions = QuestionWorkload.of(opened.manifest)
+    work = DrawingWork.of(opened.manifest, options.num_prompt_tokens, GenerationOptions())
+    questions = ReadingWork.of(opened.manifest)
     left_out = left_out_for_memory(opened.manifest.model.num_parameters, free_bytes())
     if not options.compile:
         left_out["torch.compile"] = "it was not asked for"
     if not options.scaling or opened.manifest.model.num_parameters > SLOWEST_SCALING:
         asked = "it takes minutes at this size" if options.scaling else "it was not asked for"
         left_out["scaling"] = asked
-    return Task(opened=opened, model=model, work=work, questions=questions, options=options, left_out=left_out)
+    return BenchTask(opened=opened, model=model, work=work, questions=questions, options=options, left_out=left_out)
 
 
 def left_out_for_memory(num_parameters: int, free: int | None) -> dict[str, str]:
@@ -126,12 +125,12 @@ def _with_precisions(options: BenchOptions, opened: Bundle) -> BenchOptions:
     return replace(options, precisions=present)
 
 
-def our_contenders(task: Task, num_threads: int) -> list[Contender]:
+def our_contenders(task: BenchTask, num_threads: int) -> list[Contender]:
     """Of all precisions."""
     return [each for precision in task.options.precisions for each in _contenders_in(task, precision, num_threads)]
 
 
-def _contenders_in(task: Task, precision: Precision, num_threads: int) -> list[Contender]:
+def _contenders_in(task: BenchTask, precision: Precision, num_threads: int) -> list[Contender]:
     """The engine and the plain graphs; without an engine that fits, these alone."""
     load = functools.partial(
         Pipeline.load,

@@ -19,7 +19,7 @@ SEED = 20260529
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workload:
+class DrawingWork:
     """One request: a conditional and an unconditional row."""
 
     plan: DrawingPlan
@@ -30,7 +30,7 @@ class Workload:
     times: NDArray[np.float32]  # [num_steps + 1]
 
     @classmethod
-    def of(cls, manifest: Manifest, num_prompt_tokens: int, options: GenerationOptions) -> "Workload":
+    def of(cls, manifest: Manifest, num_prompt_tokens: int, options: GenerationOptions) -> "DrawingWork":
         """A made-up prompt of the given length; raises RFError for options that the model cannot take."""
         plan = plan_drawing(options, manifest)
         model, sampling = manifest.model, manifest.sampling
@@ -51,6 +51,11 @@ class Workload:
         )
 
     @property
+    def num_patches(self) -> int:
+        """Patches of the picture: one representation token stands for 2 x 2."""
+        return 4 * self.plan.num_rep_tokens
+
+    @property
     def num_slots(self) -> int:
         """Cache slots P: the prompt, the start token and N tokens."""
         return len(self.prompt_ids) + self.plan.num_rep_tokens + 1
@@ -60,9 +65,21 @@ class Workload:
         """Runs of the representation decoder: the last one only fills the cache."""
         return self.plan.num_rep_tokens + 1
 
+    def describe(self) -> dict[str, int]:
+        """For JSON."""
+        return {
+            "height": self.plan.height,
+            "width": self.plan.width,
+            "rep_tokens": self.plan.num_rep_tokens,
+            "patches": self.num_patches,
+            "prompt_tokens": len(self.prompt_ids),
+            "cache_slots": self.num_slots,
+            "num_steps": self.plan.num_steps,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionWorkload:
+class ReadingWork:
     """A picture of noise, two questions about it of equal length, and how many words are answered."""
 
     pixels: NDArray[np.float32]  # [3, H, W] in [-1, 1]
@@ -72,7 +89,7 @@ class QuestionWorkload:
     num_words: int
 
     @classmethod
-    def of(cls, manifest: Manifest, num_question_tokens: int = 12, num_words: int = 24) -> "QuestionWorkload":
+    def of(cls, manifest: Manifest, num_question_tokens: int = 12, num_words: int = 24) -> "ReadingWork":
         """Made-up questions, in the model's default size of pictures; raises ValueError where there is no room."""
         model = manifest.model
         height, width = model.default_height, model.default_width

@@ -9,6 +9,9 @@ Forms that the backends take (TensorRT: onnx/onnx-tensorrt docs/operators.md of 
 Attention in 4-D with a mask of exactly `[B, 1, S, P]`, no past inside, one output; RotaryEmbedding with tables per row.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,13 +34,15 @@ def _(past: Tensor, update: Tensor, write_indices: Tensor) -> Tensor:
     return torch.empty_like(past)
 
 
-def _onnx_tensor_scatter(past: object, update: object, write_indices: object) -> object:
+def _onnx_tensor_scatter(past: Any, update: Any, write_indices: Any) -> Any:
     from onnxscript.onnx_opset import opset24  # the modules themselves run without it
 
     return opset24.TensorScatter(past, update, write_indices, axis=-2, mode="linear")
 
 
-TRANSLATIONS = {torch.ops.rf_export.tensor_scatter.default: _onnx_tensor_scatter}  # for torch.onnx.export
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {  # for torch.onnx.export
+    torch.ops.rf_export.tensor_scatter.default: _onnx_tensor_scatter
+}
 
 
 class ModernDecoder:

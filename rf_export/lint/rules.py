@@ -135,7 +135,7 @@ def _int64_range(node: ir.Node, target: Target) -> Complaints:
         return
     for value in node.inputs:
         constant = _constant(value)
-        if constant is not None and constant.dtype == ir.DataType.INT64 and constant.size:
+        if value is not None and constant is not None and constant.dtype == ir.DataType.INT64 and constant.size:
             numbers = constant.numpy()
             # Slices that go to the end say so with the largest int64, which may be clamped.
             if node.op_type != "Slice" and max(abs(int(numbers.min())), abs(int(numbers.max()))) >= 2**31:

@@ -12,7 +12,7 @@ Where a source is silent on a version, the table is on the strict side.
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, Self, TypeAlias, cast, get_args
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 from runtime.errors import RFError
 from runtime.signature import Dialect
@@ -38,7 +38,7 @@ class Target:
     version: Version
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "Target":
         """Read a name such as `tensorrt-10.3`, `tensorrt-rtx` or `onnxruntime`; raises RFError."""
         match = re.fullmatch(r"(tensorrt-rtx|tensorrt|onnxruntime)(?:-(\d+)(?:\.(\d+)(?:\.\d+)*)?)?", text)
         library = cast(Library, match[1]) if match else None

@@ -97,7 +97,7 @@ class Codebook:
 
     @property
     def _columns(self) -> int:
-        return self.scenes[0].picture.shape[1] // self.cell
+        return int(self.scenes[0].picture.shape[1]) // self.cell
 
 
 @torch.no_grad()

@@ -163,4 +163,4 @@ def _is_the(scene: Scene, item: Item) -> str:
 
 
 def _choice(rng: np.random.Generator, options: Sequence[Option]) -> Option:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]

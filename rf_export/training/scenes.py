@@ -173,7 +173,7 @@ def trained_pairs(config: SceneConfig) -> tuple[tuple[str, str], ...]:
 
 def draw_demand(rng: np.random.Generator, config: SceneConfig, pairs: Sequence[tuple[str, str]], kind: Kind) -> Demand:
     """Draw what a scene of the given kind shows, from the allowed (colour, object) pairs."""
-    first = pairs[rng.integers(len(pairs))]
+    first = pairs[int(rng.integers(len(pairs)))]
     if kind == "single":
         return Demand(kind=kind, items=(first,))
     if kind == "count":

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from rf_export.checkpoint import checkpoint_sha256, load_checkpoint
 from rf_export.config import ModelConfig
@@ -250,12 +250,10 @@ class Trainer:
     @torch.no_grad()
     def _update_averages(self, joint: bool) -> None:
         decay = min(self.config.parameter_ema, (1 + self.step) / (10 + self.step))
-        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-        torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), 1 - decay)
+        _approach(self.average, self.model, 1 - decay)
         self.average.quantiser.prototypes.copy_(self.model.quantiser.prototypes)
         if joint:
-            encoders = zip(self.teacher.parameters(), self.model.encoder.parameters(), strict=True)
-            torch._foreach_lerp_(*map(list, zip(*encoders, strict=True)), 1 - self.config.encoder_ema)
+            _approach(self.teacher, self.model.encoder, 1 - self.config.encoder_ema)
 
     def save(self) -> None:
         """Write the state so that `load` resumes exactly here; replaces the old state only when complete.
@@ -266,7 +264,7 @@ class Trainer:
         tensors = {f"model.{n}": t for n, t in self.model.state_dict().items()}
         tensors |= {f"average.{n}": t for n, t in self.average.state_dict().items()}
         tensors |= {f"teacher.{n}": t for n, t in self.teacher.state_dict().items()}
-        names = {p: n for n, p in self.model.named_parameters()}
+        names: dict[Tensor, str] = {p: n for n, p in self.model.named_parameters()}
         for parameter, state in self.optimiser.state.items():
             tensors |= {f"adam.{names[parameter]}.{key}": value.clone() for key, value in state.items()}
         progress = {"step": str(self.step), "cpu_seconds": str(self.cpu_seconds)}
@@ -346,3 +344,8 @@ def write_json(path: Path, content: object) -> None:
     """Write JSON atomically."""
     with write_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _approach(average: nn.Module, model: nn.Module, share: float) -> None:
+    """Move the parameters of one module towards those of another of its kind."""
+    torch._foreach_lerp_(tuple(average.parameters()), tuple(model.parameters()), share)

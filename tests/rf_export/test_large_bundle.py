@@ -13,10 +13,10 @@ from rf_export.checkpoint import INDEX_NAME, save_checkpoint
 from rf_export.config import preset
 from rf_export.export import ExportOptions, export
 from rf_export.model import RFModel
-from rf_export.shared_weights import ALIGNMENT
 from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
 from runtime import GenerationOptions, PictureEvent, Pipeline
+from verification.graphs.weights import ALIGNMENT
 
 NOT_IN_GRAPHS = ("quantiser.",)  # of training
 

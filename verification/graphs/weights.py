@@ -1,18 +1,20 @@
-"""One external-data file for several graphs: equal tensors are stored once. Knows nothing of what they mean."""
+"""One external-data file for several graphs: a tensor that they share is stored once. Knows nothing of meanings."""
 
 import hashlib
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-ALIGNMENT: Final = 4096  # of tensors that are worth a page; others are packed close
+ALIGNMENT: Final = 4096  # of tensors that are worth a page, so that a runtime can map them; others are packed close
 MIN_EXTERNAL_BYTES: Final = 1024  # smaller tensors stay in the graph
 
 
 class WeightFile:
-    """Collects the initialisers of graphs; those that come from another file are copied too.
+    """Collects the initialisers of graphs, written as they come; those that lie in another file are copied too.
 
     Attributes:
         path: The file.
@@ -21,7 +23,7 @@ class WeightFile:
     def __init__(self, folder: Path, location: str) -> None:
         """Args: folder: where the graphs go; location: path of the file, relative to `folder`."""
         self._folder, self._location = folder, location
-        self._offsets: dict[bytes, int] = {}
+        self._offsets: dict[str | bytes, int] = {}  # of names, or of hashes
         self.path = folder / location
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("wb")
@@ -34,17 +36,26 @@ class WeightFile:
     ) -> None:
         self._file.close()
 
-    def save(self, model: ir.Model, file_name: str) -> Path:
-        """Write a graph whose larger initialisers lie in the file; returns its path."""
+    def save(self, model: ir.Model, file_name: str, prefix: str = "") -> Path:
+        """Write a graph whose larger initialisers lie in the file; returns its path.
+
+        Args:
+            model: The graph.
+            file_name: Of the graph, in the folder.
+            prefix: Move only initialisers whose names begin with it. In all graphs such a name means the same tensor,
+                so that nothing is hashed to find it again, and each begins a page.
+        """
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < MIN_EXTERNAL_BYTES:
+            if tensor is None or tensor.nbytes < MIN_EXTERNAL_BYTES or not name.startswith(prefix):
                 continue
-            data = tensor.tobytes()
+            key = name if prefix else hashlib.sha256(_raw(tensor).data).digest()
+            if key not in self._offsets:
+                self._offsets[key] = self._write(_raw(tensor), paged=bool(prefix))
             value.const_value = ir.ExternalTensor(
                 self._location,
-                self._store(data),
-                len(data),
+                self._offsets[key],
+                tensor.nbytes,
                 tensor.dtype,
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=name,
@@ -55,10 +66,14 @@ class WeightFile:
         ir.save(model, path)
         return path
 
-    def _store(self, data: bytes) -> int:
-        digest = hashlib.sha256(data).digest()
-        if digest not in self._offsets:
-            self._file.write(bytes(-self._file.tell() % (ALIGNMENT if len(data) >= 16 * ALIGNMENT else 64)))
-            self._offsets[digest] = self._file.tell()
-            self._file.write(data)
-        return self._offsets[digest]
+    def _write(self, data: npt.NDArray[np.uint8], *, paged: bool) -> int:
+        self._file.write(bytes(-self._file.tell() % (ALIGNMENT if paged or len(data) >= 16 * ALIGNMENT else 64)))
+        offset = self._file.tell()
+        self._file.write(data.data)
+        return offset
+
+
+def _raw(tensor: ir.TensorProtocol) -> npt.NDArray[np.uint8]:
+    """The bytes of a tensor, in its own memory where that is contiguous."""
+    array: npt.NDArray[Any] = np.ascontiguousarray(tensor.numpy())
+    return array.reshape(-1).view(np.uint8)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import cli
 from benchmarks.document import document
-from rf_export.benchmark.baseline import Baseline, Variant, as_variant
+from rf_export.benchmark.baseline import Baseline, Spelling, spelt
 from rf_export.benchmark.baseline_reading import BaselineReader
 from rf_export.benchmark.compiled import Compiled, CompiledReader
 from rf_export.benchmark.contenders import draw_reference, read_reference
@@ -20,10 +20,10 @@ from rf_export.benchmark.energy import EnergyMeter
 from rf_export.benchmark.environment import describe_machine, describe_state
 from rf_export.benchmark.floor import Rates, StepCost, denoise_step_cost, encode_cost, read_cost, rep_step_cost
 from rf_export.benchmark.repeats import in_fresh_process
-from rf_export.benchmark.selection import baseline_variants
+from rf_export.benchmark.selection import baseline_spellings
 from rf_export.benchmark.tables import FORMAT
 from rf_export.benchmark.task import BenchOptions, left_out_for_memory
-from rf_export.benchmark.workload import QuestionWorkload, Workload
+from rf_export.benchmark.workload import DrawingWork, ReadingWork
 from rf_export.benchmark.yardstick import bounding, yardsticks
 from rf_export.checkpoint import load_checkpoint, save_checkpoint
 from rf_export.config import preset
@@ -39,28 +39,28 @@ from verification.measures.timing import Timing, interleave, median_interval, qu
 
 
 @pytest.fixture(scope="module")
-def workload(tiny_bundle: Path) -> Workload:
-    return Workload.of(open_bundle(tiny_bundle).manifest, 7, GenerationOptions(num_steps=3))
+def workload(tiny_bundle: Path) -> DrawingWork:
+    return DrawingWork.of(open_bundle(tiny_bundle).manifest, 7, GenerationOptions(num_steps=3))
 
 
 @pytest.fixture(scope="module")
-def drawn(tiny_checkpoint: Path, workload: Workload) -> tuple[np.ndarray, np.ndarray]:
+def drawn(tiny_checkpoint: Path, workload: DrawingWork) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and picture of the independent eager loop."""
     result = draw_reference(load_checkpoint(tiny_checkpoint), workload, 3)
     return result.rep_ids.numpy(), result.pixels.numpy()
 
 
-VARIANTS = list(baseline_variants(compiled=False))
+SPELLINGS = list(baseline_spellings(compiled=False))
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda spelling: spelling.name)
 def test_every_eager_baseline_draws_what_the_reference_draws(
-    variant, workload: Workload, drawn: tuple[np.ndarray, np.ndarray], tiny_checkpoint: Path
+    spelling, workload: DrawingWork, drawn: tuple[np.ndarray, np.ndarray], tiny_checkpoint: Path
 ) -> None:
-    baseline = Baseline(as_variant(load_checkpoint(tiny_checkpoint), variant), workload, variant)
+    baseline = Baseline(spelt(load_checkpoint(tiny_checkpoint), spelling), workload, spelling)
     baseline.prefill()
     ids, pixels = baseline.draw_tokens(), baseline.denoise(3)
-    if variant.dtype == torch.float32:
+    if spelling.dtype == torch.float32:
         assert (ids == drawn[0]).all()
         assert psnr_db(pixels, drawn[1]) > 100
     else:  # bf16 may choose other tokens; the picture is then another one
@@ -68,8 +68,8 @@ def test_every_eager_baseline_draws_what_the_reference_draws(
         assert psnr_db(pixels, drawn[1]) > 20 or (ids != drawn[0]).any()
 
 
-def test_repeating_a_stage_changes_nothing(workload: Workload, tiny_checkpoint: Path) -> None:
-    baseline = Baseline(load_checkpoint(tiny_checkpoint), workload, VARIANTS[0])
+def test_repeating_a_stage_changes_nothing(workload: DrawingWork, tiny_checkpoint: Path) -> None:
+    baseline = Baseline(load_checkpoint(tiny_checkpoint), workload, SPELLINGS[0])
     baseline.prefill()
     first = baseline.draw_tokens(), baseline.denoise(3)
     again = baseline.draw_tokens(), baseline.denoise(3)
@@ -78,7 +78,7 @@ def test_repeating_a_stage_changes_nothing(workload: Workload, tiny_checkpoint: 
 
 
 def test_our_contender_draws_it_too(
-    pipeline: Pipeline, workload: Workload, drawn: tuple[np.ndarray, np.ndarray]
+    pipeline: Pipeline, workload: DrawingWork, drawn: tuple[np.ndarray, np.ndarray]
 ) -> None:
     ours = Compiled(pipeline, workload)
     ours.prefill()
@@ -92,8 +92,8 @@ def test_our_contender_draws_it_too(
 
 
 @pytest.fixture(scope="module")
-def questions(tiny_bundle: Path) -> QuestionWorkload:
-    return QuestionWorkload.of(open_bundle(tiny_bundle).manifest, 5, 9)
+def questions(tiny_bundle: Path) -> ReadingWork:
+    return ReadingWork.of(open_bundle(tiny_bundle).manifest, 5, 9)
 
 
 def check_reader(reader, reference) -> None:
@@ -108,20 +108,20 @@ def check_reader(reader, reference) -> None:
     assert reader.words(others) != reference.words, "what is forced decides what comes next"
 
 
-@pytest.mark.parametrize("variant", VARIANTS[:4], ids=lambda variant: variant.name)
-def test_every_eager_baseline_answers_what_the_reference_answers(variant, questions, tiny_checkpoint) -> None:
+@pytest.mark.parametrize("spelling", SPELLINGS[:4], ids=lambda spelling: spelling.name)
+def test_every_eager_baseline_answers_what_the_reference_answers(spelling, questions, tiny_checkpoint) -> None:
     model = load_checkpoint(tiny_checkpoint)
-    check_reader(BaselineReader(as_variant(model, variant), questions, variant), read_reference(model, questions))
+    check_reader(BaselineReader(spelt(model, spelling), questions, spelling), read_reference(model, questions))
 
 
 def test_our_contender_answers_it_too(pipeline: Pipeline, questions, tiny_checkpoint) -> None:
     check_reader(CompiledReader(pipeline, questions), read_reference(load_checkpoint(tiny_checkpoint), questions))
 
 
-def test_variants_share_the_weights_where_they_can(tiny_checkpoint: Path) -> None:
+def test_spellings_share_the_weights_where_they_can(tiny_checkpoint: Path) -> None:
     model = load_checkpoint(tiny_checkpoint)
-    assert as_variant(model, Variant(attention="matmul")) is model
-    other = as_variant(model, Variant(layout="out_in"))
+    assert spelt(model, Spelling(attention="matmul")) is model
+    other = spelt(model, Spelling(layout="out_in"))
     assert other.rep_head.weight.t().is_contiguous()
     assert model.rep_head.weight.is_contiguous()
 

@@ -13,21 +13,21 @@ import time
 import types
 from pathlib import Path
 
+import gpu
 import numpy as np
 import pytest
 import torch
+from accelerator import Cpu, busy_seconds
 from click.testing import CliRunner
+from gpu_cell import Cell, CellOptions, _leads, use_fused_norms
+from gpu_tables import format_cell
 
-from benchmarks import gpu
 from engines import DimRange, EngineConfig, TensorRTConfig, build
-from rf_export.benchmark.accelerator import Cpu, busy_seconds
-from rf_export.benchmark.baseline import Baseline, Variant
+from rf_export.benchmark.baseline import Baseline, Spelling
 from rf_export.benchmark.compiled import Compiled
 from rf_export.benchmark.contenders import draw_reference
-from rf_export.benchmark.device_cell import Cell, CellOptions, _leads, use_fused_norms
-from rf_export.benchmark.device_tables import format_cell
 from rf_export.benchmark.models import manifest_of
-from rf_export.benchmark.workload import Workload
+from rf_export.benchmark.workload import DrawingWork
 from rf_export.checkpoint import load_checkpoint
 from runtime import Pipeline
 from runtime.options import GenerationOptions
@@ -54,7 +54,7 @@ def model(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def workload(model):
-    return Workload.of(manifest_of(model), 7, GenerationOptions(num_steps=4))
+    return DrawingWork.of(manifest_of(model), 7, GenerationOptions(num_steps=4))
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +157,9 @@ def test_the_table_has_every_contender_and_the_reasons(measured):
 @pytest.mark.parametrize("attention", ["sdpa", "repeat", "split", "matmul"])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_every_spelling_of_eager_draws_what_the_reference_draws(tiny_checkpoint, workload, drawn, attention, graphs):
-    variant = Variant(attention=attention, graphs=graphs)
+    spelling = Spelling(attention=attention, graphs=graphs)
     model = use_fused_norms(load_checkpoint(tiny_checkpoint)).requires_grad_(False)
-    baseline = Baseline(model, workload, variant, Cpu())
+    baseline = Baseline(model, workload, spelling, Cpu().capture)
     baseline.prefill()
     assert baseline.turn_tokens() == 7  # disturbs nothing
     for forced in (None, drawn[0]):
@@ -239,12 +239,17 @@ def test_it_measures_pytorch_where_nothing_else_is_installed(tmp_path):
         import sys
         for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "tensorrt", "safetensors", "tokenizers", "pycuda"):
             sys.modules[name] = None
-        from benchmarks import gpu
+        import gpu
         work = sys.argv[1]
         gpu.main(["--cpu", "--cell", "tiny:16", "--rounds", "1", "--work", work, "--child", work + "/out"])
     """)
     root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=root, env={"PYTHONPATH": str(root)})
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        cwd=root,
+        env={"PYTHONPATH": f"{root}:{root}/benchmarks"},
+    )
     result = json.loads((tmp_path / "out").read_text())
     assert result["contenders"]["eager fp32"]["stages"]["picture"]["median_ms"] > 0
     assert result["contenders"]["ort"]["status"] == "missing"

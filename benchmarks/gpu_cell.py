@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerator import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rf_export.benchmark.accelerator import Accelerator
-from rf_export.benchmark.baseline import PRECISIONS, Attention, Baseline, Variant
+from rf_export.benchmark.baseline import PRECISIONS, Attention, Baseline, Spelling
 from rf_export.benchmark.contenders import STAGES, Contender, Drawer, Stage, draw_reference
-from rf_export.benchmark.floor import denoise_step_cost, measure_floors, rep_step_cost
-from rf_export.benchmark.workload import Workload
+from rf_export.benchmark.floor import drawing_costs, measure_floors
+from rf_export.benchmark.selection import drawing_runs, reason
+from rf_export.benchmark.workload import DrawingWork
 from rf_export.eager import EagerResult
 from rf_export.layers import RMSNorm
 from rf_export.model import RFModel
@@ -64,7 +65,7 @@ class Cell:
     """Measures; `result` is JSON-ready at any time."""
 
     def __init__(
-        self, model: RFModel, work: Workload, options: CellOptions, accelerator: Accelerator, save: Save
+        self, model: RFModel, work: DrawingWork, options: CellOptions, accelerator: Accelerator, save: Save
     ) -> None:
         """Takes the model over: its weights are moved and rounded."""
         self._model, self._work, self._options, self._accelerator = model, work, options, accelerator
@@ -72,17 +73,10 @@ class Cell:
         self._precision = PRECISIONS[options.dtype]
         self._admitted: dict[str, Contender] = {}
         self._turns: dict[Stage, dict[str, Timing]] = {}
-        plan = work.plan
         self.result: dict[str, Any] = {
             "precision": self._precision,
-            "height": plan.height,
-            "width": plan.width,
             "finished": False,
-            "rep_tokens": plan.num_rep_tokens,
-            "patches": 4 * plan.num_rep_tokens,
-            "num_steps": plan.num_steps,
-            "prompt_tokens": len(work.prompt_ids),
-            "cache_slots": work.num_slots,
+            **work.describe(),
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "contenders": {},
             "trials": {},
@@ -96,15 +90,15 @@ class Cell:
             ours: Names, and functions that make what draws; they may raise.
         """
         self._reference = self._draw_reference()
-        for variant in self._torch_variants():
-            self._admit(variant.family, lambda variant=variant: self._best_of(variant))  # type: ignore[misc]
+        for spelling in self._torch_spellings():
+            self._admit(spelling.family, lambda spelling=spelling: self._best_of(spelling))  # type: ignore[misc]
         for name, make in ours.items():
             self._admit(name, lambda make=make: _single(make()))  # type: ignore[misc]
         for stage in STAGES:
             try:
                 self._time(stage)
             except Exception as error:  # of one that ran alone and does not run among the others
-                self.result.setdefault("errors", {})[stage] = _reason(error)
+                self.result.setdefault("errors", {})[stage] = reason(error)
             self._save()
         self._measure_kernels()
         self._measure_floor()
@@ -121,23 +115,24 @@ class Cell:
         self._accelerator.release()
         return result
 
-    def _torch_variants(self) -> list[Variant]:
+    def _torch_spellings(self) -> list[Spelling]:
         dtype = self._options.dtype
-        variants = [Variant(dtype=dtype), Variant(dtype=dtype, graphs=True)]
+        spellings = [Spelling(dtype=dtype), Spelling(dtype=dtype, graphs=True)]
         if self._options.compile:
-            variants += [Variant(dtype=dtype, compile="default"), Variant(dtype=dtype, compile="reduce-overhead")]
-        return variants
+            spellings += [Spelling(dtype=dtype, compile="default"), Spelling(dtype=dtype, compile="reduce-overhead")]
+        return spellings
 
-    def _best_of(self, kind: Variant) -> Contender:
-        """The variant of a family whose attention is fastest, per stage.
+    def _best_of(self, kind: Spelling) -> Contender:
+        """The spelling of a family whose attention is fastest, per stage.
 
         torch.compile takes the attention that was best in the captured graphs: a trial of it takes minutes.
         """
         attentions: dict[str, list[Attention]] = {stage: list(self._options.attentions) for stage in STAGES[:2]}
-        graphed = self.result["trials"].get(Variant(dtype=kind.dtype, graphs=True).family)
+        graphed = self.result["trials"].get(Spelling(dtype=kind.dtype, graphs=True).family)
         if kind.compile is not None and graphed:
             attentions = {stage: [graphed[stage]["best"]] for stage in STAGES[:2]}
-        trials = self.result["trials"][kind.family] = {stage: {"ms": {}, "best": None} for stage in STAGES[:2]}
+        trials: dict[str, Any] = {stage: {"ms": {}, "best": None} for stage in STAGES[:2]}
+        self.result["trials"][kind.family] = trials
         best: dict[str, tuple[float, Baseline]] = {}
         made: dict[Attention, Baseline] = {}
         errors: list[str] = []
@@ -148,7 +143,7 @@ class Cell:
                     made[name] = drawer
                     seconds = _trial_seconds(stage, drawer)
                 except Exception as error:
-                    errors.append(trials[stage]["ms"].setdefault(name, _reason(error)))
+                    errors.append(trials[stage]["ms"].setdefault(name, reason(error)))
                     continue
                 trials[stage]["ms"][name] = 1e3 * seconds
                 if stage not in best or seconds < best[stage][0]:
@@ -158,14 +153,15 @@ class Cell:
             raise RuntimeError("; ".join(dict.fromkeys(errors)))
         return Contender(name=kind.family, tokens=best["rep_step"][1], pixels=best["denoise_step"][1])
 
-    def _baseline(self, kind: Variant, attention: Attention) -> Baseline:
-        variant = Variant(dtype=kind.dtype, attention=attention, compile=kind.compile, graphs=kind.graphs)
-        drawer = Baseline(self._model, self._work, variant, self._accelerator)
+    def _baseline(self, kind: Spelling, attention: Attention) -> Baseline:
+        spelling = Spelling(dtype=kind.dtype, attention=attention, compile=kind.compile, graphs=kind.graphs)
+        drawer = Baseline(self._model, self._work, spelling, self._accelerator.capture)
         drawer.prefill()
         return drawer
 
     def _admit(self, name: str, make: Callable[[], Contender]) -> None:
-        entry = self.result["contenders"][name] = {"status": "running"}
+        entry: dict[str, Any] = {"status": "running"}
+        self.result["contenders"][name] = entry
         self._save()
         self._accelerator.release()
         before, started = self._accelerator.used_bytes(), time.perf_counter()
@@ -173,7 +169,7 @@ class Cell:
             contender = make()
             entry["agreement"] = agreement = self._agreement(contender)
         except Exception as error:
-            entry |= {"status": "failed", "reason": _reason(error)}
+            entry |= {"status": "failed", "reason": reason(error)}
         else:
             entry["status"] = "agrees" if agreement["passed"] else "disagrees"
             entry["prepared_in_s"] = round(time.perf_counter() - started, 1)
@@ -220,7 +216,7 @@ class Cell:
                 run()
                 seconds += time.perf_counter() - started
             except Exception as error:
-                self.result["contenders"][name].setdefault("stages", {})[stage] = {"error": _reason(error)}
+                self.result["contenders"][name].setdefault("stages", {})[stage] = {"error": reason(error)}
                 continue
             runs[name] = run
         if not runs:
@@ -228,7 +224,7 @@ class Cell:
         most = self._options.num_picture_rounds if stage == "picture" else self._options.num_rounds
         num_rounds = max(1, min(most, int(self._options.stage_seconds / seconds) - 1))
         timings = self._turns[stage] = interleave(runs, num_rounds)
-        eager = timings.get(Variant(dtype=self._options.dtype).family)
+        eager = timings.get(Spelling(dtype=self._options.dtype).family)
         for name, timing in timings.items():
             row = self.result["contenders"][name].setdefault("stages", {})[stage] = timing.as_dict()
             if eager is not None:
@@ -249,7 +245,7 @@ class Cell:
                 try:
                     seconds = self._accelerator.kernel_seconds(run)
                 except Exception as error:
-                    stages.setdefault(stage, {})["kernel_error"] = _reason(error)
+                    stages.setdefault(stage, {})["kernel_error"] = reason(error)
                     continue
                 if seconds is not None:
                     busy[stage] = seconds / num_steps
@@ -265,11 +261,8 @@ class Cell:
             self._save()
 
     def _measure_floor(self) -> None:
-        config, work, dtype = self._model.config, self._work, self._options.dtype
-        costs = {
-            "rep_step": rep_step_cost(config, work.num_slots, dtype.itemsize),
-            "denoise_step": denoise_step_cost(config, work.num_slots, 4 * work.plan.num_rep_tokens, dtype.itemsize),
-        }
+        work, dtype = self._work, self._options.dtype
+        costs = drawing_costs(self._model.config, work.num_slots, work.num_patches, dtype.itemsize)
         self.result["floor"] = measure_floors(
             costs, repeats=self._options.floor_repeats, device=self._accelerator.device, dtype=dtype
         )
@@ -295,19 +288,10 @@ def _single(drawer: Drawer) -> Contender:
     return Contender(name="", tokens=drawer, pixels=drawer)
 
 
-def _turn(stage: str, contender: Contender, work: Workload) -> Callable[[], int]:
-    """What is timed: runs that end when their results are in the host's memory, and return the number of steps."""
-    if stage == "rep_step":
-        return contender.tokens.turn_tokens
-    if stage == "denoise_step":
-        num_steps = min(TURN_STEPS, work.plan.num_steps)
-
-        def pixels() -> int:
-            contender.pixels.denoise(num_steps)
-            return num_steps
-
-        return pixels
-    return lambda: contender.picture(work.plan.num_steps)
+def _turn(stage: str, contender: Contender, work: DrawingWork) -> Callable[[], int]:
+    """What is timed, as in `drawing_runs`; of the tokens as many as are worth it."""
+    runs = drawing_runs(contender, work, min(TURN_STEPS, work.plan.num_steps))
+    return {**runs, "rep_step": contender.tokens.turn_tokens}[stage]
 
 
 def _trial_seconds(stage: str, drawer: Baseline) -> float:
@@ -322,14 +306,10 @@ def _trial_seconds(stage: str, drawer: Baseline) -> float:
     return best
 
 
-def _leads(reference: EagerResult, work: Workload) -> NDArray[np.float32]:
+def _leads(reference: EagerResult, work: DrawingWork) -> NDArray[np.float32]:
     """By how much each token won in eager, `[N]`: the winner's perturbed logit less that of the next one."""
     logits = torch.stack(reference.logits).cpu() / work.plan.temperature  # [N, K]
     threshold = logits.topk(work.plan.top_k, dim=1).values[:, -1:]
     perturbed = torch.where(logits >= threshold, logits + torch.from_numpy(work.gumbel), -torch.inf)
     first, second = perturbed.topk(2, dim=1).values.unbind(1)
     return (first - second).numpy()
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:500]}"
