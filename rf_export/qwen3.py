@@ -29,9 +29,9 @@ from rf_export.model import RFModel
 from runtime.bundle.atomic import write_folder
 from runtime.bundle.strict_json import LFS_START, read_json, refuse_lfs_pointer
 from runtime.errors import RFError
+from runtime.events import Progress
 
 DType: TypeAlias = Literal["source", "fp32", "fp16", "bf16"]
-Progress: TypeAlias = Callable[[str, int, int], None]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _DECODER = ("text_embedding", "text_head.", "layers.", "final_norms.")  # what Qwen3 has; all else is new
 _SOURCES = {  # ours -> Qwen3's: stacked along the outputs, then transposed to [in, out]

@@ -304,7 +304,7 @@ def test_what_would_fail_at_the_end_is_refused_at_the_start(bundle, tmp_path):
     assert read_prompts(prompts) == ["a red car"], "a byte order mark is no letter"
     for options, words in (
         (["--min-cosine", "1"], "range -1<=x<1"),
-        (["--report", str(tmp_path)], "is a folder"),
+        (["--report", str(tmp_path)], "is a directory"),
         (["--cache", str(tmp_path / "no" / "cache.npz")], "is not a folder"),
         (["--export-inputs", str(tmp_path / "out"), "--images", str(tmp_path)], "--images"),
     ):
