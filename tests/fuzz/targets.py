@@ -286,7 +286,7 @@ def _prompt(folder: Path) -> tuple[Read, list[bytes]]:
             raise errors[0]
         return None
 
-    return read, [b"a red car", "a ca\u0301r, zwei Füchse 🚗".encode(), b"ab" * 30]
+    return read, [b"a red car", "a  RED\u2003car".encode(), b"two blue fish"]
 
 
 def _prompts_file(folder: Path) -> tuple[Read, list[bytes]]:

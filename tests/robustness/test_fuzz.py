@@ -133,7 +133,9 @@ def test_a_regular_expression_that_never_ends_is_given_up(tmp_path):
     pattern = {"Regex": "(a+)+$"}
     content["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(RFError, match=r"cannot be read: .*retry-limit"):  # a panic of Rust, which is no Exception
+    with pytest.raises(
+        RFError, match=r"cannot be read: .*retry-limit|does not know"
+    ):  # a panic of Rust, which is no Exception
         PromptTokenizer(tmp_path / "tokenizer.json", 20).encode("a" * 40 + "!", 50)
 
 

@@ -317,4 +317,5 @@ def test_the_peak_stays_when_the_memory_is_given_back():
     del held
     after = process_memory()
     assert during.now - before.now > 60 * MIB and after.now < during.now
-    assert after.peak >= during.now and after.peak_mib == after.peak // MIB
+    assert after.peak > during.now - MIB  # the kernel counts pages of each processor in batches
+    assert after.peak_mib == after.peak // MIB
