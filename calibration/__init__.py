@@ -6,10 +6,18 @@
 No torch, and nothing of the export: a bundle is calibrated where it runs. See `calibration.calibrate`.
 """
 
-from calibration.calibrate import Outcome, calibrate
+from calibration.calibrate import CalibrationResult, calibrate
 from calibration.config import CalibrationConfig, GateLimits
 from calibration.examples import find_pictures
 from calibration.exchange import export_inputs
 from runtime.text.prompts import read_prompts
 
-__all__ = ["CalibrationConfig", "GateLimits", "Outcome", "calibrate", "export_inputs", "find_pictures", "read_prompts"]
+__all__ = [
+    "CalibrationConfig",
+    "CalibrationResult",
+    "GateLimits",
+    "calibrate",
+    "export_inputs",
+    "find_pictures",
+    "read_prompts",
+]

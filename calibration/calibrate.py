@@ -16,7 +16,7 @@ from calibration.config import CalibrationConfig
 from calibration.decide import Decision, correct, decide, settle
 from calibration.examples import hold_back, split_prompts
 from calibration.gate import Originals, Quality, Scorer, draw_originals, measure_quality, paired_change
-from calibration.job import Job, load_pipeline
+from calibration.job import CalibrationJob, load_pipeline
 from calibration.output import Lint, link_rest, weights_share, write_graphs
 from calibration.record import record
 from calibration.report import decision_lines, write_report
@@ -39,7 +39,7 @@ _SHARE_OF_LIMIT: Final = 0.6  # of the error that the gate allows, for one graph
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CalibrationResult:
     """What a calibration came to."""
 
     bundle: Path
@@ -88,7 +88,7 @@ def calibrate(
     scorer: Scorer | None = None,
     lint: Lint | None = None,
     on_progress: Progress | None = None,
-) -> Outcome:
+) -> CalibrationResult:
     """Give a bundle INT8 graphs that are faster and as good, or say why not.
 
     Args:
@@ -123,7 +123,7 @@ def calibrate(
         after, quality = _pass_gate(job, benches, decisions, originals, lint)
         if scorer is not None:
             quality = _score(job, after, quality, scorer)
-        outcome = Outcome(
+        outcome = CalibrationResult(
             path,
             report_path,
             [decision.to_dict(benches[name].layers) for name, decision in decisions.items()],
@@ -158,7 +158,7 @@ def _beside(bundle: Path, ending: str, named: Path | None) -> Path:
     return path
 
 
-def _begin(path: Path, folder: Path, config: CalibrationConfig, report: Progress) -> Job:
+def _begin(path: Path, folder: Path, config: CalibrationConfig, report: Progress) -> CalibrationJob:
     """Load the graphs to start from, and what the new bundle needs to run."""
     bundle = open_bundle(path)  # again: somebody may have changed it while we waited for the lock
     bundle.verify([file for name in GRAPHS for file in bundle.graph(name, Variant(config.base)).files], "hash")
@@ -166,16 +166,18 @@ def _begin(path: Path, folder: Path, config: CalibrationConfig, report: Progress
     tokenizer = bundle.manifest.tokenizer.file
     shutil.copy2(bundle.file(tokenizer), folder / tokenizer)
     backend = create_backend("ort")
-    return Job(load_pipeline(bundle, config.base, backend, config), folder, backend, config, report)
+    return CalibrationJob(load_pipeline(bundle, config.base, backend, config), folder, backend, config, report)
 
 
-def _open_benches(job: Job, recorded: Recorded, prompts: Sequence[tuple[str, int]]) -> dict[GraphName, Workbench]:
+def _open_benches(
+    job: CalibrationJob, recorded: Recorded, prompts: Sequence[tuple[str, int]]
+) -> dict[GraphName, Workbench]:
     """A workbench for every graph with layers, on what it is fed for a few prompts."""
     examples = record_examples(job.base, prompts)
     return {name: Workbench(name, job, recorded[name], examples[name]) for name in GRAPHS if name in recorded}
 
 
-def _decide(job: Job, benches: Mapping[GraphName, Workbench]) -> dict[GraphName, Decision]:
+def _decide(job: CalibrationJob, benches: Mapping[GraphName, Workbench]) -> dict[GraphName, Decision]:
     total = sum(len(bench.kinds) * len(job.config.formats_of(name)) + 3 for name, bench in benches.items())
     counted, timed = _Counter(job.report, total), job.config.target == "ort"
     return {name: decide(bench, job.config, timed=timed, report=counted) for name, bench in benches.items()}
@@ -193,7 +195,7 @@ class _Counter:
 
 
 def _pass_gate(
-    job: Job,
+    job: CalibrationJob,
     benches: Mapping[GraphName, Workbench],
     decisions: Mapping[GraphName, Decision],
     originals: Originals,
@@ -213,7 +215,7 @@ def _pass_gate(
 
 
 def _change_worst(
-    job: Job,
+    job: CalibrationJob,
     benches: Mapping[GraphName, Workbench],
     decisions: Mapping[GraphName, Decision],
     originals: Originals,
@@ -236,7 +238,7 @@ def _change_worst(
         settle(benches[blamed], decisions[blamed], job.config, counted)
 
 
-def _score(job: Job, after: Pipeline, quality: Quality, scorer: Scorer) -> Quality:
+def _score(job: CalibrationJob, after: Pipeline, quality: Quality, scorer: Scorer) -> Quality:
     right = scorer(job.base, job.report)
     scores = paired_change(right, scorer(after, job.report))
     return replace(
@@ -256,7 +258,7 @@ def _slow(decisions: Mapping[GraphName, Decision]) -> list[str]:
     return problems
 
 
-def _verdict(job: Job, after: Bundle, quality: Quality) -> dict[str, Any]:
+def _verdict(job: CalibrationJob, after: Bundle, quality: Quality) -> dict[str, Any]:
     """Of the gate; graphs that come from ones that are not verified are no better."""
     config = job.config
     failures = quality.failures(config.limits)

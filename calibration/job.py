@@ -13,7 +13,7 @@ from runtime.signature import GRAPHS, Precision, Variant
 
 
 @dataclass(frozen=True)
-class Job:
+class CalibrationJob:
     """A calibration under way.
 
     Attributes:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from calibration.config import CalibrationConfig
 from calibration.decide import Decision
-from calibration.job import Job
+from calibration.job import CalibrationJob
 from calibration.workbench import Workbench
 from runtime.bundle.atomic import is_temporary
 from runtime.bundle.folder import Bundle, describe_file
@@ -21,7 +21,10 @@ Lint = Callable[[ir.Model], Sequence[str]]  # the targets that would take a grap
 
 
 def write_graphs(
-    job: Job, benches: Mapping[GraphName, Workbench], decisions: Mapping[GraphName, Decision], lint: Lint | None
+    job: CalibrationJob,
+    benches: Mapping[GraphName, Workbench],
+    decisions: Mapping[GraphName, Decision],
+    lint: Lint | None,
 ) -> Bundle:
     """Write all graphs; the manifest of the result names them instead of those that were there before."""
     bundle, precision = job.base.bundle, job.config.precision

@@ -13,7 +13,7 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from calibration import recordings as cache
-from calibration.job import Job
+from calibration.job import CalibrationJob
 from calibration.layers import find_layers
 from calibration.statistics import Recorded, missing_coverage
 from calibration.trajectory import GUIDED, Recording, draw_recorded, graph_file, plan_passes, steps_of
@@ -25,7 +25,9 @@ _log = logging.getLogger(__name__)
 SAVE_EVERY: Final = 8  # prompts
 
 
-def record(job: Job, prompts: Sequence[tuple[str, int]], pictures: Sequence[Path], cache_path: Path) -> Recorded:
+def record(
+    job: CalibrationJob, prompts: Sequence[tuple[str, int]], pictures: Sequence[Path], cache_path: Path
+) -> Recorded:
     """Draw the prompts, each with its seed, with all layers tapped; goes on from the cache, and leaves it there.
 
     Raises:
@@ -58,7 +60,7 @@ def _num_rows(num_patches: int) -> dict[GraphName, int]:
     return {"vision_encoder": num_patches, "text_decoder": 64, "rep_decoder": 2, "denoiser": 2 * num_patches}
 
 
-def _key(job: Job, prompts: Sequence[tuple[str, int]], pictures: Iterable[Path]) -> dict[str, Any]:
+def _key(job: CalibrationJob, prompts: Sequence[tuple[str, int]], pictures: Iterable[Path]) -> dict[str, Any]:
     """What a recording depends on: another one is not gone on with."""
     manifest = job.base.bundle.manifest
     model = manifest.model
@@ -76,7 +78,7 @@ def _key(job: Job, prompts: Sequence[tuple[str, int]], pictures: Iterable[Path])
     }
 
 
-def _resume(job: Job, recording: Recording, cache_path: Path, key: dict[str, Any]) -> cache.Reached:
+def _resume(job: CalibrationJob, recording: Recording, cache_path: Path, key: dict[str, Any]) -> cache.Reached:
     """Take over what a cache holds; one that nobody named is replaced where it is of something else."""
     if not cache_path.exists():
         return cache.Reached()

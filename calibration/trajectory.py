@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from calibration.job import Job
+from calibration.job import CalibrationJob
 from calibration.layers import Layer
 from calibration.statistics import Activations, Recorded
 from runtime.backends.interface import Arrays, Session
@@ -46,7 +46,7 @@ class Recording:
 
 
 def draw_recorded(
-    job: Job,
+    job: CalibrationJob,
     recording: Recording,
     tapped: Sequence[tuple[GraphName, str]],
     prompts: Iterable[tuple[str, int]],  # with their seeds

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.config import Format
-from calibration.job import Job
+from calibration.job import CalibrationJob
 from calibration.layers import Layer, find_layers, product_of
 from calibration.quantise import Choice, owner_magnitudes, quantise
 from calibration.smoothing import Range, choose_range
@@ -58,7 +58,7 @@ class Workbench:
     """
 
     def __init__(
-        self, graph: GraphName, job: Job, activations: Mapping[str, Activations], examples: Sequence[Inputs]
+        self, graph: GraphName, job: CalibrationJob, activations: Mapping[str, Activations], examples: Sequence[Inputs]
     ) -> None:
         self.graph: GraphName = graph
         config = job.config

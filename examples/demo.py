@@ -34,7 +34,7 @@ from runtime.events import AnswerEvent, PictureEvent, StepEvent, to_picture
 from runtime.pictures.png import save_png
 from runtime.pictures.sheet import contact_sheet
 from runtime.pipeline import Pipeline
-from runtime.understanding.caption_match import Agreement, agreement
+from runtime.understanding.caption_match import CaptionMatch, agreement
 from verification.pages.page import Picture, render
 
 CHECKPOINT = Path(__file__).parent / "reference" / "checkpoint"
@@ -70,7 +70,7 @@ class Drawn:
 class Read:
     """What the model sees: in its own pictures, and in scenes that nobody trained it on."""
 
-    own: list[Agreement]
+    own: list[CaptionMatch]
     scenes: list[list[tuple[Asked, str]]]  # per scene, what was asked and the answer
     seconds: float
 

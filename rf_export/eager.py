@@ -34,7 +34,7 @@ class EagerRequest:
 
 
 @dataclass
-class Prefix:
+class EagerPrefix:
     """A growing cache of one row: per layer keys and values, and how many tokens they hold."""
 
     past: list[KeyValue] | None = None
@@ -68,7 +68,7 @@ class EagerResult:
     x_preds: list[Tensor] = field(default_factory=list)  # guided, [3, H, W] per step
     x_nexts: list[Tensor] = field(default_factory=list)  # [3, H, W] per step
     timesteps: Tensor  # as they were asked for
-    prefixes: tuple[Prefix, Prefix]  # with the text and without, as the denoiser saw them
+    prefixes: tuple[EagerPrefix, EagerPrefix]  # with the text and without, as the denoiser saw them
 
 
 def shifted_times(num_steps: int, num_patches: int, sampling: SamplingConfig) -> Tensor:
@@ -85,7 +85,7 @@ def shifted_times(num_steps: int, num_patches: int, sampling: SamplingConfig) ->
 @torch.no_grad()
 def generate(model: RFModel, request: EagerRequest, on_step: Callable[[Tensor], None] | None = None) -> EagerResult:
     """Draw one picture; `on_step` sees the guided clean-picture estimate after every denoising step."""
-    conditional, unconditional = Prefix(), Prefix()
+    conditional, unconditional = EagerPrefix(), EagerPrefix()
     if len(request.prompt_ids):
         conditional.extend(model, "understanding", F.embedding(request.prompt_ids[None], model.text_embedding))
     result = EagerResult(
@@ -101,7 +101,7 @@ def generate(model: RFModel, request: EagerRequest, on_step: Callable[[Tensor], 
 
 
 def _sample_representation(
-    model: RFModel, request: EagerRequest, prefixes: tuple[Prefix, Prefix], result: EagerResult
+    model: RFModel, request: EagerRequest, prefixes: tuple[EagerPrefix, EagerPrefix], result: EagerResult
 ) -> None:
     rows, columns = model.config.rep_grid(*request.noise.shape[1:])
     assert request.gumbel is not None
@@ -135,12 +135,12 @@ def sample(logits: Tensor, gumbel: Tensor, temperature: float, top_k: int) -> in
 def _denoise(
     model: RFModel,
     request: EagerRequest,
-    conditional: Prefix,
+    conditional: EagerPrefix,
     result: EagerResult,
     on_step: Callable[[Tensor], None] | None,
 ) -> None:
     x = request.noise[None].float()
-    nothing = Prefix()
+    nothing = EagerPrefix()
     for t, t_next in zip(request.timesteps[:-1], request.timesteps[1:], strict=True):
         guided = _predict(model, x, t, nothing)
         if request.pix_guidance_scale != 0:
@@ -154,7 +154,7 @@ def _denoise(
     result.pixels = x[0]
 
 
-def _predict(model: RFModel, x: Tensor, t: Tensor, prefix: Prefix) -> Tensor:
+def _predict(model: RFModel, x: Tensor, t: Tensor, prefix: EagerPrefix) -> Tensor:
     """The clean picture that one prefix predicts from `x [1, 3, H, W]` at time t."""
     hidden = model.embed_pixels(x, t[None])
     positions = torch.full(hidden.shape[:2], prefix.length)
@@ -196,7 +196,7 @@ def answer(model: RFModel, question: EagerQuestion) -> EagerAnswer:
         for pixels in question.images
     ]
     result = EagerAnswer(features=torch.cat(features) if features else torch.zeros(0, model.config.hidden_size))
-    prefix, ids, images = Prefix(), question.ids, result.features
+    prefix, ids, images = EagerPrefix(), question.ids, result.features
     for step in range(question.max_tokens):
         hidden = torch.cat([images, F.embedding(ids, model.text_embedding)])[None]
         logits = model.text_head(prefix.extend(model, "understanding", hidden))[0].float()

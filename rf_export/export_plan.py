@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rf_export.config import ModelConfig
-from rf_export.lint.targets import Target
+from rf_export.lint.targets import LintTarget
 from rf_export.trace import OPSETS
 from runtime.errors import RFError
 from runtime.signature import DIALECTS, Dialect, Precision
@@ -51,7 +51,7 @@ class ExportPlan:
     dialects: tuple[Dialect, ...]
     opsets: dict[Dialect, int]
     cache_slots: int | None  # of modern graphs
-    demands: dict[Target, tuple[Dialect, ...]]
+    demands: dict[LintTarget, tuple[Dialect, ...]]
 
     @classmethod
     def of(cls, options: ExportOptions, config: ModelConfig) -> "ExportPlan":
@@ -61,7 +61,7 @@ class ExportPlan:
             RFError: a target that is not known, a cache too short for the default picture, or an option of a dialect
                 that is not written.
         """
-        targets = [Target.parse(name) for name in dict.fromkeys(options.targets)]
+        targets = [LintTarget.parse(name) for name in dict.fromkeys(options.targets)]
         demands = {target: options.dialects or target.dialects for target in targets}
         wanted = options.dialects or {dialect for some in demands.values() for dialect in some} or {"classic"}
         if options.cache_slots is not None and "modern" not in wanted:

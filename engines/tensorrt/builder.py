@@ -16,7 +16,7 @@ from typing import Any, Final
 from engines.config import BuildEstimate, EngineConfig, Report
 from engines.external_data import external_sizes
 from engines.tensorrt.config import TensorRTConfig
-from engines.tensorrt.network import Job, capability_name, compile_graph
+from engines.tensorrt.network import CompileJob, capability_name, compile_graph
 from engines.tensorrt.profiles import Profile, probe_sizes, profiles, resolve_dims
 from runtime.backends import create_backend
 from runtime.backends.cuda.driver import Gpu, device_of, probe_gpu, require_gpu
@@ -114,7 +114,7 @@ class TensorRTBuilder:
         for name in GRAPHS:
             report(f"compiling {name}")
             entry = bundle.graph(name, config.variant)
-            job = Job(
+            job = CompileJob(
                 source=bundle.file(entry.file),
                 signature=entry.signature,
                 precision=config.precision,

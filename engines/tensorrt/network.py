@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class CompileJob:
     """One graph to compile."""
 
     source: Path
@@ -39,7 +39,7 @@ class Job:
     timing_cache: Path | None  # TensorRT-RTX measures nothing and takes none
 
 
-def compile_graph(trt: Any, job: Job, on_detail: Callable[[str], None]) -> memoryview:
+def compile_graph(trt: Any, job: CompileJob, on_detail: Callable[[str], None]) -> memoryview:
     """Compile a graph.
 
     Args:
@@ -59,7 +59,7 @@ def compile_graph(trt: Any, job: Job, on_detail: Callable[[str], None]) -> memor
         return _compile(trt, job, messages, on_detail)
 
 
-def _compile(trt: Any, job: Job, messages: Messages, on_detail: Callable[[str], None]) -> memoryview:
+def _compile(trt: Any, job: CompileJob, messages: Messages, on_detail: Callable[[str], None]) -> memoryview:
     cancelled = Cancelled()
     builder = trt.Builder(messages.logger)
     network = builder.create_network(_network_flags(trt))
@@ -90,7 +90,7 @@ def _network_flags(trt: Any) -> int:
     return 1 << int(flag)
 
 
-def _parse(trt: Any, network: Any, messages: Messages, job: Job) -> None:
+def _parse(trt: Any, network: Any, messages: Messages, job: CompileJob) -> None:
     parser = trt.OnnxParser(network, messages.logger)
     if not parser.parse_from_file(str(job.source)):  # reads the weights beside it too
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
@@ -104,7 +104,7 @@ def _parse(trt: Any, network: Any, messages: Messages, job: Job) -> None:
         raise RFError(f"{job.source.name} has the inputs {sorted(found)}, not those of its signature. Export it again.")
 
 
-def _how_to_write_again(job: Job) -> str:
+def _how_to_write_again(job: CompileJob) -> str:
     """What to do about a graph that is not as it should be: whoever wrote it has to write it again."""
     if job.precision in ("int8", "int8-fp16"):
         return "Calibrate the bundle again: rf-export calibrate BUNDLE --prompts FILE --target tensorrt."
@@ -122,7 +122,7 @@ def _let_attention_decompose(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _set_options(trt: Any, config: Any, job: Job) -> None:
+def _set_options(trt: Any, config: Any, job: CompileJob) -> None:
     options = job.config
     flags = trt.BuilderFlag
     config.clear_flag(flags.TF32)  # fp32 graphs are fp32: the default would round products to 10 bits
@@ -179,7 +179,7 @@ def _require(enum: Any, name: str, option: str, trt: Any) -> Any:
     raise RFError(f"{option} needs a newer TensorRT than {trt.__version__}. Leave it out, or install a newer version.")
 
 
-def _make_profile(builder: Any, job: Job, profile: Profile) -> Any:
+def _make_profile(builder: Any, job: CompileJob, profile: Profile) -> Any:
     made = builder.create_optimization_profile()
     for spec in job.signature.inputs:
         if not any(isinstance(dim, str) for dim in spec.shape):

@@ -58,14 +58,7 @@ def run_bench(
         if on_progress is not None:
             on_progress(what, done, num_stages)
 
-    threads_before = torch.get_num_threads()
-    runs = []
-    try:
-        for i, num_threads in enumerate(options.threads):
-            torch.set_num_threads(num_threads)
-            runs.append(_run(task, num_threads, lambda what, i=i: report(what, i)))  # type: ignore[misc]
-    finally:
-        torch.set_num_threads(threads_before)
+    runs = _runs(task, report)
     report("a picture step by step, and scaling", len(options.threads))
     # From here on, what was measured above and no other graph: nothing is refused any more.
     pipeline = Pipeline.load(bundle, options.precisions[0], num_threads=options.threads[0], allow_unverified=True)
@@ -94,6 +87,19 @@ def run_bench(
         "footprint": footprint,
         "repeats": repeats,
     }
+
+
+def _runs(task: BenchTask, report: Callable[[str, int], None]) -> list[dict[str, Any]]:
+    """The contenders in turns, once per number of threads; PyTorch has as many as before in the end."""
+    threads_before = torch.get_num_threads()
+    runs = []
+    try:
+        for i, num_threads in enumerate(task.options.threads):
+            torch.set_num_threads(num_threads)
+            runs.append(_run(task, num_threads, lambda what, i=i: report(what, i)))  # type: ignore[misc]
+    finally:
+        torch.set_num_threads(threads_before)
+    return runs
 
 
 def _describe(task: BenchTask) -> dict[str, Any]:

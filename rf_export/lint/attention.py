@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from rf_export.lint.targets import Target
+from rf_export.lint.targets import LintTarget
 
 _CACHE_DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -28,7 +28,7 @@ def _dim(value: ir.Value | None, axis: int) -> int | str | None:
     return dim if isinstance(dim, int) else dim.value
 
 
-def attention(node: ir.Node, target: Target) -> Iterator[tuple[str, str]]:
+def attention(node: ir.Node, target: LintTarget) -> Iterator[tuple[str, str]]:
     """The form that a target takes: onnx-tensorrt operators.md of 10.15, docs.nvidia.com "Attention"."""
     yield from _attention_of_onnxruntime(node) if not target.is_tensorrt else _attention_of_tensorrt(node)
 
@@ -61,7 +61,7 @@ def _attention_of_tensorrt(node: ir.Node) -> Iterator[tuple[str, str]]:
         yield "it is causal and has a mask", "put causality into the mask"
 
 
-def rotary(node: ir.Node, target: Target) -> Iterator[tuple[str, str]]:
+def rotary(node: ir.Node, target: LintTarget) -> Iterator[tuple[str, str]]:
     """Tables per row have to be as long as the tokens: [rtx]; positions are int64: operators.md."""
     positions = _value(node, 3)
     if positions is not None:
@@ -72,7 +72,7 @@ def rotary(node: ir.Node, target: Target) -> Iterator[tuple[str, str]]:
         yield "its tables have one position for all tokens", "expand the tables to the number of tokens"
 
 
-def tensor_scatter(node: ir.Node, target: Target) -> Iterator[tuple[str, str]]:
+def tensor_scatter(node: ir.Node, target: LintTarget) -> Iterator[tuple[str, str]]:
     """docs.nvidia.com, "KVCacheUpdate": in and out of the network, at one address, of a static length; [rtx]."""
     cache, update = _value(node, 0), _value(node, 1)
     if node.attributes.get_string("mode", "linear") != "linear":

@@ -16,10 +16,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from rf_export.lint.attention import attention, rotary, tensor_scatter
-from rf_export.lint.targets import INSTEAD, KNOWN_TARGETS, MIN_OPSET, Target
+from rf_export.lint.targets import INSTEAD, KNOWN_TARGETS, MIN_OPSET, LintTarget
 
 Complaints: TypeAlias = Iterator[tuple[str, str]]  # what is wrong, what to do
-NodeRule: TypeAlias = Callable[[ir.Node, Target], Complaints]
+NodeRule: TypeAlias = Callable[[ir.Node, LintTarget], Complaints]
 
 MAX_TOP_K: Final = 3840  # [rtx] "K exceeds the maximum value allowed (3840)"; documented as "less than 3840"
 
@@ -37,7 +37,7 @@ class Finding:
         return f"{self.node}: {self.problem} (rule {self.rule}); {self.remedy}"
 
 
-def lint(model: ir.Model, target: Target) -> list[Finding]:
+def lint(model: ir.Model, target: LintTarget) -> list[Finding]:
     """Check a graph for a target.
 
     Args:
@@ -84,7 +84,7 @@ def _dtypes(node: ir.Node) -> list[ir.DataType]:
     return [value.dtype for value in node.inputs if value is not None and value.dtype is not None]
 
 
-def _opset(model: ir.Model, target: Target) -> Complaints:
+def _opset(model: ir.Model, target: LintTarget) -> Complaints:
     found = model.opset_imports.get("", 0)
     if found > target.max_opset:
         remedy = "export with --dialect classic" + (" --opset 17" if target.max_opset < 18 else "")
@@ -93,7 +93,7 @@ def _opset(model: ir.Model, target: Target) -> Complaints:
         yield f"opset {found}, and {target} reads from {MIN_OPSET} on", "export it again"
 
 
-def _external_data(model: ir.Model, target: Target) -> Complaints:
+def _external_data(model: ir.Model, target: LintTarget) -> Complaints:
     """ONNX Runtime from 1.24 on reads nothing beside or above the graph's folder; TensorRT reads initialisers only."""
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -108,7 +108,7 @@ def _external_data(model: ir.Model, target: Target) -> Complaints:
             yield f"initializer {name!r} is not in {path}: the file is missing or too short", "export it again"
 
 
-def _operator(node: ir.Node, target: Target) -> Complaints:
+def _operator(node: ir.Node, target: LintTarget) -> Complaints:
     instead = INSTEAD.get(node.op_type, "write it with other operators")
     if node.domain not in ("", "ai.onnx"):
         yield f"{target} has no operator {node.domain}.{node.op_type}", instead
@@ -121,7 +121,7 @@ def _operator(node: ir.Node, target: Target) -> Complaints:
         yield f"{node.op_type} needs {newer}, and the target is {target}", "export with --dialect classic"
 
 
-def _float64(node: ir.Node, target: Target) -> Complaints:
+def _float64(node: ir.Node, target: LintTarget) -> Complaints:
     """The parser takes doubles and computes in fp32 without saying so (onnx-tensorrt operators.md; [rtx])."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]
     names = [value.name for value in values if value.dtype == ir.DataType.DOUBLE]
@@ -129,7 +129,7 @@ def _float64(node: ir.Node, target: Target) -> Complaints:
         yield f"{names[0]!r} is float64, which TensorRT silently rounds to float32", "use float32"
 
 
-def _int64_range(node: ir.Node, target: Target) -> Complaints:
+def _int64_range(node: ir.Node, target: LintTarget) -> Complaints:
     """8.6 clamps int64 to int32."""
     if target.version >= (10, 0) or target.library != "tensorrt":
         return
@@ -142,14 +142,14 @@ def _int64_range(node: ir.Node, target: Target) -> Complaints:
                 yield f"{value.name!r} does not fit into int32, to which {target} clamps it", "use smaller numbers"
 
 
-def _mixed_floats(node: ir.Node, target: Target) -> Complaints:
+def _mixed_floats(node: ir.Node, target: LintTarget) -> Complaints:
     """In a strongly typed network the parser adds no casts: [rtx] "must have same input types"."""
     floats = sorted({str(dtype) for dtype in _dtypes(node) if dtype.is_floating_point()})
     if len(floats) > 1:
         yield f"its inputs are {' and '.join(floats)}", "put a Cast in front of one of them"
 
 
-def _quantised(node: ir.Node, target: Target) -> Complaints:
+def _quantised(node: ir.Node, target: LintTarget) -> Complaints:
     zero_point = _input(node, 2)
     dtype = zero_point.dtype if zero_point is not None else None
     source = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
@@ -164,7 +164,7 @@ def _quantised(node: ir.Node, target: Target) -> Complaints:
         yield "its zero point is not 0", "quantise symmetrically: zero point 0"
 
 
-def _scales(node: ir.Node, target: Target) -> Complaints:
+def _scales(node: ir.Node, target: LintTarget) -> Complaints:
     """[rtx] refuses scales that are not positive; ONNX Runtime computes with them; subnormal ones have lost bits."""
     value = _input(node, 1)
     cast = None if value is None else value.producer()
@@ -180,7 +180,7 @@ def _scales(node: ir.Node, target: Target) -> Complaints:
         yield problem, "calibrate the bundle again, which writes no such scales"
 
 
-def _top_k(node: ir.Node, target: Target) -> Complaints:
+def _top_k(node: ir.Node, target: LintTarget) -> Complaints:
     k = _constant(_input(node, 1))
     if k is None:
         if target.library == "tensorrt" and target.version < (10, 0):
@@ -191,7 +191,7 @@ def _top_k(node: ir.Node, target: Target) -> Complaints:
         yield "its result is unsorted, which TensorRT does not document", "set sorted to 1"
 
 
-def _constant_axes(node: ir.Node, target: Target) -> Complaints:
+def _constant_axes(node: ir.Node, target: LintTarget) -> Complaints:
     """[rtx] "Axis input must resolve to a build-time constant"; of Slice only 8.6 says so."""
     index = 3 if node.op_type == "Slice" else 1
     if node.op_type == "Slice" and (target.library != "tensorrt" or target.version >= (10, 0)):
@@ -201,7 +201,7 @@ def _constant_axes(node: ir.Node, target: Target) -> Complaints:
         yield "its axes are computed while the graph runs", "store the axes as an initializer"
 
 
-def _loop(node: ir.Node, target: Target) -> Complaints:
+def _loop(node: ir.Node, target: LintTarget) -> Complaints:
     """[rtx] "IRecurrenceLayer must have inputs with same shape"; scan outputs may not have a dynamic length."""
     body = node.attributes["body"].as_graph()
     num_states = len(node.inputs) - 2
@@ -212,12 +212,12 @@ def _loop(node: ir.Node, target: Target) -> Complaints:
         yield "it collects outputs over a number of steps that is no constant", "store the trip count as an initializer"
 
 
-def _scatter_reduction(node: ir.Node, target: Target) -> Complaints:
+def _scatter_reduction(node: ir.Node, target: LintTarget) -> Complaints:
     if node.attributes.get_string("reduction", "none") != "none":
         yield "it reduces while it scatters", "add the values before"
 
 
-_MODEL_RULES: Final[dict[str, Callable[[ir.Model, Target], Complaints]]] = {
+_MODEL_RULES: Final[dict[str, Callable[[ir.Model, LintTarget], Complaints]]] = {
     "opset": _opset,
     "external-data": _external_data,
 }

@@ -31,14 +31,14 @@ _MAX_OPSETS: Final[dict[Library, dict[Version, int]]] = {
 
 
 @dataclass(frozen=True, order=True)
-class Target:
+class LintTarget:
     """A library that compiles or runs graphs, and its version."""
 
     library: Library
     version: Version
 
     @classmethod
-    def parse(cls, text: str) -> "Target":
+    def parse(cls, text: str) -> "LintTarget":
         """Read a name such as `tensorrt-10.3`, `tensorrt-rtx` or `onnxruntime`; raises RFError."""
         match = re.fullmatch(r"(tensorrt-rtx|tensorrt|onnxruntime)(?:-(\d+)(?:\.(\d+)(?:\.\d+)*)?)?", text)
         library = cast(Library, match[1]) if match else None
@@ -138,10 +138,13 @@ INSTEAD: Final[dict[str, str]] = {
     "QLinearMatMul": "use QuantizeLinear, DequantizeLinear and MatMul, which TensorRT fuses",
 }
 
-KNOWN_TARGETS: Final[tuple[Target, ...]] = (
-    Target("onnxruntime", (1, 24)),
-    *(Target("tensorrt", version) for version in ((8, 6), (10, 3), (10, 13), (10, 14), (10, 15), (10, 16), (11, 4))),
-    Target("tensorrt-rtx", (1, 7)),
+KNOWN_TARGETS: Final[tuple[LintTarget, ...]] = (
+    LintTarget("onnxruntime", (1, 24)),
+    *(
+        LintTarget("tensorrt", version)
+        for version in ((8, 6), (10, 3), (10, 13), (10, 14), (10, 15), (10, 16), (11, 4))
+    ),
+    LintTarget("tensorrt-rtx", (1, 7)),
 )
 
 assert set(_OLDEST) == set(get_args(Library))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runtime.pictures.token_file import RepGrid
     from runtime.pipeline import Pipeline
     from runtime.request import Request
-    from runtime.understanding.caption_match import Agreement
+    from runtime.understanding.caption_match import CaptionMatch
 
 BATCH: Final = 8  # prompts; more draw no faster on a CPU (reference model: 0.31 s a picture in 4 and 8, 0.34 in 16)
 GUIDANCE, TEMPERATURE = arg.number(-MAX_GUIDANCE, MAX_GUIDANCE), arg.number(0, MAX_TEMPERATURE)
@@ -114,7 +114,7 @@ def generate(
     click.echo(text, err=outputs.output == arg.STDOUT)
 
 
-def _json(facts: dict[str, Any], pictures: "Sequence[PictureEvent]", agreements: "Sequence[Agreement]") -> str:
+def _json(facts: dict[str, Any], pictures: "Sequence[PictureEvent]", agreements: "Sequence[CaptionMatch]") -> str:
     printed: list[dict[str, Any]] = [
         {"prompt": p.prompt, "seed": p.seed, "rep_ids": p.rep_ids.tolist()} for p in pictures
     ]

@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import click
 
-from runtime.events import Progress
+if TYPE_CHECKING:
+    from runtime.events import Progress
+
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -36,14 +39,14 @@ def open_streams() -> None:
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Progress]:
+def progress(description: str) -> "Iterator[Progress]":
     """Shows on stderr what the block reports, and the time that is left."""
     with _bar(description) if sys.stderr.isatty() else _lines() as report:
         yield report
 
 
 @contextmanager
-def _bar(description: str) -> Iterator[Progress]:
+def _bar(description: str) -> "Iterator[Progress]":
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -107,7 +110,7 @@ class PlainProgress:
 
 
 @contextmanager
-def _lines() -> Iterator[Progress]:
+def _lines() -> "Iterator[Progress]":
     plain, ended = PlainProgress(lambda line: click.echo(line, err=True)), threading.Event()
 
     def remind() -> None:

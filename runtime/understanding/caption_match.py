@@ -1,6 +1,6 @@
 """Does a model see in its picture what it was asked to draw? Knows nothing of models: two texts are compared.
 
-A word counts as often as it is there. Agreement in all words says that both directions of one model agree with each
+A word counts as often as it is there. CaptionMatch in all words says that both directions of one model agree with each
 other, not that the picture is right: `rf-export eval` asks an independent checker.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Agreement:
+class CaptionMatch:
     """What was asked for, what was seen, and how far they agree."""
 
     prompt: str
@@ -25,15 +25,15 @@ class Agreement:
         return asdict(self)
 
 
-def agreement(prompt: str, caption: str) -> Agreement:
+def agreement(prompt: str, caption: str) -> CaptionMatch:
     """Compare a caption with its prompt; case and punctuation do not matter."""
     asked, seen = _words(prompt), _words(caption)
     common = (Counter(asked) & Counter(seen)).total()
     score = 2 * common / (len(asked) + len(seen)) if asked or seen else 1.0
-    return Agreement(prompt, caption, asked == seen, score)
+    return CaptionMatch(prompt, caption, asked == seen, score)
 
 
-def format_agreements(agreements: Sequence[Agreement]) -> list[str]:
+def format_agreements(agreements: Sequence[CaptionMatch]) -> list[str]:
     """Lines for people: each picture, and the sum of all."""
     lines = [
         f"{each.prompt!r} is seen as {each.caption!r}: {'the same' if each.is_exact else f'score {each.score:.2f}'}"

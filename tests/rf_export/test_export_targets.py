@@ -20,7 +20,7 @@ from rf_export.export import ExportOptions, export
 from rf_export.export_plan import ExportPlan
 from rf_export.graphs.opset17 import to_opset_17
 from rf_export.lint.rules import lint
-from rf_export.lint.targets import KNOWN_TARGETS, Target
+from rf_export.lint.targets import KNOWN_TARGETS, LintTarget
 from runtime.backends import create_backend
 from runtime.bundle.folder import open_bundle
 from runtime.errors import RFError
@@ -65,7 +65,7 @@ def test_a_target_picks_dialect_opset_and_cache(targets, dialects, opset, slots)
 def test_what_the_caller_says_wins_over_the_target():
     chosen = plan(targets=("tensorrt-10.16",), dialects=("modern",), cache_slots=40)
     assert (chosen.dialects, chosen.cache_slots) == (("modern",), 40)
-    assert chosen.demands == {Target("tensorrt", (10, 16)): ("modern",)}
+    assert chosen.demands == {LintTarget("tensorrt", (10, 16)): ("modern",)}
     assert plan(targets=("tensorrt-10.16",), dialects=("classic",), opset=17).opsets["classic"] == 17
     assert plan(dialects=("modern",)).cache_slots is None
 
@@ -146,7 +146,7 @@ def test_graphs_of_opset_17_are_valid_and_pass_for_tensorrt_86(old_graphs):
         checker.check_model(str(path), full_check=True)
         model = ir.load(path)
         assert model.opset_imports == {"": 17}
-        assert lint(model, Target("tensorrt", (8, 6))) == []
+        assert lint(model, LintTarget("tensorrt", (8, 6))) == []
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -10,7 +10,7 @@ from lint_graphs import BOOL, BROKEN, F16, F32, SOUND, X, graph, one
 from onnx import helper
 
 from rf_export.lint.rules import RULES, lint
-from rf_export.lint.targets import KNOWN_TARGETS, Target
+from rf_export.lint.targets import KNOWN_TARGETS, LintTarget
 from runtime.errors import RFError
 
 # Strict on purpose: the compiler of today takes these, the documentation of the target does not promise it.
@@ -18,7 +18,7 @@ STRICTER = ("uint8", "float64", "opset", "not 4-D", "INT32", "nonpad", "unsorted
 
 
 def findings(model, target):
-    return lint(ir.from_proto(model), Target.parse(target))
+    return lint(ir.from_proto(model), LintTarget.parse(target))
 
 
 @pytest.mark.parametrize(("rule", "text", "target", "build"), BROKEN)
@@ -72,25 +72,25 @@ def test_external_data_has_to_be_there_and_below_the_graph(tmp_path, location, t
         weights = ir.ExternalTensor(name, 0, 64, ir.DataType.FLOAT, shape=ir.Shape([16]), name="w", base_dir=tmp_path)
         model.graph.initializers["w"].const_value = weights
         for target in ("tensorrt-rtx", "onnxruntime"):
-            found = [each for each in lint(model, Target.parse(target)) if each.rule == "external-data"]
+            found = [each for each in lint(model, LintTarget.parse(target)) if each.rule == "external-data"]
             assert [expected in str(each) for each in found] == ([True] if expected else [])
 
 
 @pytest.mark.parametrize(
     ("text", "target"),
     [
-        ("tensorrt-8.6", Target("tensorrt", (8, 6))),
-        ("tensorrt-8.6.2.3", Target("tensorrt", (8, 6))),
-        ("tensorrt-10.3", Target("tensorrt", (10, 3))),
-        ("tensorrt-11", Target("tensorrt", (11, 0))),
-        ("tensorrt-rtx", Target("tensorrt-rtx", (1, 7))),
-        ("tensorrt-rtx-1.7.1", Target("tensorrt-rtx", (1, 7))),
-        ("onnxruntime", Target("onnxruntime", (1, 24))),
-        ("onnxruntime-1.32", Target("onnxruntime", (1, 32))),
+        ("tensorrt-8.6", LintTarget("tensorrt", (8, 6))),
+        ("tensorrt-8.6.2.3", LintTarget("tensorrt", (8, 6))),
+        ("tensorrt-10.3", LintTarget("tensorrt", (10, 3))),
+        ("tensorrt-11", LintTarget("tensorrt", (11, 0))),
+        ("tensorrt-rtx", LintTarget("tensorrt-rtx", (1, 7))),
+        ("tensorrt-rtx-1.7.1", LintTarget("tensorrt-rtx", (1, 7))),
+        ("onnxruntime", LintTarget("onnxruntime", (1, 24))),
+        ("onnxruntime-1.32", LintTarget("onnxruntime", (1, 32))),
     ],
 )
 def test_targets_are_read_with_or_without_a_version(text, target):
-    assert Target.parse(text) == target
+    assert LintTarget.parse(text) == target
 
 
 @pytest.mark.parametrize(
@@ -98,17 +98,17 @@ def test_targets_are_read_with_or_without_a_version(text, target):
 )
 def test_other_targets_are_refused_with_those_that_there_are(text):
     with pytest.raises(RFError, match=r"tensorrt-10\.3"):
-        Target.parse(text)
+        LintTarget.parse(text)
 
 
 @given(st.text(max_size=24) | st.from_regex(r"(tensorrt|tensorrt-rtx|onnxruntime)-\d+(\.\d+)*", fullmatch=True))
 def test_any_name_is_a_target_or_refused(text):
     try:
-        target = Target.parse(text)
+        target = LintTarget.parse(text)
     except RFError:
         return
     assert 17 <= target.max_opset <= 25
-    assert Target.parse(str(target)) == target
+    assert LintTarget.parse(str(target)) == target
 
 
 @pytest.mark.parametrize("target", KNOWN_TARGETS, ids=str)
