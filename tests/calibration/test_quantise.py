@@ -15,7 +15,7 @@ from calibration.quantise import Choice, QuantisedWeight, block_size, quantise, 
 from calibration.quantise import _smooth as smooth
 from engines.probe import probe_inputs
 from rf_export.lint.rules import lint
-from rf_export.lint.targets import Target
+from rf_export.lint.targets import LintTarget
 from runtime.backends import create_backend
 from runtime.bundle.folder import open_bundle
 from runtime.signature import GRAPHS, Variant
@@ -157,8 +157,8 @@ def test_the_opset_is_no_higher_than_needed_so_that_old_parsers_read_it(
     path, _ = rewritten(tiny_bundle, "denoiser", plan, tmp_path, precision)
     model = ir.load(path)
     assert model.opset_imports[""] == opset
-    assert not lint(model, Target.parse("tensorrt-10.16"))
-    assert bool(lint(model, Target.parse("tensorrt-10.3"))) == (opset > 20)
+    assert not lint(model, LintTarget.parse("tensorrt-10.16"))
+    assert bool(lint(model, LintTarget.parse("tensorrt-10.3"))) == (opset > 20)
 
 
 @given(st.integers(1, 5000), st.sampled_from([16, 32, 64, 128, 256]))
