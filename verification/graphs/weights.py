@@ -74,6 +74,8 @@ class WeightFile:
 
 
 def _raw(tensor: ir.TensorProtocol) -> npt.NDArray[np.uint8]:
-    """The bytes of a tensor, in its own memory where that is contiguous."""
+    """The bytes of a tensor as a file holds them, in its own memory where that is contiguous."""
+    if tensor.dtype.bitwidth < 8:  # numbers of 4 bits are packed, two in a byte
+        return np.frombuffer(tensor.tobytes(), np.uint8)
     array: npt.NDArray[Any] = np.ascontiguousarray(tensor.numpy())
     return array.reshape(-1).view(np.uint8)
