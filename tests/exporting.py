@@ -4,13 +4,13 @@ Exporting takes a minute. RF_EXPORT_TEST_BUNDLES=FOLDER keeps what was exported 
 the code that exports is the same.
 """
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from rf_export.checkpoint import save_checkpoint
 from rf_export.config import preset
@@ -18,7 +18,6 @@ from rf_export.export import ExportOptions, export
 from rf_export.model import RFModel
 from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
-from runtime.errors import RFError
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "examples/reference/checkpoint"
@@ -49,19 +48,16 @@ def make_tiny(folder: Path) -> tuple[Path, Path]:
 
 
 def exported(name: str, factory: pytest.TempPathFactory, checkpoint: Path = REFERENCE) -> Path:
-    """The bundle of that name, from an earlier session where RF_EXPORT_TEST_BUNDLES has one."""
-    kept = os.environ.get("RF_EXPORT_TEST_BUNDLES")
-    if not kept:
-        folder = factory.mktemp(name) / "bundle"
-    else:
-        contract = [ROOT / "runtime" / name for name in ("signature.py", "bundle/manifest.py", "bundle/folder.py")]
-        producers = sorted([*ROOT.glob("rf_export/*.py"), *ROOT.glob("rf_export/graphs/*.py")])
-        sources = [*producers, *contract, Path(__file__)]
-        content = b"".join(path.read_bytes() for path in sources)
-        folder = Path(kept) / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(RFError if kept else ()):  # another session may have exported it meanwhile
+    """The bundle of that name, exported once for all workers of a session, or for several sessions."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    kept = Path(os.environ.get("RF_EXPORT_TEST_BUNDLES", shared / "bundles"))
+    contract = [ROOT / "runtime" / name for name in ("signature.py", "bundle/manifest.py", "bundle/folder.py")]
+    producers = sorted([*ROOT.glob("rf_export/*.py"), *ROOT.glob("rf_export/graphs/*.py")])
+    content = b"".join(path.read_bytes() for path in [*producers, *contract, Path(__file__)])
+    folder = kept / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
+    kept.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
             export(checkpoint, folder, OPTIONS[name])
-        assert folder.exists()
     return folder

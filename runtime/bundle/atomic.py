@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,9 +85,16 @@ def _wait(descriptor: int, out: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        writer = os.read(descriptor, 32).decode(errors="replace") or "another"
-        _log.warning("Waiting for process %s, which is writing %s.", writer, out)
+        _log.warning("Waiting for %s, which is writing %s.", _writer(descriptor), out)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _writer(descriptor: int) -> str:
+    for _ in range(50):  # it locks first and writes its number then
+        if number := os.pread(descriptor, 32, 0):
+            return f"process {number.decode(errors='replace')}"
+        time.sleep(0.01)
+    return "another process"  # on a full disk it cannot write its number
 
 
 def _is_same(path: Path, descriptor: int) -> bool:

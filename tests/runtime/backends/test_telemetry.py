@@ -28,7 +28,8 @@ HAS_TELEMETRY = tuple(map(int, importlib.metadata.version("onnxruntime").split("
 def run(bundle, home, first="", before=(), **variables):
     """Draw in a process of its own with an empty home; the number of its threads at the end."""
     home.mkdir(exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", telemetry.VARIABLE))}
+    # nothing else of the environment: the library is silent by itself where CI, TF_BUILD, GITHUB_ACTIONS ... are set
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
     env = {**kept, "HOME": str(home), "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **variables}
     env["PYTHONPATH"] = os.pathsep.join(sys.path)
     program = PROGRAM.format(first=first, bundle=str(bundle))
