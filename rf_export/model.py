@@ -71,15 +71,19 @@ class DecoderLayer(nn.Module):
         assert isinstance(block, ExpertBlock)
         return block
 
-    def project(self, expert: Expert, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries `[B, S, Hq, D]`, keys and values `[B, S, H, D]`, normed and rotated; tables of `rotation`."""
+    def project(
+        self, expert: Expert, hidden: Tensor, tables: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[B, S, Hq, D]`, keys and values `[B, S, H, D]`, normed, and rotated by tables of `rotation`."""
         batch, tokens, _ = hidden.shape
         qkv = self.qkv(self.expert(expert).attn_norm(hidden))
         q, k, v = qkv.reshape(batch, tokens, -1, self.head_dim).split(
             [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2
         )
-        rotated = rotate(torch.cat([self.q_norm(q), self.k_norm(k)], dim=2), cos, sin)  # one run of small operators
-        q, k = rotated.split([self.num_heads, self.num_kv_heads], dim=2)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if tables is not None:
+            rotated = rotate(torch.cat([q, k], dim=2), *tables)  # one run of small operators
+            q, k = rotated.split([self.num_heads, self.num_kv_heads], dim=2)
         return q, k, v
 
     def finish(self, expert: Expert, hidden: Tensor, mixed: Tensor) -> Tensor:
@@ -148,7 +152,7 @@ class RFModel(nn.Module):
         hidden = [segment.hidden for segment in segments]
         new: list[KeyValue] = []
         for i, layer in enumerate(self.decoder_layers):
-            parts = [layer.project(s.expert, h, *table) for s, h, table in zip(segments, hidden, tables, strict=True)]
+            parts = [layer.project(s.expert, h, table) for s, h, table in zip(segments, hidden, tables, strict=True)]
             q, k, v = (torch.cat(tensors, dim=1).transpose(1, 2) for tensors in zip(*parts, strict=True))
             new.append((k, v))
             if past is not None:

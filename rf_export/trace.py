@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils._sympy.value_ranges import bound_sympy
 
 from rf_export.config import ModelConfig
-from rf_export.graphs.modern import TRANSLATIONS
+from rf_export.graphs import classic, modern
 from rf_export.graphs.modules import GRAPHS
 from rf_export.model import RFModel
 from runtime.errors import RFError
@@ -34,7 +34,8 @@ _EXAMPLE_SIZES = {
     "sequence": 3,
     "cache": 5,
     "request": 2,
-    "2*request": 4,
+    "row": 4,
+    "window": 3,
     "features": 6,
     "answer": 7,
     "images": 2,
@@ -71,7 +72,7 @@ def trace(
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
             opset_version=OPSETS[variant.dialect],
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table={**classic.TRANSLATIONS, **modern.TRANSLATIONS},
             verbose=False,
         )
     assert program is not None
@@ -88,9 +89,7 @@ def _example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[lis
     patch = config.patch_size
     cells = (min(2, config.max_grid), min(3, config.max_grid))
     sizes = {**_EXAMPLE_SIZES, "height": cells[0] * config.cell, "width": cells[1] * config.cell}
-    names = ("batch", "sequence", "cache", "request", "features", "answer", "images")
-    free: dict[str, object] = {name: Dim(name, min=1) for name in names}
-    free["2*request"] = 2 * free["request"]  # type: ignore[operator]
+    free: dict[str, object] = {name: Dim(name, min=1) for name in _EXAMPLE_SIZES}
     # One representation token stands for 2x2 patches, so there are two at least.
     free["height"] = patch * Dim("patch_rows", min=2, max=2 * config.max_grid)
     free["width"] = patch * Dim("patch_columns", min=2, max=2 * config.max_grid)
@@ -115,7 +114,7 @@ def _check_ranges(captured: ExportedProgram, signature: GraphSignature, config: 
     # Of a multiple of a free number, torch claims two at the least: tests run the encoder on pictures of one cell.
     smallest = 2 * config.cell if graph == "vision_encoder" else config.cell
     side = (smallest, config.max_grid * config.cell)
-    asked = {"height": side, "width": side, "2*request": (2, math.inf)}
+    asked = {"height": side, "width": side}
     sizes = {node.name: node.meta["val"].shape for node in captured.graph.nodes if node.op == "placeholder"}
     for spec, name in zip(signature.inputs, captured.graph_signature.user_inputs, strict=True):
         for dim, size in zip(spec.shape, sizes[name], strict=True):

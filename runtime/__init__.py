@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runtime.bundle.folder import Bundle, open_bundle
     from runtime.errors import RFError
     from runtime.events import AnswerEvent, Event, PictureEvent, StepEvent, TokenEvent, WordEvent
-    from runtime.options import AnswerOptions, GenerationOptions
+    from runtime.options import AnswerOptions, GenerationOptions, Plan
     from runtime.pictures.png import save_png
     from runtime.pipeline import Pipeline
     from runtime.scheduling.handle import DrawingHandle
@@ -40,6 +40,7 @@ __all__ = [
     "GenerationOptions",
     "PictureEvent",
     "Pipeline",
+    "Plan",
     "RFError",
     "Scheduler",
     "StepEvent",
@@ -59,6 +60,7 @@ _HOMES: Final = {
     "GenerationOptions": "options",
     "PictureEvent": "events",
     "Pipeline": "pipeline",
+    "Plan": "options",
     "RFError": "errors",
     "Scheduler": "scheduling.scheduler",
     "StepEvent": "events",

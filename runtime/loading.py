@@ -50,6 +50,11 @@ class LoadedModel:
         return self.bundle.manifest
 
     @property
+    def window(self) -> int:
+        """Representation tokens of a pass: what the engine measured best on this machine; else one."""
+        return 1 if self.engine is None else self.engine.record.window
+
+    @property
     def cache_slots(self) -> int | None:
         """Slots of the cache, where the graphs have a fixed number of them."""
         return self.sessions["rep_decoder"].signature.cache_slots

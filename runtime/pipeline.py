@@ -174,7 +174,7 @@ class Pipeline:
     ) -> list[Request]:
         """Only check what `generate` takes; raises RFError."""
         model = self.model
-        return check_requests(prompts, seed, options, rep_ids, model.manifest, model.tokenizer, model.cache_slots)
+        return check_requests(prompts, seed, options, rep_ids, model.manifest, model.tokenizer, model.cache_slots, model.window)
 
     def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""
@@ -220,6 +220,5 @@ def draw_stages(stages: StageRunner, requests: Sequence[Request], precision: Pre
     yield from [request.finish(picture, ids, precision) for request, picture, ids in rows]
 
 
-def _fill_gumbel(requests: Sequence[Request], step: int, out: npt.NDArray[np.float32]) -> None:
-    for request, row in zip(requests, out, strict=True):
-        request.fill_gumbel(step, row)
+def _fill_gumbel(requests: Sequence[Request], request: int, token: int, out: npt.NDArray[np.float32]) -> None:
+    requests[request].fill_gumbel(token, out)

@@ -3,11 +3,16 @@
 Knows nothing of graphs, prompts and files.
 """
 
-from typing import Final
+from typing import Final, TypeVar
 
-from runtime.bundle.manifest import Manifest
+import numpy as np
+
+from runtime.bundle.manifest import Manifest, SamplingDefaults
 from runtime.errors import RFError
-from runtime.options import AnswerOptions, AnswerPlan, DrawingPlan, GenerationOptions
+from runtime.options import AnswerOptions, AnswerPlan, DrawingPlan, GenerationOptions, Plan
+from runtime.schedule import timesteps
+
+_T = TypeVar("_T")
 
 # Of temperature and top_p: below, the most likely token is drawn for sure, and float32 overflows or rounds to 0.
 SMALLEST: Final = 1e-20
@@ -38,40 +43,85 @@ def plan_answer(options: AnswerOptions, manifest: Manifest) -> AnswerPlan:
     )
 
 
-def plan_drawing(options: GenerationOptions, manifest: Manifest) -> DrawingPlan:
+def plan_drawing(options: GenerationOptions, manifest: Manifest, window: int = 1) -> DrawingPlan:
     """Fill in the bundle's defaults and check against the model.
+
+    Args:
+        options: What the caller chooses.
+        manifest: What the model can do.
+        window: Tokens of a pass where nobody says it.
 
     Raises:
         RFError: The model cannot draw this.
     """
-    model, defaults = manifest.model, manifest.sampling
+    model, defaults, plan = manifest.model, manifest.sampling, named_plan(options, manifest)
     height, width = model.size_or_default(options.height, options.width)
     try:
         grid = model.rep_grid(height, width)
     except ValueError as error:
         raise RFError(f"This model cannot draw {height} x {width} pixels: {error}.") from error
-    if grid[0] * grid[1] + 2 > model.max_positions:  # the start token, N tokens, one for all pixel patches
+    num_tokens = grid[0] * grid[1]
+    if num_tokens + 2 > model.max_positions:  # the start token, N tokens, one for all pixel patches
         raise RFError(
-            f"This model cannot draw {height} x {width} pixels: that takes {grid[0] * grid[1] + 2} positions "
+            f"This model cannot draw {height} x {width} pixels: that takes {num_tokens + 2} positions "
             f"and the model has {model.max_positions}. Choose a smaller picture."
         )
-    top_k = defaults.top_k if options.top_k is None else options.top_k
+    if options.window is not None and options.window > num_tokens + 1:
+        raise RFError(
+            f"A window of {options.window} is longer than the {num_tokens} representation tokens of {height} x {width} "
+            f"pixels and the start token. Choose 1 to {num_tokens + 1}."
+        )
+    top_k = chosen(options.top_k, defaults.top_k)
     if top_k > model.max_top_k:
         raise RFError(f"top_k must be 1 to {model.max_top_k} for this model, got {top_k}.")
-    temperature = defaults.temperature if options.temperature is None else options.temperature
+    temperature = chosen(options.temperature, defaults.temperature)
     greedy = temperature < SMALLEST
     return DrawingPlan(
         height=height,
         width=width,
         grid=grid,
-        num_steps=defaults.num_steps if options.num_steps is None else options.num_steps,
-        rep_guidance_scale=_chosen(options.rep_guidance_scale, defaults.rep_guidance_scale),
-        pix_guidance_scale=_chosen(options.pix_guidance_scale, defaults.pix_guidance_scale),
+        times=_times(options, plan, defaults, 4 * num_tokens),
+        guided=chosen(options.guided, plan.guided, defaults.guided),
+        rep_guidance_scale=chosen(options.rep_guidance_scale, plan.rep_guidance_scale, defaults.rep_guidance_scale),
+        pix_guidance_scale=chosen(options.pix_guidance_scale, plan.pix_guidance_scale, defaults.pix_guidance_scale),
         temperature=1.0 if greedy else temperature,
         top_k=1 if greedy else top_k,
         greedy=greedy,
+        window=min(chosen(options.window, plan.window, window), num_tokens + 1),
+        noise_scale=defaults.noise_scale,
     )
 
 
-def _chosen(value: float | None, default: float) -> float:
-    return default if value is None else value
+def named_plan(options: GenerationOptions, manifest: Manifest) -> Plan:
+    """The plan that the options name; an empty one stands for the bundle's defaults.
+
+    Raises:
+        RFError: The bundle has no tuned plan.
+    """
+    if isinstance(options.plan, Plan):
+        return options.plan
+    if options.plan != "tuned":
+        return Plan()
+    if manifest.tuned is None:
+        raise RFError(
+            "This bundle has no tuned plan. Make one with `rf-export tune`, or draw as the paper does: --plan paper."
+        )
+    return manifest.tuned.plan
+
+
+def _times(options: Plan, plan: Plan, defaults: SamplingDefaults, num_patches: int) -> tuple[float, ...]:
+    """Of the options, where they say anything about steps; else of the plan, where it does; else of the defaults."""
+    for each in (options, plan, defaults):
+        if each.times is not None:
+            return tuple(np.array(each.times, np.float32).tolist())
+        if each.num_steps is not None or each.shift is not None:
+            break
+    num_steps = chosen(options.num_steps, plan.num_steps, defaults.num_steps)
+    shift = chosen(options.shift, plan.shift, defaults.shift)
+    times = timesteps(num_steps, num_patches, shift=shift, shift_base_patches=defaults.shift_base_patches)
+    return tuple(times.tolist())
+
+
+def chosen(*values: _T | None) -> _T:
+    """The first that is not None; the last one never is."""
+    return next(value for value in values if value is not None)

@@ -15,7 +15,6 @@ from runtime.errors import RFError
 from runtime.events import PictureEvent, to_picture
 from runtime.options import DrawingPlan, GenerationOptions
 from runtime.plans import plan_drawing
-from runtime.schedule import timesteps
 from runtime.signature import Precision
 from runtime.text.tokenizer import PromptTokenizer
 
@@ -29,8 +28,12 @@ class Request:
     ids: list[int]
     seed: int
     plan: DrawingPlan
-    times: npt.NDArray[np.float32]  # [num_steps + 1] from 0 to 1
     forced: npt.NDArray[np.int64] | None  # [N] tokens to use instead of drawing; -1 is drawn
+
+    @property
+    def times(self) -> npt.NDArray[np.float32]:
+        """Of the Euler steps: [num_steps + 1], from 0 to 1."""
+        return np.array(self.plan.times, np.float32)
 
     def fill_gumbel(self, step: int, out: npt.NDArray[np.float32]) -> None:
         """Write the noise of a representation token into [K]."""
@@ -38,7 +41,8 @@ class Request:
 
     def first_pixels(self) -> npt.NDArray[np.float32]:
         """The noise that denoising starts from: [3, height, width]."""
-        return noise.normal(self.seed, (3, self.plan.height, self.plan.width))
+        values = noise.normal(self.seed, (3, self.plan.height, self.plan.width))
+        return values if self.plan.noise_scale == 1 else values * np.float32(self.plan.noise_scale)
 
     def finish(
         self,
@@ -68,6 +72,7 @@ def check_requests(
     manifest: Manifest,
     tokenizer: PromptTokenizer,
     cache_slots: int | None = None,
+    window: int = 1,
 ) -> list[Request]:
     """Check what a caller asks for.
 
@@ -79,6 +84,7 @@ def check_requests(
         manifest: What the model can do.
         tokenizer: Turns the prompts into ids.
         cache_slots: Length of the cache, where the graphs have a fixed one.
+        window: Representation tokens of a pass, where neither the options nor their plan say it.
 
     Raises:
         RFError: A prompt or an option that the model cannot take.
@@ -87,24 +93,21 @@ def check_requests(
         raise RFError('Give the prompts as a list of at least one text: generate(["a red car"]).')
     if not 0 <= seed <= noise.MAX_SEED - len(prompts) + 1:
         raise RFError(f"seed must be 0 to 2**64 - {len(prompts)} for {len(prompts)} prompts, got {seed}.")
-    plan = plan_drawing(options or GenerationOptions(), manifest)
+    plan = plan_drawing(options or GenerationOptions(), manifest, window)
     max_tokens = _max_prompt_tokens(plan, manifest.model.max_positions, cache_slots)
     ids = [tokenizer.encode(prompt, max_tokens) for prompt in prompts]
     forced = None if rep_ids is None else _check_rep_ids(rep_ids, (len(prompts), plan.num_rep_tokens), manifest)
-    return make_requests(ids, seed, plan, manifest, forced, prompts)
+    return make_requests(ids, seed, plan, forced, prompts)
 
 
 def make_requests(
     ids: Sequence[list[int]],
     seed: int,
     plan: DrawingPlan,
-    manifest: Manifest,
     forced: npt.NDArray[np.int64] | None = None,  # [R, N]
     prompts: Sequence[str] | None = None,
 ) -> list[Request]:
     """Requests for prompts of token ids; nothing is checked."""
-    shift, base = manifest.sampling.shift, manifest.sampling.shift_base_patches
-    times = timesteps(plan.num_steps, 4 * plan.num_rep_tokens, shift=shift, shift_base_patches=base)
     return [
         Request(
             index=index,
@@ -112,7 +115,6 @@ def make_requests(
             ids=list(each),
             seed=seed + index,
             plan=plan,
-            times=times,
             forced=None if forced is None else forced[index],
         )
         for index, each in enumerate(ids)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 
 def timesteps(
-    num_steps: int, num_patches: int, *, shift: float = 1.0, shift_base_patches: int
+    num_steps: int, num_patches: int, *, shift: float = 1.0, shift_base_patches: int | None
 ) -> npt.NDArray[np.float32]:
     """The times between which the Euler steps go.
 
@@ -22,7 +22,7 @@ def timesteps(
         num_steps: Number of Euler steps, at least 1.
         num_patches: Pixel patches M of the picture.
         shift: Shift at `shift_base_patches` patches; 1 leaves the steps even.
-        shift_base_patches: Number of patches that `shift` is meant for.
+        shift_base_patches: Number of patches that `shift` is meant for; None where it is the same for all sizes.
 
     Returns:
         [num_steps + 1] float32, strictly increasing, from exactly 0 to exactly 1.
@@ -30,12 +30,13 @@ def timesteps(
     Raises:
         ValueError: An argument is not positive.
     """
-    if min(num_steps, num_patches, shift_base_patches) < 1 or not (math.isfinite(shift) and shift > 0):
+    base = num_patches if shift_base_patches is None else shift_base_patches
+    if min(num_steps, num_patches, base) < 1 or not (math.isfinite(shift) and shift > 0):
         raise ValueError(
             "num_steps, num_patches, shift_base_patches and shift must be positive, "
             f"got {num_steps}, {num_patches}, {shift_base_patches} and {shift}"
         )
-    s = shift * math.sqrt(num_patches / shift_base_patches)
+    s = shift * math.sqrt(num_patches / base)
     sigma = 1.0 - np.arange(num_steps + 1, dtype=np.float64) / num_steps
     times = 1.0 - s * sigma / (1.0 + (s - 1.0) * sigma)
     times[0], times[-1] = 0.0, 1.0  # exact, whatever the rounding

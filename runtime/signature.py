@@ -3,39 +3,47 @@
 Knows nothing of files and of libraries that run graphs: the shape of a model in, lists of tensors out. Free
 dimensions have names, the ONNX `dim_param`s, and profiles of engines are set on these.
 
-Legend: R requests, B rows (2R in rep_decoder and denoiser: R conditional rows, then R unconditional),
-S new tokens, P cache slots, L layers, H key/value heads, D head size, V text vocabulary,
-K representation vocabulary, I images of one size, N tokens of an image, F image tokens, d width of the decoder,
-A tokens of an answer.
+Legend: R requests, B rows, S new tokens, W tokens of a window, P cache slots, L layers, H key/value heads, D head size,
+V text vocabulary, K representation vocabulary, I images of one size, N tokens of an image, F image tokens, d width of
+the decoder, A tokens of an answer.
 
 text_decoder
     in   input_ids int64 [B, S]: ids of texts, and V + f for the image token in row f of image_features
-         row_starts int64 [B] · past_length int64 [1] · image_features kv [F, d], one row where nobody asks for any
+         row_starts int64 [B] · past_lengths int64 [B] · image_features kv [F, d], one row where nobody asks for any
          answer_ids int64 [B, A], drawn so far: V stands for none · gumbel float32 [B, V] · temperature float32 [B]
          top_k int64 [B] · top_p float32 [B] · repetition_penalty float32 [B]
          past_key_values.{i}.key and .value kv [B, H, P, D]
     out  next_ids int64 [B] · logits float32 [B, V] of the last position, before penalty and temperature
          present.{i}.key and .value kv: classic [B, H, S, D], modern [B, H, P, D]
 rep_decoder
-    in   rep_ids int64 [R] · grid_positions int64 [R, 2] · row_starts int64 [2R] · past_length int64 [1]
-         gumbel float32 [R, K] · guidance_scale float32 [R] · temperature float32 [R] · top_k int64 [R]
-         past_key_values.* kv [2R, H, P, D]
-    out  next_rep_ids int64 [R] · logits float32 [R, K], guided, before temperature
-         present.* kv: classic [2R, H, 1, D], modern [2R, H, P, D]
+    in   rep_ids int64 [R, W] · grid_positions int64 [R, W, 2] · row_requests int64 [B] · uncond_rows int64 [R]
+         row_starts int64 [B] · past_lengths int64 [B] · gumbel float32 [R, W, K]
+         guidance_scale float32 [R] · temperature float32 [R] · top_k int64 [R]
+         past_key_values.* kv [B, H, P, D]
+    out  next_rep_ids int64 [R, W] · logits float32 [R, W, K], guided, before temperature
+         present.* kv: classic [B, H, W, D], modern [B, H, P, D]
 denoiser
     in   x_t float32 [R, 3, height, width] · t float32 [R] · t_next float32 [R] · guidance_scale float32 [R]
-         row_starts int64 [2R] · past_length int64 [1] · past_key_values.* kv [2R, H, P, D]
+         row_requests int64 [B] · uncond_rows int64 [R] · row_starts int64 [R] · past_lengths int64 [R]
+         past_key_values.* kv [R, H, P, D]
     out  x_next float32 [R, 3, height, width] · x_pred the same: the guided estimate of the picture
 vision_encoder
     in   pixels float32 [I, 3, height, width] in [-1, 1]
     out  image_features kv [I, N, d], which text_decoder takes in place of the embeddings of texts
 
+Rows and requests: rows 0 to R - 1 are the conditional rows of the requests, in their order; those after them, at most R,
+are unconditional rows. row_requests[b] says whose row b is, and uncond_rows[r] which row is the unconditional one of
+request r: its own conditional row, r, where it is not guided. So an unguided request costs one row, whatever the others
+do. An unconditional row of rep_decoder has a cache of its own, without the text. In the denoiser it sees the patches
+alone, so only conditional rows have a cache there.
+
 kv is float16 in precision fp16 and int8-fp16, and float32 in fp32 and int8: INT8 is inside of matrix products
-only. Slot s of row b is seen where row_starts[b] <= s < past_length; the new tokens take the slots from
-past_length on. In the classic dialect only their keys and values come out: the caller owns the cache and
-writes them. In the modern dialect the graph writes them: present is past with the new rows in it, and both may
-be bound to the same memory. There P may be one fixed number in all graphs that have it, since TensorRT writes in
-place only into a cache of fixed length.
+only. Slot s of row b is seen where row_starts[b] <= s < past_lengths[b]; the new tokens take the slots from
+past_lengths[b] on, each sees those before it, and a token's rotary position is its slot minus row_starts[b]. In the
+classic dialect only the keys and values of new tokens come out: the caller owns the cache and writes those that it
+keeps. In the modern dialect the graph writes them: present is past with the new rows in it, and both may
+be bound to the same memory; what is beyond past_lengths is overwritten later. There P may be one fixed number in all
+graphs that have it, since TensorRT writes in place only into a cache of fixed length.
 """
 
 from dataclasses import dataclass
@@ -201,7 +209,7 @@ class GraphSignature(Struct, frozen=True):
         if graph == "text_decoder":
             free = cls(_text_inputs(model, kv), _text_outputs(model, kv, "cache" if in_place else "sequence"))
         elif graph == "rep_decoder":
-            free = cls(_rep_inputs(model, kv), _rep_outputs(model, kv, "cache" if in_place else 1))
+            free = cls(_rep_inputs(model, kv), _rep_outputs(model, kv, "cache" if in_place else "window"))
         elif graph == "denoiser":
             free = cls(_denoiser_inputs(model, kv), _denoiser_outputs())
         else:
@@ -271,7 +279,7 @@ def _text_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec("input_ids", "int64", ("batch", "sequence")),
         TensorSpec("row_starts", "int64", ("batch",)),
-        TensorSpec("past_length", "int64", (1,)),
+        TensorSpec("past_lengths", "int64", ("batch",)),
         TensorSpec("image_features", kv, ("features", model.hidden_size)),
         TensorSpec("answer_ids", "int64", ("batch", "answer")),
         TensorSpec("gumbel", "float32", ("batch", model.vocab_size)),
@@ -293,23 +301,25 @@ def _text_outputs(model: ModelSpec, kv: str, slots: Dim) -> tuple[TensorSpec, ..
 
 def _rep_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
     return (
-        TensorSpec("rep_ids", "int64", ("request",)),
-        TensorSpec("grid_positions", "int64", ("request", 2)),
-        TensorSpec("row_starts", "int64", ("2*request",)),
-        TensorSpec("past_length", "int64", (1,)),
-        TensorSpec("gumbel", "float32", ("request", model.rep_vocab_size)),
+        TensorSpec("rep_ids", "int64", ("request", "window")),
+        TensorSpec("grid_positions", "int64", ("request", "window", 2)),
+        TensorSpec("row_requests", "int64", ("row",)),
+        TensorSpec("uncond_rows", "int64", ("request",)),
+        TensorSpec("row_starts", "int64", ("row",)),
+        TensorSpec("past_lengths", "int64", ("row",)),
+        TensorSpec("gumbel", "float32", ("request", "window", model.rep_vocab_size)),
         TensorSpec("guidance_scale", "float32", ("request",)),
         TensorSpec("temperature", "float32", ("request",)),
         TensorSpec("top_k", "int64", ("request",)),
-        *_kv("past_key_values", model, kv, "2*request", "cache"),
+        *_kv("past_key_values", model, kv, "row", "cache"),
     )
 
 
 def _rep_outputs(model: ModelSpec, kv: str, slots: Dim) -> tuple[TensorSpec, ...]:
     return (
-        TensorSpec("next_rep_ids", "int64", ("request",)),
-        TensorSpec("logits", "float32", ("request", model.rep_vocab_size)),
-        *_kv("present", model, kv, "2*request", slots),
+        TensorSpec("next_rep_ids", "int64", ("request", "window")),
+        TensorSpec("logits", "float32", ("request", "window", model.rep_vocab_size)),
+        *_kv("present", model, kv, "row", slots),
     )
 
 
@@ -322,9 +332,11 @@ def _denoiser_inputs(model: ModelSpec, kv: str) -> tuple[TensorSpec, ...]:
         TensorSpec("t", "float32", ("request",)),
         TensorSpec("t_next", "float32", ("request",)),
         TensorSpec("guidance_scale", "float32", ("request",)),
-        TensorSpec("row_starts", "int64", ("2*request",)),
-        TensorSpec("past_length", "int64", (1,)),
-        *_kv("past_key_values", model, kv, "2*request", "cache"),
+        TensorSpec("row_requests", "int64", ("row",)),
+        TensorSpec("uncond_rows", "int64", ("request",)),
+        TensorSpec("row_starts", "int64", ("request",)),
+        TensorSpec("past_lengths", "int64", ("request",)),
+        *_kv("past_key_values", model, kv, "request", "cache"),
     )
 
 

@@ -75,7 +75,7 @@ class StaticDecoder(nn.Module):
         """Write the tokens `[B, S, d]` into `slots [S]` and attend, all layers."""
         tables = rotation(positions, self.config.head_dim, self.config.rope_theta)
         for layer, keys, values in zip(self.model.decoder_layers, self.keys, self.values, strict=True):
-            q, k, v = layer.project(expert, hidden, *tables)
+            q, k, v = layer.project(expert, hidden, tables)
             keys.index_copy_(2, slots, k.transpose(1, 2))
             values.index_copy_(2, slots, v.transpose(1, 2))
             visible = seen[0] if isinstance(seen, tuple) else seen.shape[-1]

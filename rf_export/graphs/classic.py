@@ -4,21 +4,89 @@ The cache is read only: keys and values of the new tokens are appended to it ins
 so that no buffer is read and written by one engine (NVIDIA/TensorRT 4681). Knows nothing of embeddings and heads.
 """
 
+from collections.abc import Callable
+from typing import Any, Final
+
 import torch
 from torch import Tensor
 
 from rf_export.config import Expert
-from rf_export.layers import RMSNorm, rotation
+from rf_export.layers import RMSNorm, rotate, rotation
 from rf_export.model import RFModel
 
 MASKED = -1e4  # added to hidden scores: exp() is 0 in fp32 and fp16, and a row with nothing visible stays finite
+_ALL: Final = 2**63 - 1  # the end of an axis, for Slice
 
 
-def cache_bias(row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+def cache_bias(row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]) -> Tensor:
     """0 on visible cache slots, MASKED elsewhere: `[B, 1, 1, P]`."""
     slots = torch.arange(past[0].shape[2])
-    visible = (slots >= row_starts[:, None]) & (slots < past_length)
+    visible = (slots >= row_starts[:, None]) & (slots < past_lengths[:, None])
     return torch.where(visible, 0.0, MASKED).to(past[0].dtype)[:, None, None]
+
+
+def patch_bias(num_patches: int, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+    """The cache, and every patch sees every patch: `[R, 1, 1, P + M]`."""
+    patches = past[0].new_zeros(row_starts.shape[0], 1, 1, num_patches)
+    return torch.cat([cache_bias(row_starts, past_lengths, past), patches], -1)
+
+
+@torch.library.custom_op("rf_export::attend_patches", mutates_args=())
+def attend_patches(
+    q: Tensor, k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, bias: Tensor, scale: float
+) -> Tensor:
+    """Attention of B rows of patches, of which the first R have a cache: `[B, H, groups * M, D]`, as `q`.
+
+    One operator for torch, since `torch.export` (2.13) cannot say that B is R or more.
+
+    Args:
+        q: `[B, H, groups * M, D]`, the query heads of a group as rows.
+        k: `[B, H, M, D]`.
+        v: `[B, H, M, D]`.
+        past_key: `[R, H, P, D]`.
+        past_value: `[R, H, P, D]`.
+        bias: `[R, 1, 1, P + M]`.
+        scale: Of the scores.
+    """
+    num, parts = len(past_key), []
+    for rows, keys, values, added in (
+        (q[:num], torch.cat([past_key, k[:num]], 2), torch.cat([past_value, v[:num]], 2), bias),
+        (q[num:], k[num:], v[num:], torch.zeros_like(bias[:1, :, :, :1])),
+    ):
+        scores = (rows @ keys.transpose(2, 3)) * scale
+        parts.append(torch.softmax(scores + added, dim=-1) @ values)
+    return torch.cat(parts)
+
+
+@attend_patches.register_fake
+def _(q: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(q)
+
+
+def split_rows(op: Any, past: Any, *tensors: Any) -> list[tuple[Any, Any]]:
+    """ONNX: each tensor's rows that have a cache, and the others."""
+    num, axis = op.Shape(past, start=0, end=1), op.Constant(value_ints=[0])
+    end = op.Constant(value_ints=[_ALL])
+    return [(op.Slice(x, axis, num, axis), op.Slice(x, num, end, axis)) for x in tensors]
+
+
+def _onnx_attend_patches(q: Any, k: Any, v: Any, past_key: Any, past_value: Any, bias: Any, scale: float) -> Any:
+    from onnxscript.onnx_opset import opset18 as op  # the modules themselves run without it
+
+    (q_seeing, q_other), (k_seeing, k_other), (v_seeing, v_other) = split_rows(op, past_key, q, k, v)
+
+    def attend(rows: Any, keys: Any, values: Any, added: Any) -> Any:
+        factor = op.CastLike(op.Constant(value_float=scale), rows)
+        scores = op.Mul(op.MatMul(rows, op.Transpose(keys, perm=[0, 1, 3, 2])), factor)
+        return op.MatMul(op.Softmax(scores if added is None else op.Add(scores, added), axis=-1), values)
+
+    keys, values = op.Concat(past_key, k_seeing, axis=2), op.Concat(past_value, v_seeing, axis=2)
+    return op.Concat(attend(q_seeing, keys, values, bias), attend(q_other, k_other, v_other, None), axis=0)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {  # for torch.onnx.export
+    torch.ops.rf_export.attend_patches.default: _onnx_attend_patches
+}
 
 
 class ClassicDecoder:
@@ -32,24 +100,13 @@ class ClassicDecoder:
         """The module's own spelling, which ONNX Runtime fuses."""
         return module(x)
 
-    def prompt_bias(self, row_starts: Tensor, slots: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """Causal: `[B, 1, groups * S, P + S]`, since the query heads of a group are rows."""
-        new = torch.arange(slots.shape[0])
-        causal = (new <= new[:, None]) & (slots >= row_starts[:, None, None])  # [B, S, S]
-        new_bias = torch.where(causal, 0.0, MASKED).to(past[0].dtype)[:, None]
-        old_bias = cache_bias(row_starts, past_length, past).expand(-1, -1, slots.shape[0], -1)
+    def causal_bias(self, slots: Tensor, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """`[B, 1, groups * S, P + S]`, since the query heads of a group are rows."""
+        seen = (slots[:, None] <= slots[:, :, None]) & (slots[:, None] >= row_starts[:, None, None])  # [B, S, S]
+        new = torch.where(seen, 0.0, MASKED).to(past[0].dtype)[:, None]
+        old = cache_bias(row_starts, past_lengths, past).expand(-1, -1, slots.shape[1], -1)
         groups = self.config.num_heads // self.config.num_kv_heads
-        return torch.cat([old_bias, new_bias], -1).repeat(1, 1, groups, 1)
-
-    def token_bias(self, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """The cache and the token itself: `[B, 1, 1, P + 1]`."""
-        own = torch.zeros_like(row_starts, dtype=past[0].dtype)[:, None, None, None]
-        return torch.cat([cache_bias(row_starts, past_length, past), own], -1)
-
-    def patch_bias(self, hidden: Tensor, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """The cache, and every patch sees every patch: `[B, 1, 1, P + M]`."""
-        patches = torch.zeros_like(hidden[:, :, 0])[:, None, None]
-        return torch.cat([cache_bias(row_starts, past_length, past), patches], -1)
+        return torch.cat([old, new], -1).repeat(1, 1, groups, 1)
 
     def extend(
         self,
@@ -57,39 +114,58 @@ class ClassicDecoder:
         hidden: Tensor,
         positions: Tensor,
         bias: Tensor,
-        past_length: Tensor,
+        past_lengths: Tensor,
         past: tuple[Tensor, ...],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run all layers; the second result is the new rows, `[B, H, S, D]`."""
-        return self._run(expert, hidden, positions, bias, past)
-
-    def read(self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """Run all layers."""
-        return self._run(expert, hidden, positions, bias, past)[0]
-
-    def _run(
-        self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        cos, sin = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        tables = rotation(positions, self.config.head_dim, self.config.rope_theta)
         present: list[Tensor] = []
         for i, layer in enumerate(self.model.decoder_layers):
-            q, k, v = layer.project(expert, hidden, cos, sin)
+            q, k, v = layer.project(expert, hidden, tables)
             k, v = k.transpose(1, 2), v.transpose(1, 2)
             present += [k, v]
-            mixed = self._attend(q, torch.cat([past[2 * i], k], 2), torch.cat([past[2 * i + 1], v], 2), bias)
-            hidden = layer.finish(expert, hidden, mixed)
+            keys, values = torch.cat([past[2 * i], k], 2), torch.cat([past[2 * i + 1], v], 2)
+            rows, scale = self._grouped(q)
+            scores = (rows @ keys.transpose(2, 3)) * scale
+            hidden = layer.finish(expert, hidden, self._ungrouped(torch.softmax(scores + bias, dim=-1) @ values))
         return hidden, tuple(present)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Grouped-query attention without repeating K and V: query heads of a group are extra rows.
+    def read(
+        self,
+        expert: Expert,
+        hidden: Tensor,
+        row_starts: Tensor,
+        past_lengths: Tensor,
+        past: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Run all layers. The patches have one position, so that the keys of the cache are turned back instead."""
+        tables = rotation((row_starts - past_lengths)[:, None], self.config.head_dim, self.config.rope_theta)
+        bias = patch_bias(hidden.shape[1], row_starts, past_lengths, past)
+        for i, layer in enumerate(self.model.decoder_layers):
+            q, k, v = layer.project(expert, hidden)
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+            turned = rotate(past[2 * i], *tables)
+            rows, scale = self._grouped(q)
+            mixed = attend_patches(rows, k, v, turned, past[2 * i + 1], bias, scale)
+            hidden = layer.finish(expert, hidden, self._ungrouped(mixed))
+        return hidden
 
-        `[B, S, Hq, D]`, two of `[B, H, P + S, D] -> [B, S, Hq*D]`.
+    def _grouped(self, q: Tensor) -> tuple[Tensor, float]:
+        """Query heads of a group as rows, without repeating K and V, and the scale that is left for the scores.
+
+        `[B, S, Hq, D] -> [B, H, groups * S, D]`. ONNX Runtime fuses a scale of scores into their product; in float16 it
+        comes before, since a sum may overflow.
         """
-        batch, tokens = q.shape[:2]
-        heads, size = self.config.num_kv_heads, self.config.head_dim
+        batch, tokens, _, size = q.shape
+        heads, scale = self.config.num_kv_heads, float(self.config.head_dim**-0.5)
+        if q.dtype == torch.float16:
+            q, scale = q * scale, 1.0
+        rows = q.reshape(batch, tokens, heads, -1, size).permute(0, 2, 3, 1, 4)
+        return rows.reshape(batch, heads, -1, size), scale
+
+    def _ungrouped(self, mixed: Tensor) -> Tensor:
+        """`[B, H, groups * S, D] -> [B, S, Hq*D]`."""
+        batch, heads, _, size = mixed.shape
         groups = self.config.num_heads // heads
-        rows = (q * size**-0.5).reshape(batch, tokens, heads, groups, size).permute(0, 2, 3, 1, 4)
-        scores = rows.reshape(batch, heads, groups * tokens, size) @ k.transpose(2, 3)
-        mixed = torch.softmax(scores + bias, dim=-1) @ v
-        mixed = mixed.reshape(batch, heads, groups, tokens, size).permute(0, 3, 1, 2, 4)
-        return mixed.reshape(batch, tokens, heads * groups * size)
+        rows = mixed.reshape(batch, heads, groups, -1, size).permute(0, 3, 1, 2, 4)
+        return rows.reshape(batch, -1, heads * groups * size)

@@ -9,6 +9,7 @@ Forms that the backends take (TensorRT: onnx/onnx-tensorrt docs/operators.md of 
 Attention in 4-D with a mask of exactly `[B, 1, S, P]`, no past inside, one output; RotaryEmbedding with tables per row.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rf_export.config import Expert
-from rf_export.graphs.classic import MASKED, cache_bias
+from rf_export.graphs.classic import MASKED, patch_bias, split_rows
 from rf_export.layers import RMSNorm, rotary_tables
 from rf_export.model import DecoderLayer, RFModel
 
@@ -40,8 +41,35 @@ def _onnx_tensor_scatter(past: Any, update: Any, write_indices: Any) -> Any:
     return opset24.TensorScatter(past, update, write_indices, axis=-2, mode="linear")
 
 
+@torch.library.custom_op("rf_export::attend_patches_modern", mutates_args=())
+def attend_patches(
+    q: Tensor, k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, bias: Tensor, scale: float
+) -> Tensor:
+    """As `rf_export.graphs.classic.attend_patches`, with `q [B, Hq, M, D]` and `bias [R, 1, M, P + M]`."""
+    num = len(past_key)
+    mix = functools.partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=True)
+    keys, values = torch.cat([past_key, k[:num]], 2), torch.cat([past_value, v[:num]], 2)
+    return torch.cat([mix(q[:num], keys, values, bias), mix(q[num:], k[num:], v[num:])])
+
+
+@attend_patches.register_fake
+def _(q: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(q)
+
+
+def _onnx_attend_patches(q: Any, k: Any, v: Any, past_key: Any, past_value: Any, bias: Any, scale: float) -> Any:
+    from onnxscript.onnx_opset import opset24 as op
+
+    (q_seeing, q_other), (k_seeing, k_other), (v_seeing, v_other) = split_rows(op, past_key, q, k, v)
+    keys, values = op.Concat(past_key, k_seeing, axis=2), op.Concat(past_value, v_seeing, axis=2)
+    seeing, *_ = op.Attention(q_seeing, keys, values, bias, scale=scale)
+    other, *_ = op.Attention(q_other, k_other, v_other, scale=scale)
+    return op.Concat(seeing, other, axis=0)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {  # for torch.onnx.export
-    torch.ops.rf_export.tensor_scatter.default: _onnx_tensor_scatter
+    torch.ops.rf_export.tensor_scatter.default: _onnx_tensor_scatter,
+    torch.ops.rf_export.attend_patches_modern.default: _onnx_attend_patches,
 }
 
 
@@ -56,21 +84,11 @@ class ModernDecoder:
         """RMSNormalization; its `stash_type` keeps squares in fp32."""
         return F.rms_norm(x, x.shape[-1:], module.weight, module.eps)
 
-    def prompt_bias(self, row_starts: Tensor, slots: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """Causal over the slots of the cache, the new ones among them: `[B, 1, S, P]`."""
+    def causal_bias(self, slots: Tensor, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """The slots up to each token's own, which is in the cache then: `[B, 1, S, P]`."""
         keys = torch.arange(past[0].shape[2])
-        visible = (keys >= row_starts[:, None, None]) & (keys <= slots[:, None])
+        visible = (keys >= row_starts[:, None, None]) & (keys <= slots[:, :, None])
         return torch.where(visible, 0.0, MASKED).to(past[0].dtype)[:, None]
-
-    def token_bias(self, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """The slots up to the token's own: `[B, 1, 1, P]`."""
-        return cache_bias(row_starts, past_length + 1, past)
-
-    def patch_bias(self, hidden: Tensor, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """The cache, and every patch sees every patch: `[B, 1, M, P + M]`."""
-        patches = torch.zeros_like(hidden[:, :, 0])[:, None, None]
-        bias = torch.cat([cache_bias(row_starts, past_length, past), patches], -1)
-        return bias.expand(-1, -1, hidden.shape[1], -1)
 
     def extend(
         self,
@@ -78,27 +96,36 @@ class ModernDecoder:
         hidden: Tensor,
         positions: Tensor,
         bias: Tensor,
-        past_length: Tensor,
+        past_lengths: Tensor,
         past: tuple[Tensor, ...],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run all layers; the second result is the cache with the new rows in it, `[B, H, P, D]`."""
         tables = self._tables(positions, hidden)
-        write_indices = past_length.expand(hidden.shape[0])
         present: list[Tensor] = []
         for i, layer in enumerate(self.model.decoder_layers):
             q, k, v = self._project(layer, expert, hidden, tables)
-            present.append(tensor_scatter(past[2 * i], k, write_indices))
-            present.append(tensor_scatter(past[2 * i + 1], v, write_indices))
+            present.append(tensor_scatter(past[2 * i], k, past_lengths))
+            present.append(tensor_scatter(past[2 * i + 1], v, past_lengths))
             hidden = self._finish(layer, expert, hidden, self._attend(q, present[-2], present[-1], bias))
         return hidden, tuple(present)
 
-    def read(self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """Run all layers."""
-        tables = self._tables(positions.expand(-1, hidden.shape[1]), hidden)
+    def read(
+        self,
+        expert: Expert,
+        hidden: Tensor,
+        row_starts: Tensor,
+        past_lengths: Tensor,
+        past: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Run all layers. The patches have one position, so that the keys of the cache are turned back instead."""
+        patches, slots = hidden.shape[1], past[0].shape[2]
+        tables = self._tables((row_starts - past_lengths)[:, None].expand(-1, slots), hidden)
+        bias = patch_bias(patches, row_starts, past_lengths, past).expand(-1, -1, patches, -1)
         for i, layer in enumerate(self.model.decoder_layers):
-            q, k, v = self._project(layer, expert, hidden, tables)
-            mixed = self._attend(q, torch.cat([past[2 * i], k], 2), torch.cat([past[2 * i + 1], v], 2), bias)
-            hidden = self._finish(layer, expert, hidden, mixed)
+            q, k, v = self._project(layer, expert, hidden)
+            turned = torch.onnx.ops.rotary_embedding(past[2 * i], *tables)
+            mixed = attend_patches(q, k, v, turned, past[2 * i + 1], bias, self.config.head_dim**-0.5)
+            hidden = self._finish(layer, expert, hidden, mixed.transpose(1, 2).flatten(2))
         return hidden
 
     def _tables(self, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,9 +134,9 @@ class ModernDecoder:
         return cos.squeeze(2).to(hidden.dtype), sin.squeeze(2).to(hidden.dtype)
 
     def _project(
-        self, layer: DecoderLayer, expert: Expert, hidden: Tensor, tables: tuple[Tensor, Tensor]
+        self, layer: DecoderLayer, expert: Expert, hidden: Tensor, tables: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries `[B, Hq, S, D]`, keys and values `[B, H, S, D]`, normed and rotated."""
+        """Queries `[B, Hq, S, D]`, keys and values `[B, H, S, D]`, normed, and rotated where tables are given."""
         batch, tokens, _ = hidden.shape
         qkv = layer.qkv(self.norm(layer.expert(expert).attn_norm, hidden))
         q, k, v = (
@@ -117,8 +144,10 @@ class ModernDecoder:
             .transpose(1, 2)
             .split([layer.num_heads, layer.num_kv_heads, layer.num_kv_heads], dim=1)
         )
-        rotate = torch.onnx.ops.rotary_embedding
-        return rotate(self.norm(layer.q_norm, q), *tables), rotate(self.norm(layer.k_norm, k), *tables), v
+        q, k = self.norm(layer.q_norm, q), self.norm(layer.k_norm, k)
+        if tables is not None:
+            q, k = (torch.onnx.ops.rotary_embedding(x, *tables) for x in (q, k))
+        return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """`[B, Hq, S, D]`, two of `[B, H, P, D] -> [B, S, Hq*D]`."""

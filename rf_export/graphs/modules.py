@@ -1,39 +1,7 @@
 """The exported graphs as PyTorch modules: what goes in and comes out, embeddings, guidance, sampling, Euler step.
 
-How the decoder and its cache are spelt is the dialect's: `graphs_classic.py`, `graphs_modern.py`.
-
-| graph | input | shape, dtype | output | shape, dtype |
-|---|---|---|---|---|
-| text_decoder | input_ids | [batch, sequence] int64 | next_ids | [batch] int64 |
-| | row_starts | [batch] int64 | logits | [batch, V] float32 |
-| | past_length | [1] int64 | present.{i}.key, .value, classic | [batch, H, sequence, D] kv |
-| | image_features | [features, d] kv | present.{i}.key, .value, modern | [batch, H, cache, D] kv |
-| | answer_ids | [batch, answer] int64 | | |
-| | gumbel | [batch, V] float32 | | |
-| | temperature | [batch] float32 | | |
-| | top_k | [batch] int64 | | |
-| | top_p, repetition_penalty | [batch] float32 | | |
-| | past_key_values.{i}.key, .value | [batch, H, cache, D] kv | | |
-| rep_decoder | rep_ids | [request] int64 | next_rep_ids | [request] int64 |
-| | grid_positions | [request, 2] int64 | logits | [request, K] float32 |
-| | row_starts | [2*request] int64 | present.{i}.key, .value, classic | [2*request, H, 1, D] kv |
-| | past_length | [1] int64 | present.{i}.key, .value, modern | [2*request, H, cache, D] kv |
-| | gumbel | [request, K] float32 | | |
-| | guidance_scale, temperature | [request] float32 | | |
-| | top_k | [request] int64 | | |
-| | past_key_values.{i}.key, .value | [2*request, H, cache, D] kv | | |
-| denoiser | x_t | [request, 3, height, width] float32 | x_next | as x_t |
-| | t, t_next, guidance_scale | [request] float32 | x_pred | as x_t |
-| | row_starts | [2*request] int64 | | |
-| | past_length | [1] int64 | | |
-| | past_key_values.{i}.key, .value | [2*request, H, cache, D] kv | | |
-| vision_encoder | pixels | [images, 3, height, width] float32 | image_features | [images, tokens, d] kv |
-
-An id of V or more in `input_ids` is an image token: row `id - V` of `image_features`. V in `answer_ids` is none.
-Slot s of row b is visible if `row_starts[b] <= s < past_length`; new tokens take the slots from `past_length` on. In
-`classic` only their rows come out; in `modern` the cache comes out with these rows in it, and may be the same memory.
-Rows are left-padded, so a token's rotary position is its slot minus `row_starts[b]`. Guidance rows: first the
-conditional rows of all requests, then the unconditional ones. Knows nothing of files or of ONNX.
+What goes in and comes out, names, shapes and dtypes, is written in runtime/signature.py; how the decoder and its cache
+are spelt is the dialect's: `classic.py`, `modern.py`. Knows nothing of files or of ONNX.
 """
 
 from typing import Final, Protocol
@@ -63,14 +31,8 @@ class Decoder(Protocol):
     def norm(self, module: RMSNorm, x: Tensor) -> Tensor:
         """Apply a norm of the model."""
 
-    def prompt_bias(self, row_starts: Tensor, slots: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """The bias of a run of tokens in `slots [S]` that see the cache and those before them."""
-
-    def token_bias(self, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """The bias of one token that sees the cache and itself."""
-
-    def patch_bias(self, hidden: Tensor, row_starts: Tensor, past_length: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """The bias of patches that see the cache and one another."""
+    def causal_bias(self, slots: Tensor, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]) -> Tensor:
+        """The bias of a run of tokens in `slots [B, S]` that see the cache and those before them."""
 
     def extend(
         self,
@@ -78,7 +40,7 @@ class Decoder(Protocol):
         hidden: Tensor,
         positions: Tensor,
         bias: Tensor,
-        past_length: Tensor,
+        past_lengths: Tensor,
         past: tuple[Tensor, ...],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run all layers over new tokens that go into the cache.
@@ -87,16 +49,26 @@ class Decoder(Protocol):
             expert: Token type of the new tokens.
             hidden: `[B, S, d]`.
             positions: Rotary positions `[B, S]`.
-            bias: From `prompt_bias` or `token_bias`.
-            past_length: Slots in use, `[1]`.
+            bias: From `causal_bias`.
+            past_lengths: Slots in use, `[B]`.
             past: `[B, H, P, D]` each.
 
         Returns:
-            Hidden states before the final norm, and `present`, as the table of the module says.
+            Hidden states before the final norm, and `present`, as runtime/signature.py says.
         """
 
-    def read(self, expert: Expert, hidden: Tensor, positions: Tensor, bias: Tensor, past: tuple[Tensor, ...]) -> Tensor:
-        """Run all layers over patches that leave the cache as it is and share one position `[B, 1]`."""
+    def read(
+        self,
+        expert: Expert,
+        hidden: Tensor,
+        row_starts: Tensor,
+        past_lengths: Tensor,
+        past: tuple[Tensor, ...],
+    ) -> Tensor:
+        """Run all layers over patches `[B, M, d]`, which leave the cache of the first R rows as it is.
+
+        All patches of a row share the position behind its cache. Rows beyond R see patches alone.
+        """
 
 
 DECODERS: Final[dict[Dialect, type[Decoder]]] = {"classic": ClassicDecoder, "modern": ModernDecoder}
@@ -125,7 +97,7 @@ class TextDecoder(CachedGraph):
         self,
         input_ids: Tensor,
         row_starts: Tensor,
-        past_length: Tensor,
+        past_lengths: Tensor,
         image_features: Tensor,
         answer_ids: Tensor,
         gumbel: Tensor,
@@ -135,13 +107,13 @@ class TextDecoder(CachedGraph):
         repetition_penalty: Tensor,
         *past: Tensor,
     ) -> tuple[Tensor, ...]:
-        """See the table of the module."""
+        """See runtime/signature.py."""
         hidden = self._embed(input_ids, image_features)
-        slots = past_length + torch.arange(input_ids.shape[1])  # [S]
+        slots = past_lengths[:, None] + torch.arange(input_ids.shape[1])  # [B, S]
         # Max, not Clip: TensorRT lists no whole numbers for Clip.
         positions = torch.maximum(slots - row_starts[:, None], torch.zeros((), dtype=torch.int64))
-        bias = self.decoder.prompt_bias(row_starts, slots, past_length, past)
-        hidden, present = self.decoder.extend("understanding", hidden, positions, bias, past_length, past)
+        bias = self.decoder.causal_bias(slots, row_starts, past_lengths, past)
+        hidden, present = self.decoder.extend("understanding", hidden, positions, bias, past_lengths, past)
         last = self.final_norm("understanding", hidden[:, -1])
         logits = self.model.text_head(last).float()
         penalised = penalise(logits, answer_ids, repetition_penalty)
@@ -160,42 +132,53 @@ class TextDecoder(CachedGraph):
 
 
 class RepDecoder(CachedGraph):
-    """One step of the representation stage: decode, guide, sample."""
+    """One pass over a window of representation tokens: decode, guide, sample."""
 
     def forward(
         self,
         rep_ids: Tensor,
         grid_positions: Tensor,
+        row_requests: Tensor,
+        uncond_rows: Tensor,
         row_starts: Tensor,
-        past_length: Tensor,
+        past_lengths: Tensor,
         gumbel: Tensor,
         guidance_scale: Tensor,
         temperature: Tensor,
         top_k: Tensor,
         *past: Tensor,
     ) -> tuple[Tensor, ...]:
-        """See the table of the module."""
-        one = self.model.embed_rep(rep_ids[:, None], grid_positions[:, None])  # [R, 1, d]
-        hidden = torch.cat([one, one])
-        positions = (past_length - row_starts)[:, None]
-        bias = self.decoder.token_bias(row_starts, past_length, past)
-        hidden, present = self.decoder.extend("representation", hidden, positions, bias, past_length, past)
-        rows = self.model.rep_head(self.final_norm("representation", hidden[:, 0])).float()
-        with_text, without_text = rows.reshape(2, -1, self.config.rep_vocab_size).unbind(0)
-        logits = without_text + guidance_scale[:, None] * (with_text - without_text)
-        return sample(logits, gumbel, temperature, top_k), logits, *present
+        """See runtime/signature.py."""
+        hidden = self.model.embed_rep(rep_ids, grid_positions).index_select(0, row_requests)  # [B, W, d]
+        slots = past_lengths[:, None] + torch.arange(rep_ids.shape[1])  # [B, W]
+        bias = self.decoder.causal_bias(slots, row_starts, past_lengths, past)
+        positions = slots - row_starts[:, None]
+        hidden, present = self.decoder.extend("representation", hidden, positions, bias, past_lengths, past)
+        rows = self.model.rep_head(self.final_norm("representation", hidden)).float()
+        logits = guide(rows, uncond_rows, guidance_scale[:, None, None])
+        return sample(logits, gumbel, temperature[:, None, None], top_k[:, None, None]), logits, *present
+
+
+def guide(rows: Tensor, uncond_rows: Tensor, scale: Tensor) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): the first R of B rows, away from each one's unconditional row.
+
+    `[B, ...]`, `[R]`, a scale that broadcasts `-> [R, ...]`.
+    """
+    conditional = rows.index_select(0, torch.arange(uncond_rows.shape[0]))
+    unconditional = rows.index_select(0, uncond_rows)
+    return unconditional + scale * (conditional - unconditional)
 
 
 def sample(logits: Tensor, gumbel: Tensor, temperature: Tensor, top_k: Tensor) -> Tensor:
-    """Top-k Gumbel-max draw, k at run time: `[R, K]`, `[R, K]`, `[R]`, `[R] -> int64 [R]`.
+    """Top-k Gumbel-max draw, k at run time: two of `[..., K]`, two of `[..., 1]` that broadcast `-> int64 [...]`.
 
     The k-th largest value is a threshold, so ties at the border all stay in, and the noise belongs to the vocabulary
     entry: the draw does not depend on how a backend orders equal values.
     """
-    scaled = logits / temperature[:, None]
-    largest = torch.topk(scaled, min(TOPK_WIDTH, scaled.shape[1]), dim=1).values
-    threshold = torch.gather(largest, 1, top_k[:, None] - 1)
-    return torch.argmax(torch.where(scaled >= threshold, scaled + gumbel, -1e30), dim=1)
+    scaled = logits / temperature
+    largest = torch.topk(scaled, min(TOPK_WIDTH, scaled.shape[-1]), dim=-1).values
+    threshold = torch.gather(largest, -1, (top_k - 1).expand(-1, scaled.shape[1], -1))
+    return torch.argmax(torch.where(scaled >= threshold, scaled + gumbel, -1e30), dim=-1)
 
 
 def penalise(logits: Tensor, answer_ids: Tensor, penalty: Tensor) -> Tensor:
@@ -235,22 +218,19 @@ class Denoiser(CachedGraph):
         t: Tensor,
         t_next: Tensor,
         guidance_scale: Tensor,
+        row_requests: Tensor,
+        uncond_rows: Tensor,
         row_starts: Tensor,
-        past_length: Tensor,
+        past_lengths: Tensor,
         *past: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """See the table of the module."""
-        one = self.model.embed_pixels(x_t, t)  # [R, M, d]
-        hidden = torch.cat([one, one])
-        positions = (past_length - row_starts)[:, None]
-        bias = self.decoder.patch_bias(hidden, row_starts, past_length, past)
-        hidden = self.decoder.read("pixel", hidden, positions, bias, past)
-        rows = self.model.pixel_out(self.final_norm("pixel", hidden))
-        height, width = x_t.shape[2:]
-        pixels = unpatchify(rows, self.config.patch_size, height, width).float()
-        with_prefix, without_prefix = pixels.reshape(2, -1, 3, height, width).unbind(0)
-        scale, step = guidance_scale[:, None, None, None], ((t_next - t) / (1 - t))[:, None, None, None]
-        x_pred = without_prefix + scale * (with_prefix - without_prefix)
+        """See runtime/signature.py."""
+        hidden = self.model.embed_pixels(x_t, t).index_select(0, row_requests)  # [B, M, d]
+        hidden = self.decoder.read("pixel", hidden, row_starts, past_lengths, past)
+        rows = self.model.pixel_out(self.final_norm("pixel", hidden)).float()
+        patches = guide(rows, uncond_rows, guidance_scale[:, None, None])
+        x_pred = unpatchify(patches, self.config.patch_size, *x_t.shape[2:])
+        step = ((t_next - t) / (1 - t))[:, None, None, None]
         return x_t + step * (x_pred - x_t), x_pred
 
 
@@ -258,7 +238,7 @@ class VisionEncoder(CachedGraph):
     """Pictures as tokens that the text decoder reads: encoder and connector."""
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """See the table of the module."""
+        """See runtime/signature.py."""
         rows, columns = (side // self.config.patch_size for side in pixels.shape[2:])
         features = self.model.encoder(pixels.to(self.model.encoder.patch_in.weight.dtype))
         return self.model.connector(features, rows, columns)

@@ -20,7 +20,7 @@ from runtime.options import DrawingPlan
 from runtime.signature import GraphName, GraphSignature, ModelSpec, Variant
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
-FillNoise: TypeAlias = Callable[[int, npt.NDArray[np.float32]], None]  # step, [R, K] to be written
+FillNoise: TypeAlias = Callable[[int, int, npt.NDArray[np.float32]], None]  # request, token, [K] to be written
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,11 +85,11 @@ class StageRunner(Protocol):
     def draw_tokens(
         self, plan: DrawingPlan, fill_noise: FillNoise, forced: npt.NDArray[np.int64] | None
     ) -> Generator[TokenEvent, None, npt.NDArray[np.int64]]:
-        """Draw the representation tokens one by one; at its end the last one is in the cache too.
+        """Draw the representation tokens, in windows of the plan; at its end the last one is in the cache too.
 
         Args:
             plan: How to draw.
-            fill_noise: Writes the Gumbel noise of a step.
+            fill_noise: Writes the Gumbel noise of a request's token.
             forced: [R, N] tokens to go on with instead of those that are drawn; -1 for the drawn one.
 
         Returns:

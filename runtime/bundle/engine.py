@@ -21,7 +21,7 @@ from runtime.bundle.folder import Bundle, Verify, check_files
 from runtime.bundle.manifest import FileEntry, check_table
 from runtime.bundle.strict_json import Record, read_as, read_document, read_json, seal
 from runtime.errors import RFError
-from runtime.signature import GRAPHS, Dialect, GraphName, Precision, Variant
+from runtime.signature import GRAPHS, Dialect, GraphName, Positive, Precision, Variant
 
 FORMAT: Final = "rf-export-engine"
 FORMAT_VERSION: Final = 2
@@ -46,6 +46,7 @@ class EngineRecord(Record, frozen=True, kw_only=True):
     bundle_id: str
     graphs: dict[GraphName, EngineGraph]
     files: dict[str, FileEntry]
+    window: Positive = 1  # representation tokens of a pass, measured best where it was built
     build: dict[str, Any]  # options, seconds, peak memory, names for people
     verified: dict[str, Any]  # per graph: largest relative error against the ONNX graph
 

@@ -7,6 +7,7 @@ graph has the signature that its model gives it.
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final
 
@@ -14,6 +15,7 @@ from msgspec import Meta
 
 from runtime.bundle.strict_json import LARGEST, Finite, NotNegative, Record, read_as, read_document, seal, shortened
 from runtime.errors import RFError
+from runtime.options import Plan
 from runtime.signature import (
     DIALECTS,
     GRAPHS,
@@ -30,9 +32,10 @@ from runtime.signature import (
 )
 
 FORMAT: Final = "rf-export-bundle"
-FORMAT_VERSION: Final = 2  # in 1 there was no vision_encoder
+FORMAT_VERSION: Final = 3  # in 1 there was no vision_encoder, in 2 a pass took one token and guidance two rows
 MANIFEST_NAME: Final = "manifest.json"
 
+_Share = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 1")]
 _Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
 
 
@@ -43,8 +46,8 @@ class FileEntry(Record, frozen=True, kw_only=True):
     size: NotNegative
 
 
-class SamplingDefaults(Record, frozen=True, kw_only=True):
-    """How a picture is drawn where the caller does not say otherwise, and the shift of the timesteps."""
+class SamplingDefaults(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """How a picture is drawn where the caller does not say otherwise."""
 
     num_steps: Positive
     rep_guidance_scale: Finite
@@ -52,7 +55,40 @@ class SamplingDefaults(Record, frozen=True, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=LARGEST, description="a finite number >= 0")]
     top_k: Positive
     shift: Annotated[float, Meta(gt=0, le=LARGEST, description="a finite number > 0")]  # at shift_base_patches
-    shift_base_patches: Positive
+    shift_base_patches: Positive | None = None  # None where the shift is the same for all sizes of pictures
+    times: tuple[_Share, ...] | None = None  # in place of num_steps and shift
+    guided: tuple[_Share, _Share] = (0.0, 1.0)  # when the denoiser is guided
+    noise_scale: Annotated[float, Meta(gt=0, le=LARGEST, description="a finite number > 0")] = 1.0
+
+    def __post_init__(self) -> None:
+        try:
+            Plan(times=self.times, guided=self.guided)
+        except RFError as error:
+            raise ValueError(str(error)) from None
+
+
+class TunedPlan(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """What `rf-export tune` found for a checkpoint, and what proves it."""
+
+    num_steps: Positive | None = None
+    shift: Finite | None = None
+    times: tuple[_Share, ...] | None = None
+    guided: tuple[_Share, _Share] | None = None
+    rep_guidance_scale: Finite | None = None
+    pix_guidance_scale: Finite | None = None
+    window: Positive | None = None
+    evidence: dict[str, Any]  # how it was found; nothing is computed from it
+
+    def __post_init__(self) -> None:
+        try:
+            self.plan  # noqa: B018
+        except RFError as error:
+            raise ValueError(str(error)) from None
+
+    @property
+    def plan(self) -> Plan:
+        """What to draw with."""
+        return Plan(**{each.name: getattr(self, each.name) for each in fields(Plan)})
 
 
 class UnderstandingDefaults(Record, frozen=True, kw_only=True):
@@ -117,6 +153,8 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     graphs: tuple[GraphEntry, ...]
     files: dict[str, FileEntry]
     verified: dict[str, dict[str, Any]]
+    tuned: TunedPlan | None = None  # None where nobody tuned it
+    requires: tuple[str, ...] = ()  # what a host has to be able to do besides; one that does not know it refuses
 
     def __post_init__(self) -> None:
         check_table(self.files, [name for graph in self.graphs for name in graph.files] + [self.tokenizer.file])

@@ -4,26 +4,27 @@ Knows nothing of threads, and nothing of who may come when: `jobs` is set by the
 a step that finds it changed lays the caches of all jobs out anew. What a job needs to go on is kept with the
 job, in the cache only while its tokens are drawn, so that nothing is left behind where one leaves.
 
-Results: a job is computed in rows of its own, and hidden slots are zero. Only where a row starts depends on
-the others (all end at one slot), and with it the order in which the attention sums: a few units in the last
-place. A job whose text is as long as the others' is computed as if it were alone.
+Results: a job is computed in rows of its own, which begin at slot 0 whatever the others have, and hidden slots are zero.
+Only how long the buffers are depends on the others, and with it the order in which a library may sum: a few units in
+the last place. Jobs of one batch may be at any token and step, and take windows of one size.
 
 Legend: R requests, N representation tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.backends.host.cache import KVCache
-from runtime.backends.host.stages import PixelStep, TokenStep, prefill
+from runtime.backends.host.stages import PixelStep, TokenPass, TokenRow, prefill
+from runtime.backends.windows import TokenWindow
 from runtime.errors import RFError
 from runtime.events import StepEvent, TokenEvent
 from runtime.loading import LoadedModel
 from runtime.scheduling.handle import DrawingHandle
-from runtime.scheduling.prefixes import CacheMemory, Prefix, copy_prefix, lay_out
+from runtime.scheduling.prefixes import CacheMemory, Prefix, copy_row, lay_out
 
 
 @dataclass(eq=False)
@@ -31,19 +32,30 @@ class Job:
     """A request on its way, and all that it needs to go on."""
 
     handle: DrawingHandle
+    window: TokenWindow
     prefix: Prefix | None = None  # None until its text is read, and while its tokens are drawn
-    rep_ids: list[int] = field(default_factory=list)  # those in use, drawn or given
     pixels: npt.NDArray[np.float32] | None = None  # [3, height, width], a row of what its last step was bound to
-    step: int = 0  # of its stage, the next one
+    step: int = 0  # of denoising, the next one
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the picture."""
         return self.handle.request.plan.height, self.handle.request.plan.width
 
+    @property
+    def guided(self) -> bool:
+        """Whether its tokens have an unconditional row."""
+        return self.handle.request.plan.rep_guidance_scale != 1
+
+
+def make_job(handle: DrawingHandle, model: LoadedModel) -> Job:
+    """A request that nothing has been done for."""
+    request, start_id = handle.request, model.manifest.model.rep_start_id
+    return Job(handle, TokenWindow(request.plan.grid, start_id, request.plan.window, request.forced))
+
 
 class TokenBatch:
-    """Draws the representation tokens of up to `max_requests` jobs.
+    """Draws the representation tokens of up to `max_requests` jobs: a pass is for all windows of one size.
 
     Attributes:
         jobs: Whom the next step is for.
@@ -55,71 +67,89 @@ class TokenBatch:
         # The longest prefix, N + 1 tokens and the text, and its pixels take max_positions.
         self._memory = _memory_for(model, max_requests)
         self._laid_out: list[Job] = []
-        self._cache: KVCache
-        self._starts: npt.NDArray[np.int64]
-        self._run: TokenStep
+        self._groups: dict[int, _TokenGroup] = {}  # by window, that whose turn it is first
 
     def step(self) -> list[Job]:
-        """Draw the next token of every job.
+        """Make the next pass of all jobs whose windows have one size.
 
         Returns:
             The jobs that have all their tokens in their prefix. The owner takes them out of `jobs`.
         """
         if self.jobs != self._laid_out:
             self._lay_out()
-        for row, job in enumerate(self.jobs):
-            request = job.handle.request
-            self._run.feed(row, job.step, job.rep_ids[-1] if job.rep_ids else self._model.manifest.model.rep_start_id)
-            if job.step < request.plan.num_rep_tokens and not request.plan.greedy:
-                request.fill_gumbel(job.step, self._run.gumbel[row])
-        self._run()
-        return [job for row, job in enumerate(self.jobs) if self._advance(row, job)]
+        size = next(iter(self._groups))
+        group = self._groups[size] = self._groups.pop(size)  # to the end of the line
+        group.step()
+        ended = [job for job in group.jobs if job.window.ended]
+        for job in ended:
+            job.prefix = Prefix(copy_row(group.cache, group.jobs.index(job)), None)
+        return ended
 
     def clear(self) -> None:
         """Forget all jobs, also where a step broke off."""
-        self.jobs, self._laid_out = [], []
-
-    def _advance(self, row: int, job: Job) -> bool:
-        num_steps, forced = job.handle.request.plan.num_rep_tokens, job.handle.request.forced
-        if job.step == num_steps:  # that run only filled the cache
-            job.prefix, job.step = self._prefix(row, job), 0
-            return True
-        drawn = self._run.next_rep_ids[row : row + 1]
-        job.rep_ids.append(int(drawn[0] if forced is None or forced[job.step] < 0 else forced[job.step]))
-        if job.handle.reports_steps:
-            logits = self._run.logits[row : row + 1]
-            job.handle.report(TokenEvent(job.step, num_steps, drawn.copy(), logits.copy()))
-        job.step += 1
-        return False
+        self.jobs, self._laid_out, self._groups = [], [], {}
 
     def _lay_out(self) -> None:
-        for row, job in enumerate(self._laid_out):
-            if job in self.jobs:
-                job.prefix = self._prefix(row, job)
+        for group in self._groups.values():
+            group.take_out([job for job in group.jobs if job in self.jobs])
         self._read_texts([job for job in self.jobs if job not in self._laid_out])
-        plans = [job.handle.request.plan for job in self.jobs]
-        # The buffer ends where the first job leaves, since then it is laid out anew.
-        free = min(plan.num_rep_tokens + 1 - job.step for plan, job in zip(plans, self.jobs, strict=True))
+        sizes = dict.fromkeys([*self._groups, *(job.window.size for job in self.jobs)])
+        self._laid_out, self._groups = [], {}
         self._memory.clear()
-        self._cache, self._starts = lay_out(self._memory, [_prefix_of(job) for job in self.jobs], free)
-        texts = np.array([_prefix_of(job).text_length for job in self.jobs], np.int64)
-        row_starts = np.concatenate([self._starts, self._starts + texts])
-        self._run = TokenStep(self._model.sessions["rep_decoder"], plans, self._cache, row_starts)
+        for size in sizes:
+            jobs = [job for job in self.jobs if job.window.size == size]
+            if jobs:
+                self._groups[size] = _TokenGroup(self._model, self._memory, jobs)
         self._laid_out = list(self.jobs)
-        for job in self.jobs:
-            job.prefix = None
 
     def _read_texts(self, jobs: Sequence[Job]) -> None:
         if not jobs:
             return
         ids = [job.handle.request.ids for job in jobs]
-        cache = KVCache(self._memory.model, self._memory.variant, 2 * len(jobs), max(map(len, ids)))
-        starts = prefill(self._model.sessions["text_decoder"], ids, cache)
+        cache = KVCache(self._memory.model, self._memory.variant, len(jobs), max(map(len, ids)))
+        prefill(self._model.sessions["text_decoder"], ids, cache)
         for row, job in enumerate(jobs):
-            job.prefix = copy_prefix(cache, row, int(starts[row]), len(ids[row]))
+            conditional = copy_row(cache, row)
+            job.prefix = Prefix(conditional, conditional[:, :, :0] if job.guided else None)
 
-    def _prefix(self, row: int, job: Job) -> Prefix:
-        return copy_prefix(self._cache, row, int(self._starts[row]), len(job.handle.request.ids))
+
+class _TokenGroup:
+    """Jobs whose windows have one size, laid out in a cache of their own: conditional rows, then unconditional ones."""
+
+    def __init__(self, model: LoadedModel, memory: CacheMemory, jobs: list[Job]) -> None:
+        self.jobs = jobs
+        self._guided = [job for job in jobs if job.guided]
+        prefixes = [_prefix_of(job) for job in jobs]
+        rows = [prefix.conditional for prefix in prefixes]
+        rows += [prefix.unconditional for prefix in prefixes if prefix.unconditional is not None]
+        slots = max(len(job.handle.request.ids) + job.window.num_tokens + 1 for job in jobs)
+        self.cache = lay_out(memory, rows, slots)
+        token_rows = []
+        for job in jobs:
+            request = job.handle.request
+            row = TokenRow(request.plan, job.window, len(request.ids), job.guided, request.fill_gumbel)
+            token_rows.append(row)
+            job.prefix = None
+        self._run = TokenPass(model.sessions["rep_decoder"], token_rows, self.cache)
+
+    def step(self) -> None:
+        """Run once, and tell who wants to know."""
+        starts = [job.window.start for job in self.jobs]
+        for line, (job, known) in enumerate(zip(self.jobs, self._run(), strict=True)):
+            if not job.handle.reports_steps:
+                continue
+            for token in known:
+                logits = self._run.logits[line, token - starts[line]][None].copy()
+                drawn = job.window.drawn[token : token + 1].copy()
+                job.handle.report(TokenEvent(token, job.window.num_tokens, drawn, logits))
+
+    def take_out(self, jobs: Sequence[Job]) -> None:
+        """Copy out what these have."""
+        for job in jobs:
+            unconditional = None
+            if job.guided:
+                unconditional = copy_row(self.cache, len(self.jobs) + self._guided.index(job))
+            job.prefix = Prefix(copy_row(self.cache, self.jobs.index(job)), unconditional)
 
 
 class PixelBatch:
@@ -165,7 +195,7 @@ class PixelBatch:
         if job.step < request.plan.num_steps:
             return False
         try:
-            picture = request.finish(run.x_t[row], np.array(job.rep_ids, np.int64), self._model.variant.precision)
+            picture = request.finish(run.x_t[row], job.window.rep_ids, self._model.variant.precision)
         except RFError as error:
             job.handle.fail(error)
         else:
@@ -183,13 +213,12 @@ class PixelBatch:
         self._laid_out = list(self.jobs)
 
     def _bind(self, jobs: Sequence[Job]) -> PixelStep:
-        cache, starts = lay_out(self._memory, [_prefix_of(job) for job in jobs], 0)
+        prefixes = [_prefix_of(job).conditional for job in jobs]
+        cache = lay_out(self._memory, prefixes, max(values.shape[2] for values in prefixes))
         x_t = np.stack([job.handle.request.first_pixels() if job.pixels is None else job.pixels for job in jobs])
         for row, job in enumerate(jobs):
             job.pixels = x_t[row]
-        return PixelStep(
-            self._model.sessions["denoiser"], [job.handle.request.plan for job in jobs], cache, starts, x_t
-        )
+        return PixelStep(self._model.sessions["denoiser"], [job.handle.request.plan for job in jobs], cache, x_t)
 
 
 def _memory_for(model: LoadedModel, max_requests: int) -> CacheMemory:

@@ -1,7 +1,8 @@
-"""What each request has in a cache, and how requests are laid out together: all of them end at the same slot.
+"""What each request has in a cache, and the memory of the caches in which requests are together.
 
 Knows nothing of graphs and of who is drawn when. Where requests come and go, what each has is copied out as a `Prefix`,
-and the prefixes of those who are to be together are laid out anew.
+and the prefixes of those who are to be together are laid out anew; each row begins at slot 0 and has a length of its
+own.
 
 Legend: L layers, R requests, H key/value heads, D head size, P slots in use.
 """
@@ -9,7 +10,7 @@ Legend: L layers, R requests, H key/value heads, D head size, P slots in use.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +18,15 @@ import numpy.typing as npt
 from runtime.backends.host.cache import KVCache, cache_dtype, cache_shape
 from runtime.signature import ModelSpec, Variant
 
+KeysValues: TypeAlias = npt.NDArray[Any]  # [2 L, H, P, D] of one row
+
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """The keys and values of one request, a copy of its own."""
 
-    values: npt.NDArray[Any]  # [2 L, 2, H, P, D], its conditional and its unconditional row
-    text_length: int  # so many slots at the start belong to the text, which the unconditional row does not see
-
-    @property
-    def length(self) -> int:
-        """Slots P in use."""
-        return int(self.values.shape[3])
+    conditional: KeysValues
+    unconditional: KeysValues | None  # without the text; None where it is not guided, or its tokens are drawn
 
 
 class CacheMemory:
@@ -67,38 +65,16 @@ class CacheMemory:
         self._values = np.empty(min(max(size, 2 * len(self._values)), self._limit), self._values.dtype)
 
 
-def copy_prefix(cache: KVCache, request: int, start: int, text_length: int) -> Prefix:
-    """Copy out what a request has in rows `request` and R + `request` of a cache.
-
-    Args:
-        cache: Of 2R rows.
-        request: Which one.
-        start: Its first slot.
-        text_length: Slots of its text.
-    """
-    num_requests = cache.values.shape[1] // 2
-    return Prefix(cache.values[:, request::num_requests, :, start : cache.length].copy(), text_length)
+def copy_row(cache: KVCache, row: int) -> KeysValues:
+    """What a row of a cache holds."""
+    return cache.values[:, row, :, : cache.lengths[row]].copy()
 
 
-def lay_out(
-    memory: CacheMemory, prefixes: Sequence[Prefix], num_free_slots: int
-) -> tuple[KVCache, npt.NDArray[np.int64]]:
-    """Put requests together in a cache that is cut from `memory`: all of them end at the same slot.
-
-    Args:
-        memory: Where to.
-        prefixes: What each request has: [R].
-        num_free_slots: Slots for the tokens to come.
-
-    Returns:
-        The cache of 2R rows, first the conditional ones; and the first slot of each request, [R].
-    """
-    length, num_requests = max(prefix.length for prefix in prefixes), len(prefixes)
-    cache = memory.cut(2 * num_requests, length + num_free_slots)
-    cache.length = length
-    starts = np.array([length - prefix.length for prefix in prefixes], np.int64)
-    for row, prefix in enumerate(prefixes):
-        text_end = starts[row] + prefix.text_length
-        cache.values[:, row, :, starts[row] : length] = prefix.values[:, 0]
-        cache.values[:, num_requests + row, :, text_end:length] = prefix.values[:, 1, :, prefix.text_length :]
-    return cache, starts
+def lay_out(memory: CacheMemory, rows: Sequence[KeysValues], num_slots: int) -> KVCache:
+    """Put rows together in a cache of so many slots that is cut from `memory`."""
+    cache = memory.cut(len(rows), num_slots)
+    for row, values in enumerate(rows):
+        length = values.shape[2]
+        cache.values[:, row, :, :length] = values
+        cache.lengths[row] = length
+    return cache

@@ -22,7 +22,7 @@ from runtime.backends.host.machine import usable_cpus
 from runtime.errors import RFError
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
-from runtime.scheduling.batches import Job, PixelBatch, TokenBatch
+from runtime.scheduling.batches import PixelBatch, TokenBatch, make_job
 from runtime.scheduling.dispatch import Dispatcher, WhenFull
 from runtime.scheduling.handle import DrawingHandle, Reports
 
@@ -127,7 +127,7 @@ class Scheduler:
         given: Any = None if rep_ids is None else [rep_ids]
         (request,) = self._pipeline.check([prompt], seed=seed, options=options, rep_ids=given)
         handle = DrawingHandle(request, reports, self._dispatcher.forget_cancelled)
-        self._dispatcher.submit(Job(handle), when_full)
+        self._dispatcher.submit(make_job(handle, self._pipeline.model), when_full)
         return handle
 
     def close(self, pending: Literal["finish", "cancel"] = "finish") -> None:

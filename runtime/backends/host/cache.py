@@ -8,7 +8,6 @@ read the same memory.
 Legend: L layers, R requests, H key/value heads, D head size, S new tokens.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,12 +24,12 @@ class CacheWrite:
     Attributes:
         inputs: The tensors past_key_values.*, to be bound.
         outputs: The tensors present.*, to be bound; in the modern dialect the same memory.
-        finish: What is left to do after each run.
+        new: [2 L, rows, H, S, D] what the graph returns; None where it writes into the cache itself.
     """
 
     inputs: dict[str, npt.NDArray[Any]]
     outputs: dict[str, npt.NDArray[Any]]
-    finish: Callable[[], None]
+    new: npt.NDArray[Any] | None
 
 
 class KVCache:
@@ -41,7 +40,7 @@ class KVCache:
 
     Attributes:
         values: [2 L, rows, H, slots, D]; key and value of layer 0, key and value of layer 1, ...
-        length: Slots in use; the next token takes the slot of this number.
+        lengths: int64 [rows] slots in use; the next token of a row takes the slot of this number.
     """
 
     def __init__(
@@ -51,63 +50,64 @@ class KVCache:
         if values is None:
             values = np.zeros(cache_shape(model, num_rows, num_slots), cache_dtype(variant))
         self.values = values
-        self.length = 0
+        self.lengths = np.zeros(num_rows, np.int64)
         self._num_layers = model.num_layers
         self._written_by_graphs = variant.dialect == "modern"
 
-    def new_rows(self, num_rows: int, num_tokens: int) -> npt.NDArray[Any]:
-        """A buffer for what a graph returns, or an empty past: zeros [2 L, rows, H, S, D]."""
-        layers, _, heads, _, size = self.values.shape
-        return np.zeros((layers, num_rows, heads, num_tokens, size), self.values.dtype)
-
     def named(
-        self, prefix: Literal["past_key_values", "present"], values: npt.NDArray[Any] | None = None
+        self, prefix: Literal["past_key_values", "present"], values: npt.NDArray[Any]
     ) -> dict[str, npt.NDArray[Any]]:
-        """The tensors of a graph: views of `values`, or of this cache, each contiguous."""
-        return dict(zip(kv_names(prefix, self._num_layers), self.values if values is None else values, strict=True))
+        """The tensors of a graph: views of `values` [2 L, ...], each contiguous."""
+        return dict(zip(kv_names(prefix, self._num_layers), values, strict=True))
 
-    def write(
-        self, num_rows: int, num_tokens: int, *, rows: npt.NDArray[np.intp] | None = None, is_empty: bool = False
-    ) -> CacheWrite:
-        """Prepare runs that add `num_tokens` tokens to each of `num_rows` rows.
+    def read(self, num_rows: int) -> dict[str, npt.NDArray[Any]]:
+        """The tensors past_key_values.* of the first rows."""
+        return self.named("past_key_values", self.values[:, :num_rows])
+
+    def write(self, num_rows: int, num_tokens: int, *, is_empty: bool = False) -> CacheWrite:
+        """Prepare runs that add up to `num_tokens` tokens to each of `num_rows` rows.
 
         Args:
-            num_rows: Rows of the graph.
+            num_rows: Rows of the graph; of a graph that writes by itself, the first ones of the cache.
             num_tokens: New tokens of a run.
-            rows: Which rows these are, where not the first ones: only if `takes_any_rows`.
             is_empty: For one run on an empty cache: where the graph only reads it, one hidden slot stands for
                 all of it.
         """
         if self._written_by_graphs:
-            assert rows is None
-            values = self.values[:, :num_rows]
-            return CacheWrite(
-                self.named("past_key_values", values), self.named("present", values), lambda: self._advance(num_tokens)
-            )
-        past = self.new_rows(num_rows, 1) if is_empty else self.values[:, :num_rows]
-        new = self.new_rows(num_rows, num_tokens)
-        return CacheWrite(
-            self.named("past_key_values", past), self.named("present", new), lambda: self.append(new, rows)
-        )
+            present = self.named("present", self.values[:, :num_rows])
+            return CacheWrite(self.read(num_rows), present, None)
+        new = self._zeros(num_rows, num_tokens)
+        past = self.named("past_key_values", self._zeros(num_rows, 1)) if is_empty else self.read(num_rows)
+        return CacheWrite(past, self.named("present", new), new)
 
     @property
     def takes_any_rows(self) -> bool:
         """Whether a run may add tokens to some rows only; graphs that write by themselves take the first ones."""
         return not self._written_by_graphs
 
-    def hide(self, row: int, num_slots: int) -> None:
-        """Forget the first slots of a row, which no token sees: hidden slots have to be finite."""
-        self.values[:, row, :, :num_slots] = 0
+    def keep(self, write: CacheWrite, line: int, row: int, tokens: slice, slot: int) -> None:
+        """Keep some of the tokens that a run added; a row is in use up to the last of them then.
 
-    def append(self, new: npt.NDArray[Any], rows: npt.NDArray[np.intp] | None = None) -> None:
-        """Write the new tokens of these rows, or the first ones, into the next slots: [2 L, rows, H, S, D]."""
-        num_tokens = new.shape[3]
-        which = slice(new.shape[1]) if rows is None else rows
-        self.values[:, which, :, self.length : self.length + num_tokens] = new
-        self._advance(num_tokens)
+        Args:
+            write: What was bound.
+            line: The row of the graph.
+            row: The row of the cache.
+            tokens: Which of the run's tokens.
+            slot: Where the first of them belongs.
+        """
+        end = slot + tokens.stop - tokens.start
+        if write.new is not None:
+            self.values[:, row, :, slot:end] = write.new[:, line, :, tokens]
+        self.lengths[row] = end
 
-    def _advance(self, num_tokens: int) -> None:
-        self.length += num_tokens
+    def forget(self, row: int, length: int) -> None:
+        """Forget all but the first tokens of a row. Forgotten slots are zeroed: hidden ones have to be finite."""
+        self.values[:, row, :, length:] = 0
+        self.lengths[row] = length
+
+    def _zeros(self, num_rows: int, num_tokens: int) -> npt.NDArray[Any]:
+        layers, _, heads, _, size = self.values.shape
+        return np.zeros((layers, num_rows, heads, num_tokens, size), self.values.dtype)
 
 
 def cache_shape(model: ModelSpec, num_rows: int, num_slots: int) -> tuple[int, ...]:

@@ -1,15 +1,19 @@
 """The three stages of a drawing: read the prompts, draw representation tokens, denoise.
 
 Knows nothing of texts, seeds and files: token ids and noise in, token ids and pixels out. A stage binds its
-buffers once; a step writes a few numbers into them, runs the graph and, in the first two stages, finishes the
-write of the new cache rows.
+buffers once; a run writes a few numbers into them, runs the graph and, in the first two stages, keeps the new rows of
+the cache. Prompts are padded on the right and every row starts at slot 0: what a request is computed from does not
+depend on the others.
 
-Legend: R requests, L layers, H key/value heads, S new tokens, D head size, K representation vocabulary.
-Rows 0..R-1 of the cache are conditional, rows R..2R-1 unconditional: these see no text in the
-representation stage, and neither text nor representation tokens in the denoiser.
+Legend: R requests, W tokens of a window, K representation vocabulary.
+Rows 0 to R - 1 of the cache are those of the requests, with their text. Behind them are the unconditional rows of those
+that are guided: they see no text in the representation stage; in the denoiser they see neither text nor
+representation tokens, and have no cache.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,47 +21,39 @@ import numpy.typing as npt
 
 from runtime.backends.host.cache import KVCache
 from runtime.backends.host.text import HostTextRow
-from runtime.backends.interface import DrawingShape, FillNoise, Session, keep_drawn
+from runtime.backends.interface import DrawingShape, FillNoise, Session
+from runtime.backends.windows import TokenWindow
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
 from runtime.signature import GraphName, ModelSpec, TensorSpec, Variant
 
 
-def prefill(
-    session: Session,
-    prompts: Sequence[Sequence[int]],  # [R] of any lengths, also 0
-    cache: KVCache,
-) -> npt.NDArray[np.int64]:
-    """Read the prompts into the conditional rows of an empty cache, padded on the left to the longest one.
-
-    Returns:
-        [R] the first slot of each prompt; the number of slots in use for an empty one.
-    """
+def prefill(session: Session, prompts: Sequence[Sequence[int]], cache: KVCache) -> None:
+    """Read the prompts, [R] of any lengths, also 0, into the first rows of an empty cache."""
     length = max(map(len, prompts))
-    row_starts = np.array([length - len(ids) for ids in prompts], np.int64)
-    cache.length = 0
     if not length:
-        return row_starts
-    rows = np.flatnonzero(row_starts < length) if cache.takes_any_rows else np.arange(len(prompts))
+        return
+    rows = [row for row, ids in enumerate(prompts) if len(ids)] if cache.takes_any_rows else list(range(len(prompts)))
     input_ids = np.zeros((len(rows), length), np.int64)
     for line, row in enumerate(rows):
-        input_ids[line, row_starts[row] :] = prompts[int(row)]
-    write = cache.write(len(rows), length, rows=rows if cache.takes_any_rows else None, is_empty=True)
+        input_ids[line, : len(prompts[row])] = prompts[row]
+    write = cache.write(len(rows), length, is_empty=True)
+    zeros = np.zeros(len(rows), np.int64)
     run = session.bind(
         {
             "input_ids": input_ids,
-            "row_starts": row_starts[rows],
-            "past_length": np.zeros(1, np.int64),
+            "row_starts": zeros,
+            "past_lengths": zeros,
             **unsampled_inputs(len(rows), *text_widths(session), cache.values.dtype),
             **write.inputs,
         },
         write.outputs,
     )
     run()
-    write.finish()
-    for row in rows:
-        cache.hide(int(row), int(row_starts[row]))  # what a graph computes for the padding stays out of the cache
-    return row_starts
+    for line, row in enumerate(rows):
+        cache.keep(write, line, row, slice(0, len(prompts[row])), 0)
+        if write.new is None:  # what the graph computed for the padding
+            cache.forget(row, len(prompts[row]))
 
 
 def text_widths(session: Session) -> tuple[int, int]:
@@ -81,55 +77,109 @@ def unsampled_inputs(
     }
 
 
-class TokenStep:
-    """One step of the representation stage of R requests, as often as it is called; each has its own plan.
+def rows_of(guided: Sequence[bool]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`row_requests` and `uncond_rows` of R requests: their own rows, then an unconditional one for each guided one."""
+    requests = np.arange(len(guided))
+    row_requests = np.concatenate([requests, np.flatnonzero(guided)])
+    uncond_rows = requests.copy()
+    uncond_rows[row_requests[len(guided) :]] = np.arange(len(guided), len(row_requests))
+    return row_requests, uncond_rows
+
+
+@dataclass(eq=False)
+class TokenRow:
+    """A request while its representation tokens are drawn.
 
     Attributes:
-        gumbel: [R, K] noise of the step, zero at first.
-        next_rep_ids: [R] the tokens that a call drew.
-        logits: [R, K] guided, before temperature.
+        plan: How.
+        window: What is known of its tokens.
+        text_length: Slots of its text, which come first.
+        guided: Whether it has an unconditional row in the cache.
+        fill_noise: Writes the Gumbel noise of a token into [K].
     """
 
-    def __init__(
-        self,
-        session: Session,
-        plans: Sequence[DrawingPlan],
-        cache: KVCache,
-        row_starts: npt.NDArray[np.int64],  # [2R]
-    ) -> None:
-        self._plans, self._cache = plans, cache
-        self.gumbel = np.zeros((len(plans), _width(session.signature.output("logits"))), np.float32)
-        self.next_rep_ids = np.zeros(len(plans), np.int64)
-        self.logits = np.zeros_like(self.gumbel)
-        self._rep_ids = np.zeros(len(plans), np.int64)
-        self._positions = np.zeros((len(plans), 2), np.int64)
-        self._past_length = np.zeros(1, np.int64)
-        self._write = cache.write(2 * len(plans), 1)
+    plan: DrawingPlan
+    window: TokenWindow
+    text_length: int
+    guided: bool
+    fill_noise: Callable[[int, npt.NDArray[np.float32]], None]
+
+
+class TokenPass:
+    """Passes of the representation stage over windows of R requests, of one size, each with its own plan and place.
+
+    Attributes:
+        logits: [R, W, K] guided, before temperature, of the windows that a call fed.
+    """
+
+    def __init__(self, session: Session, requests: Sequence[TokenRow], cache: KVCache) -> None:
+        self._requests, self._cache = requests, cache
+        (size,) = {request.window.size for request in requests}
+        self._rows, uncond_rows = rows_of([request.guided for request in requests])
+        self._guided = {int(row): line for line, row in enumerate(self._rows[len(requests) :], len(requests))}
+        self._gumbel = np.zeros((len(requests), size, _width(session.signature.output("logits"))), np.float32)
+        self._noise_from = [-size] * len(requests)  # the position of the first noise
+        self._next_rep_ids = np.zeros((len(requests), size), np.int64)
+        self.logits = np.zeros_like(self._gumbel)
+        self._rep_ids = np.zeros((len(requests), size), np.int64)
+        self._positions = np.zeros((len(requests), size, 2), np.int64)
+        self._past_lengths = np.zeros(len(self._rows), np.int64)
+        self._write = cache.write(len(self._rows), size)
+        plans = [request.plan for request in requests]
         self._run = session.bind(
             {
                 "rep_ids": self._rep_ids,
                 "grid_positions": self._positions,
-                "row_starts": row_starts,
-                "past_length": self._past_length,
-                "gumbel": self.gumbel,
+                "row_requests": self._rows,
+                "uncond_rows": uncond_rows,
+                "row_starts": np.zeros(len(self._rows), np.int64),
+                "past_lengths": self._past_lengths,
+                "gumbel": self._gumbel,
                 "guidance_scale": np.array([plan.rep_guidance_scale for plan in plans], np.float32),
                 "temperature": np.array([plan.temperature for plan in plans], np.float32),
                 "top_k": np.array([plan.top_k for plan in plans], np.int64),
                 **self._write.inputs,
             },
-            {"next_rep_ids": self.next_rep_ids, "logits": self.logits, **self._write.outputs},
+            {"next_rep_ids": self._next_rep_ids, "logits": self.logits, **self._write.outputs},
         )
 
-    def feed(self, request: int, step: int, rep_id: int) -> None:
-        """Set the token that a request goes on from: in step 0 the start token, then token step - 1."""
-        self._rep_ids[request] = rep_id
-        self._positions[request] = divmod(max(step - 1, 0), self._plans[request].grid[1])
+    def __call__(self) -> list[range]:
+        """Run the graph once, and keep what is right.
 
-    def __call__(self) -> None:
-        """Run the graph once; the token is in the cache then."""
-        self._past_length[0] = self._cache.length
+        Returns:
+            The tokens that each request knows now and did not before.
+        """
+        starts = [request.window.start for request in self._requests]
+        for line, request in enumerate(self._requests):
+            request.window.fill(self._rep_ids[line], self._positions[line])
+            self._fill_noise(line, request)
+            self._past_lengths[line] = request.text_length + starts[line]
+            if line in self._guided:
+                self._past_lengths[self._guided[line]] = starts[line]
         self._run()
-        self._write.finish()
+        return [self._settle(line, request, start) for line, (request, start) in enumerate(zip(self._requests, starts))]
+
+    def _settle(self, line: int, request: TokenRow, start: int) -> range:
+        before = request.window.num_known
+        first, end = request.window.settle(self._next_rep_ids[line])
+        tokens = slice(first - start, end - start)
+        self._cache.keep(self._write, line, line, tokens, request.text_length + first)
+        if line in self._guided:
+            self._cache.keep(self._write, self._guided[line], self._guided[line], tokens, first)
+        return range(before, request.window.num_known)
+
+    def _fill_noise(self, line: int, request: TokenRow) -> None:
+        """Noise belongs to a token: what a window has in common with the last one is moved, the rest is made."""
+        window, noise = request.window, self._gumbel[line]
+        if request.plan.greedy:
+            return
+        moved = window.start - self._noise_from[line]
+        if moved < window.size:
+            noise[: window.size - moved] = noise[moved:]
+        for place in range(max(window.size - moved, 0), window.size):
+            if window.start + place < window.num_tokens:
+                request.fill_noise(window.start + place, noise[place])
+        self._noise_from[line] = window.start
 
 
 class PixelStep:
@@ -143,85 +193,94 @@ class PixelStep:
     """
 
     def __init__(
-        self,
-        session: Session,
-        plans: Sequence[DrawingPlan],
-        cache: KVCache,
-        row_starts: npt.NDArray[np.int64],  # [R] of the conditional rows
-        x_t: npt.NDArray[np.float32],
+        self, session: Session, plans: Sequence[DrawingPlan], cache: KVCache, x_t: npt.NDArray[np.float32]
     ) -> None:
+        """`cache` has the prefixes of the requests in its first rows."""
+        self._session, self._cache, self._plans = session, cache, plans
         self.x_t = x_t
         self.t = np.zeros(len(plans), np.float32)
         self.t_next = np.zeros(len(plans), np.float32)
         self.x_pred = np.empty_like(x_t)
         self._x_next = np.empty_like(x_t)
-        self._run = session.bind(
+        self._runs: dict[tuple[bool, ...], Callable[[], None]] = {}
+
+    def __call__(self) -> None:
+        """Run the graph once; those that are guided at their time have an unconditional row."""
+        guided = tuple(plan.is_guided(float(t)) for plan, t in zip(self._plans, self.t, strict=True))
+        if guided not in self._runs:
+            self._runs[guided] = self._bind(guided)
+        self._runs[guided]()
+        self.x_t[:] = self._x_next
+
+    def _bind(self, guided: tuple[bool, ...]) -> Callable[[], None]:
+        row_requests, uncond_rows = rows_of(guided)
+        num_requests = len(guided)
+        return self._session.bind(
             {
-                "x_t": x_t,
+                "x_t": self.x_t,
                 "t": self.t,
                 "t_next": self.t_next,
-                "guidance_scale": np.array([plan.pix_guidance_scale for plan in plans], np.float32),
-                "row_starts": np.concatenate([row_starts, np.full_like(row_starts, cache.length)]),
-                "past_length": np.array([cache.length], np.int64),
-                **cache.named("past_key_values"),
+                "guidance_scale": np.array([plan.pix_guidance_scale for plan in self._plans], np.float32),
+                "row_requests": row_requests,
+                "uncond_rows": uncond_rows,
+                "row_starts": np.zeros(num_requests, np.int64),
+                "past_lengths": self._cache.lengths[:num_requests].copy(),
+                **self._cache.read(num_requests),
             },
             {"x_next": self._x_next, "x_pred": self.x_pred},
         )
-
-    def __call__(self) -> None:
-        """Run the graph once."""
-        self._run()
-        self.x_t[:] = self._x_next
 
 
 class HostStages:
     """The stages as loops over sessions, with all buffers in the host's memory; see `StageRunner`.
 
     Attributes:
-        cache: Keys and values of all requests.
-        row_starts: [R] the first slot of each prompt.
+        cache: Keys and values of all requests; unconditional rows behind the others.
     """
 
     def __init__(self, sessions: Mapping[GraphName, Session], drawing: DrawingShape) -> None:
         self._sessions, self._drawing = sessions, drawing
-        num_rows = 2 * drawing.num_requests
-        self.cache = KVCache(drawing.model, drawing.variant, num_rows, drawing.num_slots)
-        self.row_starts = np.zeros(drawing.num_requests, np.int64)
+        self.cache = KVCache(drawing.model, drawing.variant, 2 * drawing.num_requests, drawing.num_slots)
+        self._text_lengths: list[int] = []
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read the prompts."""
-        self.row_starts = prefill(self._sessions["text_decoder"], prompts, self.cache)
+        prefill(self._sessions["text_decoder"], prompts, self.cache)
+        self._text_lengths = [len(ids) for ids in prompts]
 
     def draw_tokens(
         self, plan: DrawingPlan, fill_noise: FillNoise, forced: npt.NDArray[np.int64] | None
     ) -> Generator[TokenEvent, None, npt.NDArray[np.int64]]:
         """Draw the representation tokens; again from the prompt, where it is repeated."""
-        self.cache.length = self._drawing.prompt_length
-        num_requests, num_steps = len(self.row_starts), plan.num_rep_tokens
-        starts = np.concatenate([self.row_starts, np.full_like(self.row_starts, self.cache.length)])
-        run = TokenStep(self._sessions["rep_decoder"], [plan] * num_requests, self.cache, starts)
-        last = np.full(num_requests, self._drawing.model.rep_start_id, np.int64)
-        tokens = []
-        for step in range(num_steps + 1):
-            for request, rep_id in enumerate(last):
-                run.feed(request, step, int(rep_id))
-            if step < num_steps and not plan.greedy:
-                fill_noise(step, run.gumbel)
-            run()
-            if step == num_steps:  # that run only filled the cache
-                break
-            last = keep_drawn(run.next_rep_ids, None if forced is None else forced[:, step])
-            tokens.append(run.next_rep_ids.copy())
-            if self._drawing.previews:
-                yield TokenEvent(step, num_steps, tokens[-1], run.logits.copy())
-        return np.stack(tokens, axis=1)
+        previews = self._drawing.previews
+        guided = plan.rep_guidance_scale != 1
+        rows = []
+        for line, length in enumerate(self._text_lengths):
+            given = None if forced is None else forced[line]
+            window = TokenWindow(plan.grid, self._drawing.model.rep_start_id, plan.window, given)
+            rows.append(TokenRow(plan, window, length, guided, functools.partial(fill_noise, line)))
+        run = TokenPass(self._sessions["rep_decoder"], rows, self.cache)
+        logits = TokenLogits(plan.num_rep_tokens, len(rows)) if previews else None
+        while not all(row.window.ended for row in rows):
+            if guided and not any(row.window.draws for row in rows):  # nothing is left to guide
+                guided = False
+                rows = [replace(row, guided=False) for row in rows]
+                run = TokenPass(self._sessions["rep_decoder"], rows, self.cache)
+            starts = [row.window.start for row in rows]
+            known = run()
+            if logits is not None:
+                logits.add(starts, known, run.logits)
+                for step in logits.complete():
+                    drawn = np.array([row.window.drawn[step] for row in rows])
+                    yield TokenEvent(step, plan.num_rep_tokens, drawn, logits.take(step))
+        return np.stack([row.window.drawn for row in rows])
 
     def denoise(
         self, plan: DrawingPlan, times: npt.NDArray[np.float32], x_t: npt.NDArray[np.float32]
     ) -> Generator[StepEvent, None, npt.NDArray[np.float32]]:
         """Turn noise into pictures; the noise is overwritten."""
-        num_requests, num_steps = len(self.row_starts), len(times) - 1
-        run = PixelStep(self._sessions["denoiser"], [plan] * num_requests, self.cache, self.row_starts, x_t)
+        num_steps = len(times) - 1
+        run = PixelStep(self._sessions["denoiser"], [plan] * len(x_t), self.cache, x_t)
         for step in range(num_steps):
             run.t[:], run.t_next[:] = times[step], times[step + 1]
             run()
@@ -232,6 +291,31 @@ class HostStages:
 
     def close(self) -> None:
         """Nothing has to be given back."""
+
+
+class TokenLogits:
+    """Logits of tokens that some requests know before others, until all do."""
+
+    def __init__(self, num_tokens: int, num_requests: int) -> None:
+        self._found: list[list[npt.NDArray[np.float32] | None]] = [[None] * num_requests for _ in range(num_tokens)]
+        self._next = 0
+
+    def add(self, starts: Sequence[int], known: Sequence[range], logits: npt.NDArray[np.float32]) -> None:
+        """Keep those of the tokens that a pass settled: `logits` [R, W, K] of windows from `starts` on."""
+        for request, (start, tokens) in enumerate(zip(starts, known, strict=True)):
+            for token in tokens:
+                self._found[token][request] = logits[request, token - start].copy()
+
+    def complete(self) -> Iterator[int]:
+        """The tokens that all requests know now, and did not before."""
+        while self._next < len(self._found) and all(row is not None for row in self._found[self._next]):
+            self._next += 1
+            yield self._next - 1
+
+    def take(self, token: int) -> npt.NDArray[np.float32]:
+        """[R, K]; they are dropped here."""
+        rows, self._found[token] = self._found[token], []
+        return np.stack([row for row in rows if row is not None])
 
 
 class HostRunner:

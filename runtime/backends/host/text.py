@@ -23,7 +23,7 @@ class HostTextRow:
     @property
     def length(self) -> int:
         """Tokens that were read."""
-        return self._cache.length
+        return int(self._cache.lengths[0])
 
     @property
     def kv(self) -> npt.DTypeLike:
@@ -35,27 +35,27 @@ class HostTextRow:
         needed, fixed = self.length + num_tokens, self.session.signature.cache_slots
         require_slots(needed, self.model, fixed)
         if fixed is None and needed > self._cache.values.shape[3]:
-            before, self._cache = self._cache, self._new_cache(needed)
-            self._cache.length = before.length
-            self._cache.values[:, :, :, : before.length] = before.values[:, :, :, : before.length]
+            length, before, self._cache = self.length, self._cache, self._new_cache(needed)
+            self._cache.lengths[0] = length
+            self._cache.values[:, :, :, :length] = before.values[:, :, :, :length]
 
     def rewind(self, length: int) -> None:
         """Forget everything but the first tokens."""
         assert 0 <= length <= self.length
-        self._cache.values[:, :, :, length:] = 0
-        self._cache.length = length
+        self._cache.forget(0, length)
 
     def bind(
         self, input_ids: npt.NDArray[np.int64], inputs: dict[str, Any], outputs: dict[str, Any]
     ) -> Callable[[], None]:
         """Prepare runs."""
-        cache, past_length = self._cache, np.zeros(1, np.int64)
-        write = cache.write(1, input_ids.shape[1], is_empty=not cache.length)
+        cache, num_tokens = self._cache, input_ids.shape[1]
+        write = cache.write(1, num_tokens, is_empty=not self.length)
+        past_lengths = cache.lengths.copy()
         run = self.session.bind(
             {
                 "input_ids": input_ids,
                 "row_starts": np.zeros(1, np.int64),
-                "past_length": past_length,
+                "past_lengths": past_lengths,
                 **inputs,
                 **write.inputs,
             },
@@ -63,9 +63,9 @@ class HostTextRow:
         )
 
         def step() -> None:
-            past_length[0] = cache.length
+            past_lengths[:] = cache.lengths
             run()
-            write.finish()
+            cache.keep(write, 0, 0, slice(0, num_tokens), int(past_lengths[0]))
 
         return step
 
