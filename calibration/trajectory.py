@@ -19,6 +19,7 @@ from calibration.layers import Layer
 from calibration.statistics import Activations, Recorded
 from runtime.backends.interface import Arrays, Session
 from runtime.events import PictureEvent
+from runtime.options import GenerationOptions
 from runtime.pictures.load import Picture, load_pixels
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName
@@ -96,7 +97,7 @@ def graph_file(pipeline: Pipeline, name: GraphName) -> Path:
 
 def draw_and_see(pipeline: Pipeline, prompt: str, seed: int) -> PictureEvent:
     """Draw a picture and let the image encoder read it."""
-    *_, last = pipeline.generate([prompt], seed=seed, previews=False)
+    *_, last = pipeline.generate([prompt], seed=seed, options=GenerationOptions(window=1), previews=False)
     assert isinstance(last, PictureEvent)
     see(pipeline, last.picture)
     return last

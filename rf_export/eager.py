@@ -28,6 +28,7 @@ class EagerRequest:
     timesteps: Tensor  # [num_steps + 1], 0 to 1
     rep_guidance_scale: float
     pix_guidance_scale: float
+    guided: tuple[float, float] = (0.0, 1.0)  # from which time to before which one the pixels are guided
     temperature: float
     top_k: int
     rep_ids: Tensor | None = None  # int64 [N]: teacher forcing; sampled where None
@@ -71,14 +72,15 @@ class EagerResult:
     prefixes: tuple[EagerPrefix, EagerPrefix]  # with the text and without, as the denoiser saw them
 
 
-def shifted_times(num_steps: int, num_patches: int, sampling: SamplingConfig) -> Tensor:
+def shifted_times(num_steps: int, num_patches: int, sampling: SamplingConfig, shift: float | None = None) -> Tensor:
     """Times of the Euler steps, float32 `[num_steps + 1]`, 0 to 1.
 
     Equation 23 of SD3 (arXiv 2403.03206) in its equal form on the log scale, `logit(sigma') = logit(sigma) + log(s)`,
-    so that a slip in the runtime's spelling shows.
+    so that a slip in the runtime's spelling shows. `shift` replaces the one of `sampling`.
     """
     sigma = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-    shift = sampling.shift * math.sqrt(num_patches / sampling.shift_base_patches)
+    base = num_patches if sampling.shift_base_patches is None else sampling.shift_base_patches
+    shift = (sampling.shift if shift is None else shift) * math.sqrt(num_patches / base)
     return (1 - torch.sigmoid(torch.logit(sigma) + math.log(shift))).float()
 
 
@@ -142,15 +144,18 @@ def _denoise(
     x = request.noise[None].float()
     nothing = EagerPrefix()
     for t, t_next in zip(request.timesteps[:-1], request.timesteps[1:], strict=True):
-        guided = _predict(model, x, t, nothing)
-        if request.pix_guidance_scale != 0:
-            guided = guided + request.pix_guidance_scale * (_predict(model, x, t, conditional) - guided)
-        velocity = (guided - x) / (1 - t)
-        x = x + (t_next - t) * velocity
-        result.x_preds.append(guided[0])
+        scale = request.pix_guidance_scale if request.guided[0] <= t < request.guided[1] else 1.0
+        if scale == 1:
+            x_pred = _predict(model, x, t, conditional)
+        else:
+            x_pred = _predict(model, x, t, nothing)
+            if scale != 0:
+                x_pred = x_pred + scale * (_predict(model, x, t, conditional) - x_pred)
+        x = x + (t_next - t) * (x_pred - x) / (1 - t)
+        result.x_preds.append(x_pred[0])
         result.x_nexts.append(x[0])
         if on_step is not None:
-            on_step(guided[0])
+            on_step(x_pred[0])
     result.pixels = x[0]
 
 

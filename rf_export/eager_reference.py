@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rf_export.eager import EagerQuestion, EagerRequest, EagerResult, answer, generate, shifted_times
+from rf_export.eager import EagerPrefix, EagerQuestion, EagerRequest, EagerResult, answer, generate, shifted_times
 from rf_export.layers import Linear
 from rf_export.model import RFModel
 from runtime import noise
@@ -48,9 +48,16 @@ class EagerReference:
             return tapped.rows(0)
         if graph == "rep_decoder":
             return tapped.rows(text + 2 * step, text + 2 * step + 1)
-        rows = 1 if self._request(case).pix_guidance_scale == 0 else 2
-        first = text + 2 * (num_tokens + 1) + rows * step
-        return tapped.rows(*([first + 1, first] if rows == 2 else [first, first]))
+        first = text + 2 * (num_tokens + 1)
+        passes = [self._passes(self._request(case), before) for before in range(step + 1)]
+        first += sum(passes[:-1])
+        return tapped.rows(*([first + 1, first] if passes[-1] == 2 else [first]))
+
+    @staticmethod
+    def _passes(request: EagerRequest, step: int) -> int:
+        """Passes of a denoising step."""
+        is_guided = request.guided[0] <= request.timesteps[step] < request.guided[1]
+        return 2 if is_guided and request.pix_guidance_scale not in (0, 1) else 1
 
     def tap_answer(self, case: AnswerCase, graph: GraphName, step: int, names: Collection[str]) -> Taps:
         """The same of an answer."""
@@ -72,14 +79,17 @@ class EagerReference:
         gumbel = np.stack([noise.gumbel(case.seed, n, config.rep_vocab_size) for n in range(num_tokens)])
 
         def chosen(name: str) -> Any:
-            value = getattr(options, name)
-            return getattr(sampling, name) if value is None else value
+            found = [getattr(each, name, None) for each in (options, options.plan, sampling)]
+            return next((value for value in found if value is not None), None)
 
+        times = chosen("times")
+        timesteps = shifted_times(chosen("num_steps"), 4 * num_tokens, sampling, chosen("shift"))
         return EagerRequest(
             prompt_ids=torch.tensor(case.prompts[0], dtype=torch.int64),
             gumbel=torch.from_numpy(gumbel),
             noise=torch.from_numpy(noise.normal(case.seed, (3, height, width))),
-            timesteps=shifted_times(chosen("num_steps"), 4 * num_tokens, sampling),
+            timesteps=timesteps if times is None else torch.tensor(times),
+            guided=chosen("guided"),
             rep_guidance_scale=chosen("rep_guidance_scale"),
             pix_guidance_scale=chosen("pix_guidance_scale"),
             temperature=chosen("temperature"),
@@ -102,22 +112,20 @@ class EagerReference:
 
 def _drawing(result: EagerResult) -> Drawing:
     with_text, without_text = result.prefixes
-    cache = []
-    for layer in range(len(without_text.past or [])):
-        assert with_text.past is not None and without_text.past is not None
-        for part in range(2):
-            both = with_text.past[layer][part][0], without_text.past[layer][part][0]  # [H, T + N + 1, D], [H, N + 1, D]
-            missing = both[0].new_zeros(both[0].shape[0], both[0].shape[1] - both[1].shape[1], both[0].shape[2])
-            cache.append(torch.stack([both[0], torch.cat([missing, both[1]], 1)]))
     return Drawing(
         logits=_stack(result.logits),
         rep_ids=result.rep_ids.numpy(),
-        cache=_stack(cache),
+        cache=_cache_of(with_text),
+        uncond_cache=_cache_of(without_text),
         times=result.timesteps.numpy(),
         x_preds=_stack(result.x_preds),
         x_nexts=_stack(result.x_nexts),
         pixels=result.pixels.numpy(),
     )
+
+
+def _cache_of(prefix: EagerPrefix) -> NDArray[np.float32]:
+    return _stack([part[0] for layer in prefix.past or [] for part in layer])
 
 
 def _stack(tensors: list[Tensor]) -> NDArray[np.float32]:

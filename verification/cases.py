@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import noise
-from runtime.options import AnswerPlan, GenerationOptions
+from runtime.options import AnswerPlan, GenerationOptions, Plan
 from runtime.signature import ModelSpec
 
 Profile: TypeAlias = Literal["quick", "full"]
 
 SEED: Final = 20260529
 LARGE_MODEL: Final = 200_000_000  # parameters; above, pictures are small and steps few, to end in minutes
+WINDOW: Final = 4  # representation tokens of a pass, where passes of several are compared
 GUIDED, UNGUIDED = "pair", "unguided"  # the two cases whose difference is the effect of guidance
 _MAX_PROMPT: Final = 96  # tokens of the longest prompt
 _MAX_TOKENS: Final = 100  # representation tokens of the largest picture
@@ -85,7 +86,13 @@ class Cases:
 
 
 def choose_cases(
-    model: ModelSpec, slots: int | None, profile: Profile = "full", *, seed: int = 0, num_random: int = 2
+    model: ModelSpec,
+    slots: int | None,
+    profile: Profile = "full",
+    *,
+    seed: int = 0,
+    num_random: int = 2,
+    tuned: Plan | None = None,
 ) -> Cases:
     """Cases that a model, with caches of so many slots, takes.
 
@@ -95,6 +102,7 @@ def choose_cases(
         profile: "quick" draws two prompts as `full` does and asks two questions, and leaves out the rest.
         seed: Of the random cases.
         num_random: How many random drawings there are, beside the fixed ones.
+        tuned: The plan of the bundle, where it has one.
     """
     rng = np.random.default_rng(SEED)
     limits = _Limits(model, slots)
@@ -106,7 +114,14 @@ def choose_cases(
             prompts=prompts[:1],
             options=replace(limits.default, num_steps=1, rep_guidance_scale=1.0, pix_guidance_scale=1.0),
         ),
+        DrawCase(
+            name="several tokens at once",
+            prompts=prompts[1:],
+            options=replace(limits.default, num_steps=1, window=min(WINDOW, limits.num_tokens(limits.default) + 1)),
+        ),
     ]
+    if tuned is not None:
+        draws.append(DrawCase(name="tuned plan", prompts=prompts[:1], options=GenerationOptions(plan=tuned)))
     answers = _questions(limits, rng)
     if profile == "full":
         draws += _more_drawings(limits, rng)
@@ -126,12 +141,16 @@ class _Limits:
         self.default = GenerationOptions(**small) if large and model.max_grid > 1 else GenerationOptions()
         self.max_tokens = 16 if large else _MAX_TOKENS
 
+    def num_tokens(self, options: GenerationOptions) -> int:
+        """Representation tokens of a picture."""
+        model = self.model
+        rows, columns = model.rep_grid(options.height or model.default_height, options.width or model.default_width)
+        return rows * columns
+
     def room(self, options: GenerationOptions) -> int:
         """Tokens of the longest prompt beside such a picture."""
-        model = self.model
-        grid = model.rep_grid(options.height or model.default_height, options.width or model.default_width)
-        needed = grid[0] * grid[1]
-        return min(model.max_positions - needed - 2, self._slots - needed - 1)
+        needed = self.num_tokens(options)
+        return min(self.model.max_positions - needed - 2, self._slots - needed - 1)
 
     def prompts(
         self, rng: np.random.Generator, lengths: Sequence[int], options: GenerationOptions
@@ -163,6 +182,8 @@ def _more_drawings(limits: _Limits, rng: np.random.Generator) -> list[DrawCase]:
         ("greedy", (4, 6), replace(few, temperature=0.0)),
         ("two of the tokens", (6, 2), replace(few, top_k=min(2, limits.model.max_top_k), temperature=2.0)),
         ("one step", (3,), replace(default, num_steps=1)),
+        ("guided in the middle", (5, 3), replace(few, num_steps=4, shift=2.0, guided=(0.05, 0.5))),
+        ("uneven times", (2,), replace(default, num_steps=None, times=(0.0, 0.5, 0.6, 1.0), rep_guidance_scale=1.0)),
         ("without guidance", (4,), replace(few, rep_guidance_scale=0.0, pix_guidance_scale=0.0)),
     ]
     for name, cells in sizes.items():

@@ -37,7 +37,7 @@ def compare_drawing(
     tally.num_cases += 1
     limits = limits_of(precision, case)
     for request, (ours, right) in enumerate(zip(found, expected, strict=True)):
-        _compare_caches(tally, limits, case, request, ours.cache, right.cache)
+        _compare_caches(tally, limits, case, request, ours, right)
         _compare_tokens(tally, limits, case, request, plan, ours, right)
         _compare_steps(tally, limits, case.name, request, ours, right)
 
@@ -92,29 +92,36 @@ def _parts(case: AnswerCase, num_features: int) -> Iterator[slice]:
 
 
 def _compare_caches(
-    tally: Tally, limits: Limits, case: DrawCase, request: int, found: Floats | None, expected: Floats | None
+    tally: Tally, limits: Limits, case: DrawCase, request: int, found: Drawing, expected: Drawing
 ) -> None:
-    """Keys and values `[2 L, 2, H, P, D]`: those of the text, then those of each token in both rows."""
-    if found is None or expected is None:
+    """Keys and values of the text, of each token, and of each token without the text."""
+    if found.cache is None or expected.cache is None:
         return
-    slots = expected.shape[3]
-    if found.shape != expected.shape:
-        what = f"{found.shape[3]} tokens, expected {slots}"
+    if found.cache.shape != expected.cache.shape:
+        what = f"{found.cache.shape[2]} tokens, expected {expected.cache.shape[2]}"
         tally.fail(("rep_decoder", case.name, request), "cache", 0, what)
         return
-    names = kv_names("present", expected.shape[0] // 2)
-    # [P, 2, 2 L, H * D]
-    ours, right = (
-        np.moveaxis(side, (3, 1, 0), (0, 1, 2)).reshape(slots, 2, len(names), -1) for side in (found, expected)
-    )
     text_length = len(case.prompts[request])
-    parts: list[tuple[GraphName, slice, slice]] = [("rep_decoder", slice(text_length, None), slice(2))]
+    sides = _by_token(found.cache), _by_token(expected.cache)
+    parts: list[tuple[GraphName, list[Floats]]] = [("rep_decoder", [side[text_length:] for side in sides])]
     if text_length:
-        parts.insert(0, ("text_decoder", slice(text_length), slice(1)))
-    for graph, which, rows in parts:
-        for layer, name in enumerate(names):
-            sides = ours[which, rows, layer], right[which, rows, layer]
-            tally.tensor((graph, case.name, request), name, *sides, limits.cache_cosine, limits.norm)
+        parts.insert(0, ("text_decoder", [side[:text_length] for side in sides]))
+    if found.uncond_cache is not None and expected.uncond_cache is not None:
+        num_tokens = len(expected.rep_ids)  # the last one is in that row by chance, since nobody reads it there
+        without = [_by_token(side.uncond_cache)[:num_tokens] for side in (found, expected)]
+        parts.append(("rep_decoder", without))
+    for graph, (ours, right) in parts:
+        for layer, name in enumerate(kv_names("present", expected.cache.shape[0] // 2)):
+            tally.tensor(
+                (graph, case.name, request), name, ours[:, layer], right[:, layer], limits.cache_cosine, limits.norm
+            )
+
+
+def _by_token(cache: Floats | None) -> Floats:
+    """`[2 L, H, P, D] -> [P, 2 L, H * D]`."""
+    assert cache is not None
+    slots, layers = cache.shape[2], cache.shape[0]
+    return np.moveaxis(cache, (2, 0), (0, 1)).reshape(slots, layers, -1)
 
 
 def _compare_tokens(

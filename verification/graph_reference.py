@@ -5,6 +5,7 @@ engines, and of batching, since every request is drawn alone here. Knows nothing
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from runtime.backends import create_backend
 from runtime.pipeline import Pipeline
@@ -24,7 +25,8 @@ class GraphReference:
         self.name = f"the {pipeline.precision} graphs on ONNX Runtime {version}"
 
     def draw(self, case: DrawCase) -> list[Drawing]:
-        """Every request alone."""
+        """Every request alone, token by token."""
+        case = replace(case, options=replace(case.options, window=1))
         return [self._subject.draw(case.alone(request))[0] for request in range(len(case.prompts))]
 
     def answer(self, case: AnswerCase) -> Answer:

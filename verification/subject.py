@@ -14,7 +14,6 @@ from runtime.events import PictureEvent, StepEvent, TokenEvent
 from runtime.pipeline import Pipeline, draw_stages
 from runtime.plans import plan_drawing
 from runtime.request import make_requests
-from runtime.scheduling.prefixes import copy_prefix
 from runtime.understanding.answers import answer
 from verification.cases import AnswerCase, DrawCase
 from verification.traces import Answer, Drawing, Floats
@@ -31,7 +30,7 @@ class Subject:
         manifest = self.pipeline.bundle.manifest
         plan = plan_drawing(case.options, manifest)
         stacked = None if forced is None else np.stack(forced)
-        requests = make_requests([list(ids) for ids in case.prompts], case.seed, plan, manifest, stacked)
+        requests = make_requests([list(ids) for ids in case.prompts], case.seed, plan, stacked)
         tokens: list[TokenEvent] = []
         steps: list[StepEvent] = []
         pictures: dict[int, Floats] = {}
@@ -49,13 +48,14 @@ class Subject:
             if not steps:
                 raise  # else the picture is not finite, and what led there is what is looked for
         finally:
-            caches = _caches(case, stages)
+            caches = _caches(stages, len(requests))
             stages.close()
         return [
             Drawing(
                 logits=np.stack([event.logits[row] for event in tokens]),
                 rep_ids=np.array([event.rep_ids[row] for event in tokens]),
-                cache=caches[row],
+                cache=caches[row][0],
+                uncond_cache=caches[row][1],
                 times=np.array([*(event.t for event in steps), *(event.t_next for event in steps[-1:])], np.float32),
                 x_preds=np.array([event.x_pred[row] for event in steps]),
                 x_nexts=np.array([event.x_next[row] for event in steps]),
@@ -85,11 +85,10 @@ class Subject:
         )
 
 
-def _caches(case: DrawCase, stages: object) -> list[Floats | None]:
-    """What every request has in the cache; None where it lies on a device."""
+def _caches(stages: object, num_requests: int) -> list[tuple[Floats | None, Floats | None]]:
+    """What every request has in the cache, and its unconditional row; None where there is none, or on a device."""
     if not isinstance(stages, HostStages):
-        return [None] * len(case.prompts)
-    return [
-        copy_prefix(stages.cache, row, int(stages.row_starts[row]), len(ids)).values
-        for row, ids in enumerate(case.prompts)
-    ]
+        return [(None, None)] * num_requests
+    values, lengths = stages.cache.values, stages.cache.lengths
+    rows = [values[:, row, :, :length].copy() if length else None for row, length in enumerate(lengths)]
+    return list(zip(rows[:num_requests], rows[num_requests:], strict=True))

@@ -24,7 +24,8 @@ class Drawing:
 
     logits: Floats  # [N, K] guided
     rep_ids: npt.NDArray[np.int64]  # [N] as this side chose them
-    cache: Floats | None  # [2 L, 2, H, T + N + 1, D], its conditional and its unconditional row; None: not to be seen
+    cache: Floats | None  # [2 L, H, T + N + 1, D]; None: not to be seen
+    uncond_cache: Floats | None  # the same of the row without the text, of N tokens or more; None where it has none too
     times: Floats  # [steps + 1]
     x_preds: Floats  # [steps, 3, H, W]
     x_nexts: Floats  # [steps, 3, H, W]

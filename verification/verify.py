@@ -104,7 +104,12 @@ def _cases(bundle: Bundle, options: VerifyOptions) -> Cases:
     manifest = bundle.manifest
     slots = [entry.signature.cache_slots for entry in manifest.graphs if entry.signature.cache_slots]
     return choose_cases(
-        manifest.model, min(slots, default=None), options.profile, seed=options.seed, num_random=options.num_random
+        manifest.model,
+        min(slots, default=None),
+        options.profile,
+        seed=options.seed,
+        num_random=options.num_random,
+        tuned=None if manifest.tuned is None else manifest.tuned.plan,
     )
 
 
