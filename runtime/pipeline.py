@@ -174,7 +174,9 @@ class Pipeline:
     ) -> list[Request]:
         """Only check what `generate` takes; raises RFError."""
         model = self.model
-        return check_requests(prompts, seed, options, rep_ids, model.manifest, model.tokenizer, model.cache_slots, model.window)
+        return check_requests(
+            prompts, seed, options, rep_ids, model.manifest, model.tokenizer, model.cache_slots, model.window
+        )
 
     def draw(self, prompt: str, *, seed: int = 0, options: GenerationOptions | None = None) -> npt.NDArray[np.uint8]:
         """Draw one picture: [height, width, 3], red, green and blue from 0 to 255; see `generate`."""

@@ -31,8 +31,8 @@ vision_encoder
     in   pixels float32 [I, 3, height, width] in [-1, 1]
     out  image_features kv [I, N, d], which text_decoder takes in place of the embeddings of texts
 
-Rows and requests: rows 0 to R - 1 are the conditional rows of the requests, in their order; those after them, at most R,
-are unconditional rows. row_requests[b] says whose row b is, and uncond_rows[r] which row is the unconditional one of
+Rows and requests: rows 0 to R - 1 are the conditional rows of the requests, in their order; those after them, at most
+R, are unconditional rows. row_requests[b] says whose row b is, and uncond_rows[r] which row is the unconditional one of
 request r: its own conditional row, r, where it is not guided. So an unguided request costs one row, whatever the others
 do. An unconditional row of rep_decoder has a cache of its own, without the text. In the denoiser it sees the patches
 alone, so only conditional rows have a cache there.

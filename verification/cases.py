@@ -137,8 +137,8 @@ class _Limits:
         self.model = model
         self._slots = slots or model.max_positions
         large = model.num_parameters > LARGE_MODEL
-        small = {"height": 2 * model.cell, "width": min(3, model.max_grid) * model.cell, "num_steps": 4}
-        self.default = GenerationOptions(**small) if large and model.max_grid > 1 else GenerationOptions()
+        small = GenerationOptions(height=2 * model.cell, width=min(3, model.max_grid) * model.cell, num_steps=4)
+        self.default = small if large and model.max_grid > 1 else GenerationOptions()
         self.max_tokens = 16 if large else _MAX_TOKENS
 
     def num_tokens(self, options: GenerationOptions) -> int:

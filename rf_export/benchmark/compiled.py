@@ -67,8 +67,8 @@ class Compiled:
         pixels: NDArray[np.float32] = _result(self.pixel_events(num_steps))[0]
         return pixels
 
-    def _fill_noise(self, step: int, out: NDArray[np.float32]) -> None:
-        out[:] = self.work.gumbel[step]
+    def _fill_noise(self, request: int, token: int, out: NDArray[np.float32]) -> None:
+        out[:] = self.work.gumbel[token]
 
 
 class CompiledReader:

@@ -13,7 +13,6 @@ from runtime import noise
 from runtime.bundle.manifest import Manifest
 from runtime.options import DrawingPlan, GenerationOptions
 from runtime.plans import plan_drawing
-from runtime.schedule import timesteps
 
 SEED = 20260529
 
@@ -33,7 +32,7 @@ class DrawingWork:
     def of(cls, manifest: Manifest, num_prompt_tokens: int, options: GenerationOptions) -> "DrawingWork":
         """A made-up prompt of the given length; raises RFError for options that the model cannot take."""
         plan = plan_drawing(options, manifest)
-        model, sampling = manifest.model, manifest.sampling
+        model = manifest.model
         rng = np.random.default_rng(SEED)
         rows = [noise.gumbel(SEED, n, model.rep_vocab_size) for n in range(plan.num_rep_tokens)]
         return cls(
@@ -42,12 +41,7 @@ class DrawingWork:
             rep_start_id=model.rep_start_id,
             gumbel=np.stack(rows),
             noise=noise.normal(SEED, (3, plan.height, plan.width)),
-            times=timesteps(
-                plan.num_steps,
-                4 * plan.num_rep_tokens,
-                shift=sampling.shift,
-                shift_base_patches=sampling.shift_base_patches,
-            ),
+            times=np.array(plan.times, np.float32),
         )
 
     @property

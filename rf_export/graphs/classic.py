@@ -71,13 +71,15 @@ def split_rows(op: Any, past: Any, *tensors: Any) -> list[tuple[Any, Any]]:
 
 
 def _onnx_attend_patches(q: Any, k: Any, v: Any, past_key: Any, past_value: Any, bias: Any, scale: float) -> Any:
-    from onnxscript.onnx_opset import opset18 as op  # the modules themselves run without it
+    from onnxscript.onnx_opset import opset18  # the modules themselves run without it
 
+    op: Any = opset18
     (q_seeing, q_other), (k_seeing, k_other), (v_seeing, v_other) = split_rows(op, past_key, q, k, v)
 
     def attend(rows: Any, keys: Any, values: Any, added: Any) -> Any:
-        factor = op.CastLike(op.Constant(value_float=scale), rows)
-        scores = op.Mul(op.MatMul(rows, op.Transpose(keys, perm=[0, 1, 3, 2])), factor)
+        scores = op.MatMul(rows, op.Transpose(keys, perm=[0, 1, 3, 2]))
+        if scale != 1:
+            scores = op.Mul(scores, op.CastLike(op.Constant(value_float=scale), rows))
         return op.MatMul(op.Softmax(scores if added is None else op.Add(scores, added), axis=-1), values)
 
     keys, values = op.Concat(past_key, k_seeing, axis=2), op.Concat(past_value, v_seeing, axis=2)
@@ -131,12 +133,7 @@ class ClassicDecoder:
         return hidden, tuple(present)
 
     def read(
-        self,
-        expert: Expert,
-        hidden: Tensor,
-        row_starts: Tensor,
-        past_lengths: Tensor,
-        past: tuple[Tensor, ...],
+        self, expert: Expert, hidden: Tensor, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]
     ) -> Tensor:
         """Run all layers. The patches have one position, so that the keys of the cache are turned back instead."""
         tables = rotation((row_starts - past_lengths)[:, None], self.config.head_dim, self.config.rope_theta)

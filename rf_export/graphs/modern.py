@@ -110,12 +110,7 @@ class ModernDecoder:
         return hidden, tuple(present)
 
     def read(
-        self,
-        expert: Expert,
-        hidden: Tensor,
-        row_starts: Tensor,
-        past_lengths: Tensor,
-        past: tuple[Tensor, ...],
+        self, expert: Expert, hidden: Tensor, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]
     ) -> Tensor:
         """Run all layers. The patches have one position, so that the keys of the cache are turned back instead."""
         patches, slots = hidden.shape[1], past[0].shape[2]

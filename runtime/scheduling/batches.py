@@ -4,9 +4,9 @@ Knows nothing of threads, and nothing of who may come when: `jobs` is set by the
 a step that finds it changed lays the caches of all jobs out anew. What a job needs to go on is kept with the
 job, in the cache only while its tokens are drawn, so that nothing is left behind where one leaves.
 
-Results: a job is computed in rows of its own, which begin at slot 0 whatever the others have, and hidden slots are zero.
-Only how long the buffers are depends on the others, and with it the order in which a library may sum: a few units in
-the last place. Jobs of one batch may be at any token and step, and take windows of one size.
+Results: a job is computed in rows of its own, which begin at slot 0 whatever the others have, and hidden slots are
+zero. Only how long the buffers are depends on the others, and with it the order in which a library may sum: a few units
+in the last place. Jobs of one batch may be at any token and step, and take windows of one size.
 
 Legend: R requests, N representation tokens.
 """

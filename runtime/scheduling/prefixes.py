@@ -67,7 +67,8 @@ class CacheMemory:
 
 def copy_row(cache: KVCache, row: int) -> KeysValues:
     """What a row of a cache holds."""
-    return cache.values[:, row, :, : cache.lengths[row]].copy()
+    values: KeysValues = cache.values[:, row, :, : cache.lengths[row]].copy()
+    return values
 
 
 def lay_out(memory: CacheMemory, rows: Sequence[KeysValues], num_slots: int) -> KVCache:

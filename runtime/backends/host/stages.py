@@ -157,9 +157,10 @@ class TokenPass:
             if line in self._guided:
                 self._past_lengths[self._guided[line]] = starts[line]
         self._run()
-        return [self._settle(line, request, start) for line, (request, start) in enumerate(zip(self._requests, starts))]
+        return [self._settle(line, start) for line, start in enumerate(starts)]
 
-    def _settle(self, line: int, request: TokenRow, start: int) -> range:
+    def _settle(self, line: int, start: int) -> range:
+        request = self._requests[line]
         before = request.window.num_known
         first, end = request.window.settle(self._next_rep_ids[line])
         tokens = slice(first - start, end - start)
