@@ -63,7 +63,7 @@ def _(q: Tensor, *_: object) -> Tensor:
     return torch.empty_like(q)
 
 
-def split_rows(op: Any, past: Any, *tensors: Any) -> list[tuple[Any, Any]]:
+def _split_rows(op: Any, past: Any, *tensors: Any) -> list[tuple[Any, Any]]:
     """ONNX: each tensor's rows that have a cache, and the others."""
     num, axis = op.Shape(past, start=0, end=1), op.Constant(value_ints=[0])
     end = op.Constant(value_ints=[_ALL])
@@ -74,7 +74,7 @@ def _onnx_attend_patches(q: Any, k: Any, v: Any, past_key: Any, past_value: Any,
     from onnxscript.onnx_opset import opset18  # the modules themselves run without it
 
     op: Any = opset18
-    (q_seeing, q_other), (k_seeing, k_other), (v_seeing, v_other) = split_rows(op, past_key, q, k, v)
+    (q_seeing, q_other), (k_seeing, k_other), (v_seeing, v_other) = _split_rows(op, past_key, q, k, v)
 
     def attend(rows: Any, keys: Any, values: Any, added: Any) -> Any:
         scores = op.MatMul(rows, op.Transpose(keys, perm=[0, 1, 3, 2]))

@@ -9,7 +9,6 @@ Forms that the backends take (TensorRT: onnx/onnx-tensorrt docs/operators.md of 
 Attention in 4-D with a mask of exactly `[B, 1, S, P]`, no past inside, one output; RotaryEmbedding with tables per row.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rf_export.config import Expert
-from rf_export.graphs.classic import MASKED, patch_bias, split_rows
+from rf_export.graphs.classic import MASKED, patch_bias
 from rf_export.layers import RMSNorm, rotary_tables
 from rf_export.model import DecoderLayer, RFModel
 
@@ -41,35 +40,8 @@ def _onnx_tensor_scatter(past: Any, update: Any, write_indices: Any) -> Any:
     return opset24.TensorScatter(past, update, write_indices, axis=-2, mode="linear")
 
 
-@torch.library.custom_op("rf_export::attend_patches_modern", mutates_args=())
-def attend_patches(
-    q: Tensor, k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, bias: Tensor, scale: float
-) -> Tensor:
-    """As `rf_export.graphs.classic.attend_patches`, with `q [B, Hq, M, D]` and `bias [R, 1, M, P + M]`."""
-    num = len(past_key)
-    mix = functools.partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=True)
-    keys, values = torch.cat([past_key, k[:num]], 2), torch.cat([past_value, v[:num]], 2)
-    return torch.cat([mix(q[:num], keys, values, bias), mix(q[num:], k[num:], v[num:])])
-
-
-@attend_patches.register_fake
-def _(q: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(q)
-
-
-def _onnx_attend_patches(q: Any, k: Any, v: Any, past_key: Any, past_value: Any, bias: Any, scale: float) -> Any:
-    from onnxscript.onnx_opset import opset24 as op
-
-    (q_seeing, q_other), (k_seeing, k_other), (v_seeing, v_other) = split_rows(op, past_key, q, k, v)
-    keys, values = op.Concat(past_key, k_seeing, axis=2), op.Concat(past_value, v_seeing, axis=2)
-    seeing, *_ = op.Attention(q_seeing, keys, values, bias, scale=scale)
-    other, *_ = op.Attention(q_other, k_other, v_other, scale=scale)
-    return op.Concat(seeing, other, axis=0)
-
-
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {  # for torch.onnx.export
-    torch.ops.rf_export.tensor_scatter.default: _onnx_tensor_scatter,
-    torch.ops.rf_export.attend_patches_modern.default: _onnx_attend_patches,
+    torch.ops.rf_export.tensor_scatter.default: _onnx_tensor_scatter
 }
 
 
@@ -110,17 +82,31 @@ class ModernDecoder:
         return hidden, tuple(present)
 
     def read(
-        self, expert: Expert, hidden: Tensor, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]
+        self,
+        expert: Expert,
+        hidden: Tensor,
+        row_requests: Tensor,
+        row_starts: Tensor,
+        past_lengths: Tensor,
+        past: tuple[Tensor, ...],
     ) -> Tensor:
-        """Run all layers. The patches have one position, so that the keys of the cache are turned back instead."""
-        patches, slots = hidden.shape[1], past[0].shape[2]
+        """Run all layers. The patches have one position, so that the keys of the cache are turned back instead.
+
+        Unconditional rows get the cache of their request, all of it hidden: Attention takes no empty batch, which is
+        what is left of them where nobody is guided.
+        """
+        patches, slots, num_requests = hidden.shape[1], past[0].shape[2], row_starts.shape[0]
         tables = self._tables((row_starts - past_lengths)[:, None].expand(-1, slots), hidden)
-        bias = patch_bias(patches, row_starts, past_lengths, past).expand(-1, -1, patches, -1)
+        is_conditional = torch.arange(row_requests.shape[0]) < num_requests  # rows [B]
+        starts, lengths = (each.index_select(0, row_requests) for each in (row_starts, past_lengths))
+        bias = patch_bias(patches, starts, torch.where(is_conditional, lengths, starts), past)
+        bias = bias.expand(-1, -1, patches, -1)
         for i, layer in enumerate(self.model.decoder_layers):
             q, k, v = self._project(layer, expert, hidden)
             turned = torch.onnx.ops.rotary_embedding(past[2 * i], *tables)
-            mixed = attend_patches(q, k, v, turned, past[2 * i + 1], bias, self.config.head_dim**-0.5)
-            hidden = self._finish(layer, expert, hidden, mixed.transpose(1, 2).flatten(2))
+            keys, values = (each.index_select(0, row_requests) for each in (turned, past[2 * i + 1]))
+            mixed = self._attend(q, torch.cat([keys, k], 2), torch.cat([values, v], 2), bias)
+            hidden = self._finish(layer, expert, hidden, mixed)
         return hidden
 
     def _tables(self, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:

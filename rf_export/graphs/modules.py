@@ -221,7 +221,7 @@ class Denoiser(CachedGraph):
     ) -> tuple[Tensor, Tensor]:
         """See runtime/signature.py."""
         hidden = self.model.embed_pixels(x_t, t).index_select(0, row_requests)  # [B, M, d]
-        hidden = self.decoder.read("pixel", hidden, row_starts, past_lengths, past)
+        hidden = self.decoder.read("pixel", hidden, row_requests, row_starts, past_lengths, past)
         rows = self.model.pixel_out(self.final_norm("pixel", hidden)).float()
         patches = guide(rows, uncond_rows, guidance_scale[:, None, None])
         x_pred = unpatchify(patches, self.config.patch_size, *x_t.shape[2:])
