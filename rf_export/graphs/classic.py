@@ -133,7 +133,13 @@ class ClassicDecoder:
         return hidden, tuple(present)
 
     def read(
-        self, expert: Expert, hidden: Tensor, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]
+        self,
+        expert: Expert,
+        hidden: Tensor,
+        row_requests: Tensor,
+        row_starts: Tensor,
+        past_lengths: Tensor,
+        past: tuple[Tensor, ...],
     ) -> Tensor:
         """Run all layers. The patches have one position, so that the keys of the cache are turned back instead."""
         tables = rotation((row_starts - past_lengths)[:, None], self.config.head_dim, self.config.rope_theta)

@@ -58,7 +58,13 @@ class Decoder(Protocol):
         """
 
     def read(
-        self, expert: Expert, hidden: Tensor, row_starts: Tensor, past_lengths: Tensor, past: tuple[Tensor, ...]
+        self,
+        expert: Expert,
+        hidden: Tensor,
+        row_requests: Tensor,
+        row_starts: Tensor,
+        past_lengths: Tensor,
+        past: tuple[Tensor, ...],
     ) -> Tensor:
         """Run all layers over patches `[B, M, d]`, which leave the cache of the first R rows as it is.
 

@@ -22,11 +22,13 @@ from rf_export.graphs import modules as graphs
 from rf_export.graphs.modules import sample
 from rf_export.model import RFModel, model_spec
 from rf_export.trace import trace
+from runtime import signature
 from runtime.backends import create_backend
+from runtime.backends.host.stages import rows_of
 from runtime.backends.interface import Session
 from runtime.bundle.folder import open_bundle
 from runtime.errors import RFError
-from runtime.signature import DIALECTS, GRAPHS, Dialect, GraphName, GraphSignature, TensorSpec, Variant
+from runtime.signature import DIALECTS, GRAPHS, Dialect, GraphName, GraphSignature, ModelSpec, TensorSpec, Variant
 
 ROOT = Path(__file__).parents[2]
 LEVELS = np.linspace(-3, 3, 7, dtype=np.float32)  # few values, so that ties are common
@@ -41,13 +43,15 @@ def reference_sample(logits: NDArray[np.float32], gumbel: NDArray[np.float32], t
 
 @st.composite
 def draws(draw: st.DrawFn) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """Logits and noise `[R, W, K]`, temperature and k `[R, 1, 1]`."""
     rows, size = draw(st.integers(1, 3)), draw(st.integers(2, 12))
+    shape = (rows, draw(st.integers(1, 3)), size)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    logits = rng.choice(LEVELS, (rows, size)) if draw(st.booleans()) else rng.normal(size=(rows, size))
-    gumbel = rng.gumbel(size=(rows, size)).astype(np.float32)
+    logits = rng.choice(LEVELS, shape) if draw(st.booleans()) else rng.normal(size=shape)
+    gumbel = rng.gumbel(size=shape).astype(np.float32)
     temperature = np.array([draw(st.sampled_from([0.25, 0.7, 1.0, 2.0])) for _ in range(rows)], np.float32)
     top_k = np.array([draw(st.sampled_from([1, 2, size // 2, size])) for _ in range(rows)], np.int64)
-    return logits.astype(np.float32), gumbel, temperature, np.maximum(top_k, 1)
+    return logits.astype(np.float32), gumbel, temperature[:, None, None], np.maximum(top_k, 1)[:, None, None]
 
 
 class Sampler(torch.nn.Module):
@@ -60,17 +64,18 @@ SAMPLE_INPUTS = ("logits", "gumbel", "temperature", "top_k")
 @pytest.fixture(scope="module")
 def sampler(tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
     """`sample` alone as a graph, so that ties can be fed to it."""
-    free, size = Dim("request", min=1), Dim("size", min=2, max=graphs.MAX_TOP_K)
+    free, window, size = Dim("request", min=1), Dim("window", min=1), Dim("size", min=2, max=graphs.MAX_TOP_K)
+    wide = {0: free, 1: window, 2: size}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             Sampler().eval(),
-            (torch.zeros(3, 5), torch.zeros(3, 5), torch.ones(3), torch.ones(3, dtype=torch.int64)),
+            (*torch.zeros(2, 3, 2, 5), torch.ones(3, 1, 1), torch.ones(3, 1, 1, dtype=torch.int64)),
             dynamo=True,
             input_names=SAMPLE_INPUTS,
             opset_version=18,
             verbose=False,
-            dynamic_shapes=({0: free, 1: size}, {0: free, 1: size}, {0: free}, {0: free}),
+            dynamic_shapes=(wide, wide, {0: free}, {0: free}),
         )
     assert program is not None
     return ort.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -82,77 +87,78 @@ def test_sampling_is_gumbel_max_over_the_top_k_of_each_row(
     case: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]],
 ) -> None:
     """In the module that is traced, in its graph on ONNX Runtime, and in the eager loop that verifies it."""
-    expected = [reference_sample(*row) for row in zip(*case, strict=True)]
-    assert sample(*map(torch.from_numpy, case)).tolist() == expected
-    assert sampler.run(None, dict(zip(SAMPLE_INPUTS, case, strict=True)))[0].tolist() == expected
-    for logits, gumbel, temperature, k, token in zip(*case, expected, strict=True):
-        assert eager.sample(torch.from_numpy(logits), torch.from_numpy(gumbel), float(temperature), int(k)) == token
+    logits, noise, temperatures, ks = case
+    rows = [
+        (logits[r, w], noise[r, w], float(temperatures[r, 0, 0]), int(ks[r, 0, 0]))
+        for r, w in np.ndindex(noise.shape[:2])
+    ]
+    expected = [reference_sample(*row) for row in rows]
+    assert sample(*map(torch.from_numpy, case)).flatten().tolist() == expected
+    assert sampler.run(None, dict(zip(SAMPLE_INPUTS, case, strict=True)))[0].ravel().tolist() == expected
+    for (row, gumbel, temperature, k), token in zip(rows, expected, strict=True):
+        assert eager.sample(torch.from_numpy(row), torch.from_numpy(gumbel), temperature, k) == token
 
 
 def test_ties_at_the_border_all_stay_in() -> None:
-    logits, gumbel = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0, 5.0, 9.0]])
-    assert sample(logits, gumbel, torch.ones(1), torch.tensor([2])).tolist() == [3]
+    logits, gumbel = torch.tensor([[[2.0, 1.0, 1.0, 1.0, 0.0]]]), torch.tensor([[[0.0, 0.0, 0.0, 5.0, 9.0]]])
+    assert sample(logits, gumbel, torch.ones(1, 1, 1), torch.tensor([[[2]]])).tolist() == [[3]]
 
 
 def test_a_vocabulary_beyond_the_limit_of_k_is_drawn_from() -> None:
     size = graphs.MAX_TOP_K + 100
-    logits, gumbel = torch.arange(size).float()[None], torch.zeros(1, size)
-    gumbel[0, 99], gumbel[0, 100] = 1e6, 1e5  # just outside and just inside the top k
-    assert sample(logits, gumbel, torch.ones(1), torch.tensor([graphs.MAX_TOP_K])).tolist() == [100]
+    logits, gumbel = torch.arange(size).float()[None, None], torch.zeros(1, 1, size)
+    gumbel[0, 0, 99], gumbel[0, 0, 100] = 1e6, 1e5  # just outside and just inside the top k
+    assert sample(logits, gumbel, torch.ones(1, 1, 1), torch.tensor([[[graphs.MAX_TOP_K]]])).tolist() == [[100]]
 
 
-def table_signature(graph: str, dialect: Dialect, num_layers: int, sizes: dict[str, int]) -> GraphSignature:
-    """What the table in the docstring of `rf_export.graphs.modules` says of a graph, in fp16."""
-    assert graphs.__doc__ is not None
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in graphs.__doc__.splitlines() if "|" in line
-    ]
-    current, sides = "", ([], [])  # type: tuple[str, tuple[list[TensorSpec], list[TensorSpec]]]
-    for name, *cells in rows[2:]:
-        current = name or current
-        if current == graph:
-            for side, names, shape in zip(sides, cells[::2], cells[1::2], strict=True):
-                names, _, only = names.partition(".value, ")
-                if only not in ("", dialect):
-                    continue
-                names += ".value" if only else ""
-                side += tensors(names, side[0] if shape == "as x_t" and side else shape, num_layers, sizes, sides[0])
-    return GraphSignature(*map(tuple, sides))
+AXES = {
+    "R": "request",
+    "S": "sequence",
+    "W": "window",
+    "P": "cache",
+    "F": "features",
+    "A": "answer",
+    "I": "images",
+    "N": "tokens",
+}
 
 
-def tensors(
-    names: str, shape: object, num_layers: int, sizes: dict[str, int], inputs: list[TensorSpec]
-) -> list[TensorSpec]:
-    if not names:
-        return []
-    if names.endswith(".{i}.key, .value"):
-        stem = names.removesuffix(".{i}.key, .value")
-        parts = [f"{stem}.{i}.{part}" for i in range(num_layers) for part in ("key", "value")]
-    else:
-        parts = names.split(", ")
-    if isinstance(shape, TensorSpec) or shape == "as x_t":
-        return [TensorSpec(part, inputs[0].dtype, inputs[0].shape) for part in parts]
-    found = re.fullmatch(r"\[(.*)\] (\w+)", str(shape))
-    assert found, shape
-    dims = tuple(int(dim) if dim.isdigit() else sizes.get(dim, dim) for dim in found[1].split(", "))
-    return [TensorSpec(part, "float16" if found[2] == "kv" else found[2], dims) for part in parts]
+def documented(graph: str, dialect: Dialect, spec: ModelSpec) -> GraphSignature:
+    """What the docstring of runtime/signature.py says of a graph, in fp16."""
+    assert signature.__doc__ is not None
+    text = re.search(rf"^{graph}\n(.*?)(?=^\w)", signature.__doc__, re.MULTILINE | re.DOTALL)
+    assert text
+    inputs, outputs = text[1].split("    out ")
+    sizes = {"V": spec.vocab_size, "K": spec.rep_vocab_size, "H": spec.num_kv_heads, "D": spec.head_dim}
+    axes: dict[str, str | int] = {**AXES, **sizes, "d": spec.hidden_size, "B": "row"}
+    if graph == "text_decoder":
+        axes["B"] = "batch"
+
+    def tensors(part: str) -> tuple[TensorSpec, ...]:
+        if dialect == "modern":  # "kv: classic [...], modern [...]"
+            part = re.sub(r"kv:\s+classic \[[^]]*\], modern", "kv", part)
+        part = re.sub(r"kv:\s+classic (\[[^]]*\]), modern \[[^]]*\]", r"kv \1", part)
+        found = []
+        for name, dtype, dims in re.findall(r"([\w.{}*]+)(?: and \.value)?\s+(int64|float32|kv)\s+\[([^]]*)\]", part):
+            shape = tuple(int(dim) if dim.isdigit() else axes.get(dim, dim) for dim in dims.split(", "))
+            kind = "float16" if dtype == "kv" else dtype
+            stem = name.partition(".")[0]
+            parts = range(2 * spec.num_layers) if "." in name else [None]
+            names = [name if i is None else f"{stem}.{i // 2}.{('key', 'value')[i % 2]}" for i in parts]
+            found += [TensorSpec(each, kind, shape) for each in names]
+        if "x_pred the same" in part:
+            found.append(TensorSpec("x_pred", *(getattr(found[-1], name) for name in ("dtype", "shape"))))
+        return tuple(found)
+
+    return GraphSignature(tensors(inputs), tensors(outputs))
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_the_table_of_the_module_is_the_signature(graph: GraphName, dialect: Dialect) -> None:
+def test_the_signature_is_what_its_docstring_says(graph: GraphName, dialect: Dialect) -> None:
     with torch.device("meta"):
         spec = model_spec(RFModel(preset("tiny")))
-    sizes = {
-        "V": spec.vocab_size,
-        "K": spec.rep_vocab_size,
-        "H": spec.num_kv_heads,
-        "D": spec.head_dim,
-        "d": spec.hidden_size,
-    }
-    assert table_signature(graph, dialect, spec.num_layers, sizes) == GraphSignature.of(
-        graph, spec, Variant("fp16", dialect)
-    )
+    assert documented(graph, dialect, spec) == GraphSignature.of(graph, spec, Variant("fp16", dialect))
 
 
 class Short(torch.nn.Module):
@@ -167,8 +173,10 @@ class Short(torch.nn.Module):
         t: Tensor,
         t_next: Tensor,
         guidance_scale: Tensor,
+        row_requests: Tensor,
+        uncond_rows: Tensor,
         row_starts: Tensor,
-        past_length: Tensor,
+        past_lengths: Tensor,
         *past: Tensor,
     ) -> tuple[Tensor, Tensor]:
         return self.change(x_t * t[:, None, None, None]), x_t + 1
@@ -253,6 +261,8 @@ SIZES = {
     "answer": (1, 4),
     "images": (1, 3),
     "request": (1, 3),
+    "guided": (0, 3),
+    "window": (1, 4),
     "patch_rows": (1, 4),
     "patch_columns": (1, 4),
 }
@@ -274,7 +284,7 @@ def test_an_exported_graph_computes_what_its_module_does_at_every_size(
     """Also at sizes of 1: a branch between one and more is what the ranges of torch do not show."""
     sizes = {
         **sizes,
-        "2*request": 2 * sizes["request"],
+        "row": sizes["request"] + min(sizes["guided"], sizes["request"]),
         "height": 8 * sizes["patch_rows"],
         "width": 8 * sizes["patch_columns"],
     }
@@ -283,7 +293,10 @@ def test_an_exported_graph_computes_what_its_module_does_at_every_size(
         "input_ids": 61 + sizes["features"],
         "rep_ids": 41,
         "grid_positions": 4,
+        "row_requests": 1,
+        "uncond_rows": 1,
         "row_starts": sizes["cache"] + 1,
+        "past_lengths": sizes["cache"] + 1,
         "top_k": 40,
         "answer_ids": 62,
     }
@@ -295,9 +308,11 @@ def test_an_exported_graph_computes_what_its_module_does_at_every_size(
             if spec.name in limits
             else rng.normal(size=shape).astype(np.float32)
         )
-    if "past_length" in inputs:
-        inputs["past_length"] = np.array([rng.integers(0, sizes["cache"] + 1)])
-        inputs["row_starts"] = np.minimum(inputs["row_starts"], inputs["past_length"])  # no row starts in the future
+    if "past_lengths" in inputs:
+        inputs["row_starts"] = np.minimum(inputs["row_starts"], inputs["past_lengths"])  # no row starts in the future
+    if "row_requests" in inputs:
+        guided = rng.permutation(sizes["request"]) < sizes["row"] - sizes["request"]
+        inputs["row_requests"], inputs["uncond_rows"] = rows_of(guided.tolist())
     for name in ("t", "t_next", "temperature", "top_k", "top_p", "repetition_penalty"):
         if name in inputs:
             inputs[name] = np.abs(inputs[name]) % 0.9 + 0.05 if name != "top_k" else inputs[name] + 1
@@ -315,6 +330,8 @@ def test_graph_files_hold_no_paths_of_the_exporting_host(tiny_bundle: Path) -> N
     assert files
     for file in files:
         content = file.read_bytes()
-        assert b"past_length" in content or b"pixels" in content  # readable names, so that a path would be readable too
+        assert (
+            b"past_lengths" in content or b"pixels" in content
+        )  # readable names, so that a path would be readable too
         assert not re.search(rb"/(home|Users|tmp|usr|work)/|site-packages|\.py\b|[A-Z]:\\\\", content), file
         assert not any(host in content for host in hosts if len(host) > 5), file
