@@ -67,27 +67,30 @@ class TokenWindow:
         grid_positions[:, 0], grid_positions[:, 1] = np.divmod(cells, self._columns)
 
     def settle(self, drawn: npt.NDArray[np.int64]) -> tuple[int, int]:
-        """Take what a pass drew at each position of the window, `[W]`.
+        """Take what a pass drew at each position of the window, `[W]`; where all had ended before, nothing is new.
 
         Returns:
             From which position to before which one it is right: these keys and values are kept, and these tokens known.
         """
-        first, end = self.start, self.start + self.size
-        known, limit = self.num_cached, min(end, self.num_tokens)
-        inputs, forced = self._inputs, self._forced
-        while True:  # position `known` had the right token
-            if known < self.num_tokens:
-                self.drawn[known] = token = drawn[known - first]
-                token = token if forced[known] < 0 else forced[known]
-                was, inputs[known + 1] = inputs[known + 1], token
-            known += 1
-            if known >= end or known > self.num_tokens or inputs[known] != was:
+        first, before = self.start, self.num_cached
+        end = first + self.size
+        known = before
+        while known < end:
+            known += 1  # the token at this position was right
+            token = known - 1  # so what was drawn there is
+            if token == self.num_tokens:  # nothing is, at the last one
                 break
-        before, self.num_cached = self.num_cached, known
-        self.num_known = min(known, self.num_tokens)
+            guess = self.rep_ids[token]
+            self.drawn[token] = drawn[token - first]
+            if self._forced[token] < 0:
+                self.rep_ids[token] = drawn[token - first]
+            if guess != self.rep_ids[token]:
+                break
+        self.num_cached, self.num_known = known, min(known, self.num_tokens)
+        limit = min(end, self.num_tokens)
         for token in range(known, limit):  # drawn after a wrong token: the best guess there is
-            if forced[token] < 0:
-                inputs[token + 1] = drawn[token - first]
+            if self._forced[token] < 0:
+                self.rep_ids[token] = drawn[token - first]
         self._num_guessed = max(self._num_guessed, limit)
         self.start = min(known, self.num_tokens + 1 - self.size)
         return before, known

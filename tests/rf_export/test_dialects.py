@@ -90,16 +90,18 @@ def rep_step(bundle, cache, write):
     entry = opened.graph("rep_decoder", Variant("fp32", "modern"))
     session = create_backend("ort").open(opened.file(entry.file), num_threads=1, compiled=False)
     inputs = {
-        "rep_ids": np.array([3]),
-        "grid_positions": np.zeros((1, 2), np.int64),
+        "rep_ids": np.array([[3]]),
+        "grid_positions": np.zeros((1, 1, 2), np.int64),
+        "row_requests": np.zeros(2, np.int64),
+        "uncond_rows": np.ones(1, np.int64),
         "row_starts": np.array([1, 4]),
-        "past_length": np.array([cache.length]),
-        "gumbel": np.zeros((1, opened.manifest.model.rep_vocab_size), np.float32),
+        "past_lengths": cache.lengths.copy(),
+        "gumbel": np.zeros((1, 1, opened.manifest.model.rep_vocab_size), np.float32),
         "guidance_scale": np.ones(1, np.float32),
         "temperature": np.ones(1, np.float32),
         "top_k": np.array([5]),
     }
-    outputs = {"next_rep_ids": np.zeros(1, np.int64), **write.outputs}
+    outputs = {"next_rep_ids": np.zeros((1, 1), np.int64), **write.outputs}
     session.bind({**inputs, **write.inputs}, outputs)()
 
 
@@ -107,17 +109,16 @@ def test_one_buffer_for_past_and_present_is_written_in_one_slot(modern_bundle):
     model = open_bundle(modern_bundle).manifest.model
     cache = KVCache(model, Variant("fp32", "modern"), 2, 9)
     cache.values[:] = np.random.default_rng(0).standard_normal(cache.values.shape)
-    cache.length = 6
+    cache.lengths[:] = 6, 4
     before = cache.values.copy()
     write = cache.write(2, 1)
     for name, array in write.outputs.items():
         assert np.shares_memory(array, write.inputs[name.replace("present", "past_key_values")])
     rep_step(modern_bundle, cache, write)
     changed = (cache.values != before).any(axis=(2, 4))  # [2 L, rows, slots]
-    assert changed[..., 6].all()
-    assert not np.delete(changed, 6, axis=-1).any()
-    write.finish()
-    assert cache.length == 7
+    written = np.zeros(changed.shape[1:], bool)
+    written[[0, 1], cache.lengths] = True
+    assert (changed == written).all()
 
 
 def test_the_picture_of_a_prompt_does_not_depend_on_its_neighbours(modern_bundle):
@@ -206,11 +207,11 @@ class _WrongSlot:
         self.signature = session.signature
 
     def bind(self, inputs, outputs):
-        shifted = inputs["past_length"].copy()
-        run = self._session.bind({**inputs, "past_length": shifted}, outputs)
+        shifted = inputs["past_lengths"].copy()
+        run = self._session.bind({**inputs, "past_lengths": shifted}, outputs)
 
         def step():
-            shifted[:] = np.maximum(inputs["past_length"] - 1, 0)
+            shifted[:] = np.maximum(inputs["past_lengths"] - 1, 0)
             run()
 
         return step
@@ -253,11 +254,8 @@ def test_nothing_of_the_padding_stays_in_the_cache(dialect, tiny_bundle, modern_
     pipeline = load(bundle, dialect=dialect)
     model = pipeline.bundle.manifest.model
     cache = KVCache(model, Variant("fp32", dialect), 6, 9)
-    starts = prefill(pipeline.sessions["text_decoder"], [[1, 2, 3], [], [4]], cache)
-    assert starts.tolist() == [0, 3, 2]
-    assert cache.length == 3
-    for row, start in enumerate(starts):
-        assert (cache.values[:, row, :, :start] == 0).all()
-        assert (cache.values[:, row, :, start:3] != 0).any() == (start < 3)
-    assert (cache.values[:, 3:] == 0).all()
-    assert (cache.values[:, :, :, 3:] == 0).all()
+    prefill(pipeline.sessions["text_decoder"], [[1, 2, 3], [], [4]], cache)
+    assert cache.lengths.tolist() == [3, 0, 1, 0, 0, 0]
+    for row, length in enumerate(cache.lengths):
+        assert (cache.values[:, row, :, length:] == 0).all()
+        assert (cache.values[:, row, :, :length] != 0).any() == (length > 0)

@@ -42,13 +42,16 @@ class SlowDrawing:
             for name in GRAPHS
         }
 
-    def run(self, graph, past, **inputs):
-        """`past` is a list of [2, H, P, D]; an empty cache is one hidden slot."""
+    def run(self, graph, past, hidden=0, **inputs):
+        """`past` is a list of [rows, H, P, D]; an empty cache is one hidden slot. `hidden` slots no second row sees."""
         length = past[0].shape[2]
         if length == 0:
             past = [np.zeros((*layer.shape[:2], 1, layer.shape[3]), layer.dtype) for layer in past]
         names = kv_names("past_key_values", self.model.num_layers)
-        inputs["past_length"] = np.array([length])
+        rows = 1 if graph == "denoiser" else len(past[0])
+        inputs["row_starts"], inputs["past_lengths"] = np.array([0, hidden][:rows]), np.full(rows, length)
+        if graph != "text_decoder":
+            inputs["row_requests"], inputs["uncond_rows"] = np.zeros(2, np.int64), np.ones(1, np.int64)
         return self.sessions[graph].run({**inputs, **dict(zip(names, past, strict=True))})
 
     def extend(self, past, outputs):
@@ -67,7 +70,6 @@ class SlowDrawing:
                 "text_decoder",
                 text,
                 input_ids=np.array([ids]),
-                row_starts=np.zeros(1, np.int64),
                 image_features=np.zeros((1, self.model.hidden_size), np.float32),
                 answer_ids=np.array([[self.model.vocab_size]]),
                 top_k=np.ones(1, np.int64),
@@ -77,23 +79,23 @@ class SlowDrawing:
                 repetition_penalty=one,
             )
             text = self.extend(text, outputs)
-        past = [np.concatenate([layer, np.zeros_like(layer)]) for layer in text]  # the second row sees no text
+        past = [np.concatenate([layer, np.zeros_like(layer)]) for layer in text]
         tokens = []
         for step in range(plan.num_rep_tokens + 1):
             last = max(step - 1, 0)
             outputs = self.run(
                 "rep_decoder",
                 past,
-                rep_ids=np.array([tokens[-1] if tokens else self.model.rep_start_id]),
-                grid_positions=np.array([[last // plan.grid[1], last % plan.grid[1]]]),
-                row_starts=np.array([0, len(ids)]),
-                gumbel=noise.gumbel(seed, step, self.model.rep_vocab_size)[None],
+                hidden=len(ids),
+                rep_ids=np.array([[tokens[-1] if tokens else self.model.rep_start_id]]),
+                grid_positions=np.array([[[last // plan.grid[1], last % plan.grid[1]]]]),
+                gumbel=noise.gumbel(seed, step, self.model.rep_vocab_size)[None, None],
                 guidance_scale=np.array([plan.rep_guidance_scale], np.float32),
                 temperature=np.array([plan.temperature], np.float32),
                 top_k=np.array([plan.top_k]),
             )
             past = self.extend(past, outputs)
-            tokens.append(int(outputs["next_rep_ids"][0]))
+            tokens.append(int(outputs["next_rep_ids"][0, 0]))
         tokens.pop()
         sampling = self.bundle.manifest.sampling
         times = timesteps(
@@ -106,12 +108,11 @@ class SlowDrawing:
         for t, t_next in itertools.pairwise(times):
             outputs = self.run(
                 "denoiser",
-                past,
+                [layer[:1] for layer in past],
                 x_t=x,
                 t=t[None],
                 t_next=t_next[None],
                 guidance_scale=np.array([plan.pix_guidance_scale], np.float32),
-                row_starts=np.array([0, past[0].shape[2]]),
             )
             x = outputs["x_next"]
         return tokens, x[0]
@@ -367,17 +368,16 @@ def test_a_new_cache_holds_nothing_even_where_memory_is_used_again(pipeline):
         del garbage
         cache = KVCache(model, Variant("fp16"), 2, 4)
         assert (cache.values == 0).all()
-        assert (cache.new_rows(2, 1) == 0).all()
+        assert (cache.write(2, 1).new == 0).all()
 
 
 def test_a_cache_that_is_used_again_starts_anew(pipeline):
     prompts = [[1, 2, 3], [], [4]]
     cache = KVCache(pipeline.bundle.manifest.model, Variant("fp32"), 6, 10)
-    first = prefill(pipeline.sessions["text_decoder"], prompts, cache)
+    prefill(pipeline.sessions["text_decoder"], prompts, cache)
     kept = cache.values.copy()
-    cache.length = 9
-    again = prefill(pipeline.sessions["text_decoder"], prompts, cache)
-    assert (first == again).all()
+    cache.lengths[:] = 9
+    prefill(pipeline.sessions["text_decoder"], prompts, cache)
     assert (kept == cache.values).all()
-    assert cache.length == 3
+    assert cache.lengths.tolist() == [3, 0, 1, 0, 0, 0]
     assert not cache.values[:, 1].any()  # the empty text has nothing in the cache

@@ -31,6 +31,7 @@ from runtime.signature import GraphName, ModelSpec, TensorSpec, Variant
 def prefill(session: Session, prompts: Sequence[Sequence[int]], cache: KVCache) -> None:
     """Read the prompts, [R] of any lengths, also 0, into the first rows of an empty cache."""
     length = max(map(len, prompts))
+    cache.lengths[:] = 0
     if not length:
         return
     rows = [row for row, ids in enumerate(prompts) if len(ids)] if cache.takes_any_rows else list(range(len(prompts)))

@@ -16,7 +16,7 @@ def prompts(words):
 
 @pytest.fixture(scope="session")
 def options(pipeline):
-    """Ways to draw that differ in everything: two sizes of pictures, and steps, guidance, temperature, top-k."""
+    """Ways to draw that differ in everything: sizes, steps, guidance, temperature, top-k, windows."""
     cell = pipeline.bundle.manifest.model.cell
     return [
         FEW,
@@ -24,6 +24,8 @@ def options(pipeline):
         GenerationOptions(num_steps=4, rep_guidance_scale=0.0, pix_guidance_scale=1.5),
         GenerationOptions(height=cell, width=2 * cell, num_steps=2, temperature=0),
         GenerationOptions(height=2 * cell, width=cell, num_steps=5, top_k=1),
+        GenerationOptions(num_steps=4, window=3, guided=(0.2, 0.6)),
+        GenerationOptions(times=(0, 0.7, 1), window=4, rep_guidance_scale=1, pix_guidance_scale=1),
     ]
 
 
