@@ -343,9 +343,10 @@ def calibrate(
 @arg.option("--dialect", "Spelling of the graphs to compile; modern ones have --cache-slots.", arg.DIALECT, "classic")
 @arg.flag("--force", "Build again where a fitting engine is there already.")
 @arg.option("--threads num_threads", "CPU threads of the build and of its check.", arg.COUNT, shown="the backend's")
+@arg.option("--window", "Image tokens of a pass; 1 draws them one by one.", arg.COUNT, shown="measured")
 @arg.many(
     "--dim dims",
-    "TensorRT: sizes of batch (pictures drawn at once), images (read at once), prompt (tokens), height, width.",
+    "TensorRT: sizes of batch (pictures drawn at once), images (read at once), prompt, window (tokens), height, width.",
     metavar="NAME=MIN:OPT:MAX",
 )
 @arg.option("--workspace-mib", "TensorRT: device memory of one layer, at most.", arg.COUNT, shown=LIBRARYS)
@@ -383,7 +384,7 @@ def build_engine(bundle: Path, as_json: bool, dims: tuple[str, ...], **options: 
         raise click.BadParameter(
             "ort-cuda runs the ONNX graphs as they are: there is nothing to build", param_hint="--backend"
         )
-    common = ("backend", "precision", "dialect", "force", "num_threads", "allow_unverified", "output")
+    common = ("backend", "precision", "dialect", "force", "num_threads", "allow_unverified", "output", "window")
     chosen = {name: options.pop(name) for name in common}
     with arg.usage_errors():
         tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)

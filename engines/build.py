@@ -18,6 +18,7 @@ from typing import Any, Final
 from engines.config import Builder, BuildEstimate, EngineConfig, Report, counted
 from engines.probe import largest_error, probe_inputs
 from engines.tensorrt.config import require_defaults
+from engines.windows import Windows, measure_windows
 from runtime.backends import BACKENDS, create_backend, naming_extra
 from runtime.backends.cuda.tensorrt_library import TensorRTName
 from runtime.backends.host.machine import cpu_name, process_memory
@@ -99,9 +100,9 @@ def build_or_keep(bundle: str | Path, config: EngineConfig, on_progress: Progres
 
 def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -> Built:
     builder = create_builder(config)
-    target = builder.target()
+    target, options = builder.target(), {**builder.options(), "window": config.window}
     out = config.output or opened.path / "engines" / engine_label(target, config.variant)
-    if not config.force and _is_up_to_date(out, opened, config, target, builder.options()):
+    if not config.force and _is_up_to_date(out, opened, config, target, options):
         _log.info("%s is up to date", out)
         return Built(out, is_new=False)
     if config.output is None:
@@ -109,12 +110,14 @@ def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -
     entries = [opened.graph(name, config.variant) for name in GRAPHS]
     require_verified(opened, config.variant, allow_unverified=config.allow_unverified)
     opened.verify([file for entry in entries for file in entry.files], "hash")
-    # A graph is compiled and checked, and the end is written.
-    report = counted(on_progress, 2 * len(GRAPHS) + 1)
+    # A graph is compiled and checked, windows are measured, and the end is written.
+    report = counted(on_progress, 2 * len(GRAPHS) + 2)
     started = time.monotonic()
     with write_folder(out, replaceable=is_engine, force=True, what="engine") as folder:
         files = builder.compile(opened, config, folder, report)
-        verified = verify_engine(opened, config, builder, {name: folder / files[name] for name in GRAPHS}, report)
+        compiled = {name: folder / files[name] for name in GRAPHS}
+        verified = verify_engine(opened, config, builder, compiled, report)
+        windows = _measure_windows(opened, config, builder, compiled, report) if config.window is None else None
         report("writing")
         memory = process_memory()
         details = {
@@ -125,12 +128,28 @@ def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -
             "system": platform.platform(),
             "predicted_memory_mib": builder.estimate(opened, config.variant).memory_mib,
             "num_threads": config.num_threads,
-            "options": builder.options(),
+            "options": options,
+            "windows": None if windows is None else windows.to_dict(),
             **builder.details(),
         }
         described = describe_engine(opened, config.variant, target, folder, files)
-        described.replace(build=details, verified=verified).write(folder)
+        window = config.window or (1 if windows is None else windows.best)
+        described.replace(build=details, verified=verified, window=window).write(folder)
     return Built(out, is_new=True)
+
+
+def _measure_windows(
+    bundle: Bundle, config: EngineConfig, builder: Builder, compiled: Mapping[GraphName, Path], report: Report
+) -> Windows | None:
+    """Nothing where no device of this machine runs the engine."""
+    backend = builder.backend()
+    if backend is None:
+        return None
+    report("measuring windows")
+    names: tuple[GraphName, ...] = ("text_decoder", "rep_decoder")
+    sessions = {name: backend.open(compiled[name], num_threads=config.num_threads, compiled=True) for name in names}
+    largest = builder.largest(bundle, config.variant)
+    return measure_windows(bundle.manifest, config.variant, backend, sessions, largest)
 
 
 def _require_writable(bundle: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engines.tensorrt.config import TensorRTConfig
+from engines.windows import Largest
 from runtime.backends.host.machine import UsableMemory
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.folder import Bundle
@@ -23,6 +24,7 @@ class EngineConfig:
         dialect: How these are spelt: TensorRT builds both, ONNX Runtime classic.
         num_threads: Threads of the build and of its check; None leaves it to the backend.
         force: Build also where an engine is there that fits.
+        window: Representation tokens of a pass; None measures which is best on this machine.
         tensorrt: Options of the backends tensorrt and tensorrt-rtx.
         allow_unverified: Also build from graphs that failed a verification, or that nobody verified.
         output: The folder of the engine; None takes one in the bundle, where the runtime finds it.
@@ -33,6 +35,7 @@ class EngineConfig:
     dialect: Dialect = "classic"
     num_threads: int | None = None
     force: bool = False
+    window: int | None = None
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)
     allow_unverified: bool = False
     output: Path | None = None
@@ -105,6 +108,9 @@ class Builder(Protocol):
 
     def probes(self, bundle: Bundle, name: GraphName, variant: Variant) -> list[Mapping[str, int]]:
         """Sizes of free dimensions on which a graph is checked; what is not named has a usual size."""
+
+    def largest(self, bundle: Bundle, variant: Variant) -> Largest:
+        """At which pictures windows of tokens are measured, and how long they may be."""
 
     def estimate(self, bundle: Bundle, variant: Variant) -> BuildEstimate:
         """Predict what a build needs."""

@@ -16,6 +16,7 @@ from typing import Any, Final
 from engines.config import BuildEstimate, EngineConfig, Report
 from engines.external_data import external_sizes
 from engines.pool import WeightPool
+from engines.windows import WINDOWS, Largest
 from runtime.backends import create_backend
 from runtime.backends.host.ort import open_session, session_options
 from runtime.backends.interface import Backend, Target
@@ -57,6 +58,11 @@ class OrtBuilder:
     def probes(self, bundle: Bundle, name: GraphName, variant: Variant) -> list[Mapping[str, int]]:
         """One check; these engines take every size."""
         return [{}]
+
+    def largest(self, bundle: Bundle, variant: Variant) -> Largest:
+        """The default size; these engines take every window."""
+        model = bundle.manifest.model
+        return Largest(model.default_height, model.default_width, max(WINDOWS))
 
     def options(self) -> dict[str, Any]:
         """What the builder was set to, for the record."""

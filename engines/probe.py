@@ -1,7 +1,7 @@
 """Made-up inputs on which a compiled graph is compared with its ONNX graph. Knows nothing of what runs them.
 
-Two requests, a cache that is partly in use and rows that start at different slots: masks, guidance and
-positions all take part. Values are random but fixed.
+Two requests of which one is guided, a window of tokens, a cache that is partly in use and rows that start and end at
+different slots: masks, guidance and positions all take part. Values are random but fixed.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from runtime.backends.host.stages import rows_of
 from runtime.signature import GraphSignature, ModelSpec, TensorSpec
 
-_SIZES: Final = {
+PROBE_SIZES: Final = {
     "batch": 2,
     "request": 2,
-    "2*request": 4,
+    "row": 3,
+    "window": 3,
     "sequence": 5,
     "cache": 9,
     "features": 3,
@@ -33,9 +35,17 @@ def probe_inputs(
     rng = np.random.default_rng(_SEED)
     cells = min(2, model.max_grid)
     picture = {"height": model.cell * cells, "width": model.cell * min(3, model.max_grid)}
-    sizes = {**_SIZES, **picture, **(sizes or {})}
-    past_length = min(_PAST_LENGTH, _room(signature, sizes))
-    return {spec.name: _probe(spec, sizes, past_length, model, rng) for spec in signature.inputs}
+    sizes = {**PROBE_SIZES, **picture, **(sizes or {})}
+    longest = min(_PAST_LENGTH, _room(signature, sizes))
+    inputs = {spec.name: _probe(spec, sizes, model, rng) for spec in signature.inputs}
+    if "past_lengths" in inputs:
+        lengths = rng.integers(longest - longest // 2, longest + 1, inputs["past_lengths"].shape)
+        inputs |= {"past_lengths": lengths, "row_starts": rng.integers(0, lengths + 1)}
+    if "row_requests" in inputs:  # the last ones are guided
+        num_requests, num_rows = sizes["request"], sizes["row"]
+        guided = np.arange(num_requests) >= 2 * num_requests - num_rows
+        inputs["row_requests"], inputs["uncond_rows"] = rows_of(guided.tolist())
+    return inputs
 
 
 def largest_error(expected: Mapping[str, npt.NDArray[Any]], actual: Mapping[str, npt.NDArray[Any]]) -> float:
@@ -56,12 +66,10 @@ def _room(signature: GraphSignature, sizes: Mapping[str, int]) -> int:
     past = {spec.name: spec.shape for spec in signature.inputs}.get("past_key_values.0.key")
     if present is None or present != past:
         return slots
-    return slots - (sizes["sequence"] if any(spec.name == "input_ids" for spec in signature.inputs) else 1)
+    return slots - sizes["sequence" if any(spec.name == "input_ids" for spec in signature.inputs) else "window"]
 
 
-def _probe(
-    spec: TensorSpec, sizes: Mapping[str, int], past_length: int, model: ModelSpec, rng: np.random.Generator
-) -> npt.NDArray[Any]:
+def _probe(spec: TensorSpec, sizes: Mapping[str, int], model: ModelSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape]
     constants = {
         "guidance_scale": 2.5,
@@ -70,20 +78,17 @@ def _probe(
         "repetition_penalty": 1.3,
         "t": 0.25,
         "t_next": 0.5,
-        "past_length": past_length,
+        "top_k": min(10, model.max_top_k, model.max_text_top_k),
     }
     if spec.name in constants:
         return np.full(shape, constants[spec.name], spec.dtype)
+    # Whole numbers up to a limit: ids, and positions on the grid. Those of rows are decided together.
+    limits = {
+        "input_ids": model.vocab_size + sizes.get("features", 0),
+        "answer_ids": model.vocab_size + 1,
+        "rep_ids": model.rep_vocab_size,
+        "grid_positions": model.max_grid,
+    }
     if spec.dtype == "int64":
-        # Whole numbers up to a limit: ids, positions on the grid, first slots, and top_k, which starts at 1.
-        limits = {
-            "input_ids": model.vocab_size + sizes.get("features", 0),
-            "answer_ids": model.vocab_size + 1,
-            "rep_ids": model.rep_vocab_size,
-            "grid_positions": model.max_grid,
-            "row_starts": past_length + 1,
-        }
-        if spec.name == "top_k":
-            return np.full(shape, min(10, model.max_top_k, model.max_text_top_k), np.int64)
-        return rng.integers(0, limits[spec.name], shape)
+        return rng.integers(0, limits.get(spec.name, 1), shape)
     return rng.standard_normal(shape).astype(spec.dtype)

@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 from runtime.errors import RFError
 
-DIMS: Final = ("batch", "prompt", "images", "height", "width")
+DIMS: Final = ("batch", "prompt", "images", "window", "height", "width")
 MAX_OPTIMIZATION_LEVEL: Final = 5
 
 Verbosity: TypeAlias = Literal["layer_names_only", "detailed", "none"]
@@ -60,7 +60,7 @@ class TensorRTConfig:
 
     Attributes:
         dims: Ranges of `batch` (pictures drawn at once), `prompt` (tokens, those of images too), `images` (read at
-            once), `height` and `width` (pixels).
+            once), `window` (representation tokens of a pass), `height` and `width` (pixels).
         workspace_mib: Most device memory that a layer may take for itself.
         builder_optimization_level: 0 builds at once, 5 searches longest.
         timing_cache: A file; None keeps one per library version and GPU among the bundle's engines.

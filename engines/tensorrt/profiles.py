@@ -1,16 +1,18 @@
-"""Which sizes the tensors of every graph may have, from four dimensions that users know. Knows nothing of TensorRT.
+"""Which sizes the tensors of every graph may have, from six dimensions that users know. Knows nothing of TensorRT.
 
-`batch`, `prompt`, `images`, `height` and `width` become ranges of the free dimensions of the graphs
+`batch`, `prompt`, `images`, `window`, `height` and `width` become ranges of the free dimensions of the graphs
 (runtime/signature.py), one dict per optimisation profile. text_decoder has three profiles: prefill reads whole prompts
 into an empty cache, decode one token at a time after a long past, and a further question is read after a past; kernels
-that are good at one are bad at the others. The cache of a drawing holds the prompt and the representation tokens, so
-its range follows from the others; modern graphs have it fixed. Images are read as part of a prompt, so it has to be
-long enough for them.
+that are good at one are bad at the others. For the same reason rep_decoder has one for single tokens and one for
+windows of more. A picture has a row, or two where it is guided. The cache of a drawing holds the prompt and the
+representation tokens, so its range follows from the others; modern graphs have it fixed. Images are read as part of a
+prompt, so it has to be long enough for them.
 """
 
 from collections.abc import Mapping
 from typing import Final, TypeAlias
 
+from engines.probe import PROBE_SIZES
 from engines.tensorrt.config import DimRange
 from runtime.backends.cuda.layout import cache_slots, padded_prompt
 from runtime.errors import RFError
@@ -21,7 +23,7 @@ Profile: TypeAlias = dict[str, DimRange]  # free dimension of a graph -> its siz
 _DEFAULT_BATCH: Final = DimRange(1, 1, 4)
 _DEFAULT_IMAGES: Final = DimRange(1, 1, 4)
 _DEFAULT_PROMPT: Final = (1, 32, 256)
-_PROBE: Final = {"batch": 2, "sequence": 5, "cache": 9, "request": 2, "features": 3, "answer": 4, "images": 2}
+_DEFAULT_WINDOW: Final = 8
 
 
 def resolve_dims(
@@ -29,8 +31,8 @@ def resolve_dims(
 ) -> dict[str, DimRange]:
     """Fill in what was not given, and check against the model.
 
-    Not given: 1 to 4 pictures drawn or read at once, best for one; prompts up to 256 tokens, best for 32; the default
-    size of pictures.
+    Not given: 1 to 4 pictures drawn or read at once, best for one; prompts up to 256 tokens, best for 32; windows up to
+    8 representation tokens, best for that; the default size of pictures.
 
     Args:
         model: The model.
@@ -66,8 +68,19 @@ def resolve_dims(
             f"{'model' if cache_slots is None else 'cache of these graphs'} takes {longest}. "
             "Choose a smaller --dim prompt, or smaller pictures."
         )
-    images = given.get("images", _DEFAULT_IMAGES)
-    return {"batch": given.get("batch", _DEFAULT_BATCH), "prompt": prompt, "images": images, **dims}
+    window = given.get("window", DimRange(1, *[min(_DEFAULT_WINDOW, tokens[2] + 1)] * 2))
+    if window.min > 1 or window.max > tokens[2] + 1:
+        raise RFError(
+            f"A window of {window} tokens does not fit: pictures of {tokens[2]} tokens are drawn in windows of 1 to "
+            f"{tokens[2] + 1}, and single tokens always have to be possible. Choose a --dim window from 1 on."
+        )
+    return {
+        "batch": given.get("batch", _DEFAULT_BATCH),
+        "prompt": prompt,
+        "images": given.get("images", _DEFAULT_IMAGES),
+        "window": window,
+        **dims,
+    }
 
 
 def profiles(
@@ -105,18 +118,22 @@ def profiles(
         found = [{**common, "sequence": prompt, **empty}, {**common, "sequence": one, **filled}]
         # In a cache of fixed length a prompt after a past is read as one before it.
         return found if further in found else [*found, further]
-    shared = {"request": batch, "2*request": DimRange(2 * batch.min, 2 * batch.opt, 2 * batch.max), **read}
+    shared = {"request": batch, "row": DimRange(batch.min, 2 * batch.opt, 2 * batch.max), **read}
     if graph == "rep_decoder":
-        return [shared]
+        window = dims["window"]
+        windows = [one] if window.max == 1 else [one, DimRange(2, max(window.opt, 2), window.max)]
+        return [{**shared, "window": each} for each in windows]
     return [{**shared, "height": dims["height"], "width": dims["width"]}]
 
 
-def probe_sizes(profile: Profile) -> dict[str, int]:
+def probe_sizes(profile: Profile) -> list[dict[str, int]]:
     """Small sizes inside a profile, on which an engine is compared with its graph."""
-    sizes = {name: range_.clamp(_PROBE.get(name, range_.opt)) for name, range_ in profile.items()}
-    if "request" in sizes:
-        sizes["2*request"] = 2 * sizes["request"]
-    return sizes
+    sizes = {name: range_.clamp(PROBE_SIZES.get(name, range_.opt)) for name, range_ in profile.items()}
+    if "row" not in sizes:
+        return [sizes]
+    # Some requests are guided, and nobody: then no row is unconditional, and tensors of these have no elements.
+    requests = sizes["request"]
+    return [{**sizes, "row": rows} for rows in (requests + (requests + 1) // 2, requests)]
 
 
 def _num_tokens(model: ModelSpec, height: DimRange, width: DimRange, end: str) -> int:

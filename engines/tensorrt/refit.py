@@ -65,11 +65,11 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
             **record.build,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - started, 2),
-            "options": builder.options(),
+            "options": {**builder.options(), "window": record.build["options"].get("window")},
             "refitted_from": record.bundle_id,
         }
         described = describe_engine(opened, record.variant, record.target, folder, files)
-        described.replace(build=build, verified=verified).write(folder)
+        described.replace(build=build, verified=verified, window=record.window).write(folder)
     return out
 
 
@@ -83,6 +83,7 @@ def _check_refittable(engine: Engine) -> tuple[TensorRTName, TensorRTConfig]:
         )
     dims = parse_dims(tuple(f"{name}={text}" for name, text in options["dims"].items()))
     capabilities = tuple(options["compute_capabilities"])
+    options = {name: value for name, value in options.items() if name != "window"}  # an option of every backend
     changed = {"dims": dims, "compute_capabilities": capabilities, "weights": "refittable"}
     return cast(TensorRTName, backend), TensorRTConfig(**{**options, **changed})
 

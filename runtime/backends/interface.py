@@ -79,6 +79,10 @@ class DrawingShape:
 class StageRunner(Protocol):
     """Runs the stages of one drawing, in this order, and owns its cache."""
 
+    @property
+    def num_passes(self) -> int:
+        """Runs of rep_decoder that the tokens took."""
+
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read the prompts: [R] of any lengths, also 0."""
 

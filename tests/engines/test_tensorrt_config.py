@@ -50,7 +50,7 @@ def test_a_wrong_range_is_refused(text):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dims": {"cache": DimRange(1, 1, 1)}}, "no dimension 'cache'; choose from batch, prompt, images, height"),
+        ({"dims": {"cache": DimRange(1, 1, 1)}}, "no dimension 'cache'; choose from batch, prompt, images, window, height"),
         ({"workspace_mib": 0}, "workspace_mib must be >= 1"),
         ({"builder_optimization_level": 6}, "must be 0 to 5"),
         ({"compute_capabilities": ("sm_86",)}, "written like 8.6"),
@@ -129,12 +129,43 @@ def test_probes_are_inside_their_profile(low, more, prompt, longer):
     dims = resolve_dims(MODEL, given_dims)
     for name in GRAPHS:
         for profile in profiles(name, MODEL, "fp16", dims):
-            sizes = probe_sizes(profile)
-            assert all(profile[dim].min <= sizes[dim] <= profile[dim].max for dim in profile)
-            inputs = probe_inputs(GraphSignature.of(name, MODEL, Variant("fp16")), MODEL, sizes)
-            if "past_length" in inputs:
-                assert inputs["past_length"][0] <= sizes["cache"]
-                assert (inputs["row_starts"] <= inputs["past_length"]).all()
+            for sizes in probe_sizes(profile):
+                assert all(profile[dim].min <= sizes[dim] <= profile[dim].max for dim in profile)
+                inputs = probe_inputs(GraphSignature.of(name, MODEL, Variant("fp16")), MODEL, sizes)
+                if "past_lengths" in inputs:
+                    assert (inputs["past_lengths"] <= sizes["cache"]).all()
+                    assert (inputs["row_starts"] <= inputs["past_lengths"]).all()
+
+
+def test_probes_of_requests_have_guided_and_unguided_ones_and_none_that_is_guided():
+    dims = resolve_dims(MODEL, {"batch": DimRange(1, 2, 3)})
+    for name in ("rep_decoder", "denoiser"):
+        for profile in profiles(name, MODEL, "fp16", dims):
+            some, none = (
+                probe_inputs(GraphSignature.of(name, MODEL, Variant("fp16")), MODEL, sizes)
+                for sizes in probe_sizes(profile)
+            )
+            assert (some["row_requests"].tolist(), some["uncond_rows"].tolist()) == ([0, 1, 1], [0, 2])
+            assert (none["row_requests"].tolist(), none["uncond_rows"].tolist()) == ([0, 1], [0, 1])
+
+
+def test_single_tokens_and_windows_have_a_profile_each():
+    def of(**given):
+        return [each["window"] for each in profiles("rep_decoder", MODEL, "fp16", resolve_dims(MODEL, given))]
+
+    assert of() == [DimRange(1, 1, 1), DimRange(2, 7, 7)], "6 tokens and the start token"
+    assert of(height=DimRange(32, 32, 32)) == [DimRange(1, 1, 1), DimRange(2, 8, 8)]
+    assert of(window=DimRange(1, 1, 4)) == [DimRange(1, 1, 1), DimRange(2, 2, 4)]
+    assert of(window=DimRange(1, 1, 1)) == [DimRange(1, 1, 1)]
+    for wrong in (DimRange(2, 2, 4), DimRange(1, 1, 8)):
+        with pytest.raises(RFError, match=rf"window of {wrong} tokens does not fit: .* windows of 1 to 7"):
+            resolve_dims(MODEL, {"window": wrong})
+
+
+def test_requests_have_a_row_or_two():
+    dims = resolve_dims(MODEL, {"batch": DimRange(2, 3, 4)})
+    (profile,) = profiles("denoiser", MODEL, "fp16", dims)
+    assert (profile["request"], profile["row"]) == (DimRange(2, 3, 4), DimRange(2, 6, 8))
 
 
 @given(st.integers(1, 300), st.integers(1, 300))

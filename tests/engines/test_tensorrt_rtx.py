@@ -68,7 +68,10 @@ def test_the_modern_graphs_of_the_reference_checkpoint_compile_for_three_generat
     assert record.dialect == "modern"
     assert [device.split()[1] for device in record.target.device.split(" | ")] == ["sm_86", "sm_89", "sm_120"]
     assert record.build["cache_slots"] == 192
-    assert record.build["profiles"]["rep_decoder"] == [{"request": "1:1:4", "2*request": "2:2:8"}]
+    assert record.build["profiles"]["rep_decoder"] == [
+        {"request": "1:1:4", "row": "1:2:8", "window": "1:1:1"},
+        {"request": "1:1:4", "row": "1:2:8", "window": "2:8:8"},
+    ]
     assert all(entry.size > 1_000_000 for entry in record.files.values()), "the weights are in the plans"
 
 

@@ -108,8 +108,8 @@ class DeviceCache:
                 address = tensor + row * self._num_heads * self._pitch + first * self._slot_bytes
                 self._device.zero_rows(address, self._pitch, num_slots * self._slot_bytes, self._num_heads)
 
-    def append(self, new: NewRows, slot: int) -> None:
-        """Copy the new tokens of all rows and layers into the slots from `slot` on."""
+    def append(self, new: NewRows, slot: int, num_rows: int) -> None:
+        """Copy the new tokens of the first rows, in all layers, into the slots from `slot` on."""
         assert not self._has_gaps
         self._device.copy(
             BlockCopy(
@@ -120,7 +120,7 @@ class DeviceCache:
                 target_pitch=self._pitch,
                 target_rows=self.shape[0] * self._num_heads,
                 width=new.pitch,
-                height=self.shape[0] * self._num_heads,
+                height=num_rows * self._num_heads,
                 depth=self._num_tensors,
             )
         )
@@ -145,27 +145,26 @@ class DeviceCache:
                 )
             )
 
-    def fill(self, new: NewRows, line: int, row: int, first: int, num_tokens: int) -> None:
-        """Copy tokens of a line of `new` into the same slots of a row.
+    def fill(self, new: NewRows, line: int, row: int, tokens: slice, slot: int) -> None:
+        """Copy tokens of a line of `new` into a row.
 
         Args:
             new: Where from.
             line: Its row.
             row: The row of this cache.
-            first: The first token and slot.
-            num_tokens: How many.
+            tokens: Which of its tokens.
+            slot: Where the first of them belongs.
         """
         assert not self._has_gaps
-        offset = first * self._slot_bytes
         self._device.copy(
             BlockCopy(
-                source=new.addresses()[0] + line * self._num_heads * new.pitch + offset,
+                source=new.addresses()[0] + line * self._num_heads * new.pitch + tokens.start * self._slot_bytes,
                 source_pitch=new.pitch,
                 source_rows=new.rows,
-                target=int(self._memory) + row * self._num_heads * self._pitch + offset,
+                target=int(self._memory) + row * self._num_heads * self._pitch + slot * self._slot_bytes,
                 target_pitch=self._pitch,
                 target_rows=self.shape[0] * self._num_heads,
-                width=num_tokens * self._slot_bytes,
+                width=(tokens.stop - tokens.start) * self._slot_bytes,
                 height=self._num_heads,
                 depth=self._num_tensors,
             )

@@ -6,25 +6,36 @@ lies in tables, and step i is given entry i. One strided copy writes the new key
 graphs write them themselves, with past and present at one address. So a stage is a fixed sequence of launches, captured
 once as a CUDA graph and replayed for every drawing of the same shape.
 
-Legend: R requests, N representation tokens, K representation vocabulary.
+Where tokens are drawn in windows, the host looks at each pass to see how many of its tokens are right: a few numbers go
+up, the captured pass is replayed, a few come down, and the keys and values of the right tokens are kept. Noise is
+uploaded once, and moved into the window on the device.
+
+Prompts are padded on the left, so that all rows end at the same slot. Rows 0 to R - 1 of the cache are those of the
+requests, with their text. Behind them are the unconditional rows, where the drawing is guided, which see no text; the
+denoiser reads the first R rows only.
+
+Legend: R requests, N representation tokens, K representation vocabulary, W tokens of a window.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends.cuda.device import CudaDevice
+from runtime.backends.cuda.device import BlockCopy, CudaDevice
 from runtime.backends.cuda.layout import cache_slots, padded_prompt
-from runtime.backends.cuda.memory import DeviceCache, NewRows, StepTable, kv_addresses, kv_shapes
-from runtime.backends.cuda.session import DeviceSession
-from runtime.backends.host.stages import unsampled_inputs
+from runtime.backends.cuda.memory import DeviceCache, KeysValues, NewRows, StepTable, kv_addresses, kv_shapes
+from runtime.backends.cuda.session import DeviceSession, Enqueue
+from runtime.backends.host.stages import TokenLogits, rows_of, unsampled_inputs
 from runtime.backends.interface import DrawingShape, FillNoise, Session
+from runtime.backends.windows import TokenWindow
 from runtime.events import StepEvent, TokenEvent
 from runtime.options import DrawingPlan
 from runtime.signature import GraphName
+
+Tables: TypeAlias = Mapping[str, StepTable]
 
 
 @dataclass(frozen=True)
@@ -37,14 +48,28 @@ class Shape:
     previews: bool
 
 
+@dataclass(frozen=True)
+class Work:
+    """A stage, or a pass of it, before it is captured.
+
+    Attributes:
+        capturable: Whether it may be.
+        first: Runs every kind of run once, and destroys no input.
+        record: All of it.
+    """
+
+    capturable: bool
+    first: Callable[[], None]
+    record: Callable[[], None]
+
+
 class Workspace:
     """The memory of a drawing and its captured work; used again for the next drawing of the same shape.
 
     Attributes:
         cache: Keys and values.
-        new: What rep_decoder returns.
         row_starts: [2R].
-        tables: The tables of both loops, by a name that also says for which picture and number of steps.
+        tables: The tables of both loops, by a name that also says for which window, picture and number of steps.
         work: The captured stages, by a name of the same kind; and what they were recorded from. That has to live as
             long: captured kernels use memory of the library's own context.
     """
@@ -52,15 +77,34 @@ class Workspace:
     def __init__(
         self, device: CudaDevice, drawing: DrawingShape, shape: Shape, kv: npt.DTypeLike, ids: npt.DTypeLike
     ) -> None:
-        num_rows = 2 * shape.num_requests
         slots = drawing.num_slots  # of modern graphs, which have it fixed
         if drawing.variant.dialect == "classic":
             slots = cache_slots(drawing.model, drawing.variant.precision, shape.prompt_slots, shape.num_rep_tokens)
-        self.cache = DeviceCache(device, drawing.model, kv, num_rows, slots)
-        self.new = NewRows(device, drawing.model, kv, num_rows, 1)
-        self.row_starts = StepTable(device, 1, (num_rows,), ids)
+        self.cache = DeviceCache(device, drawing.model, kv, 2 * shape.num_requests, slots)
+        self.row_starts = StepTable(device, 1, (2 * shape.num_requests,), ids)
         self.tables: dict[Any, dict[str, StepTable]] = {}
-        self.work: dict[Any, tuple[Callable[[], None], Callable[[], None]]] = {}
+        self.work: dict[Any, tuple[Callable[[], None], Work]] = {}
+        self._device, self._model, self._kv, self._ids = device, drawing.model, kv, ids
+        self._num_requests = shape.num_requests
+        self._new: dict[int, NewRows] = {}
+
+    def new(self, window: int) -> NewRows:
+        """What rep_decoder returns for windows of this size."""
+        if window not in self._new:
+            self._new[window] = NewRows(self._device, self._model, self._kv, 2 * self._num_requests, window)
+        return self._new[window]
+
+    def rows(self, guided: bool) -> dict[str, StepTable]:
+        """`row_requests` and `uncond_rows`, where all requests are guided or none."""
+        key = ("rows", guided)
+        if key not in self.tables:
+            arrays = dict(zip(("row_requests", "uncond_rows"), rows_of([guided] * self._num_requests), strict=True))
+            self.tables[key] = {
+                name: StepTable(self._device, 1, array.shape, self._ids) for name, array in arrays.items()
+            }
+            for name, array in arrays.items():
+                self.tables[key][name].upload(array[None])
+        return self.tables[key]
 
     def release(self) -> None:
         """Free everything now: the recordings refer to the workspace, which would stay until the next collection."""
@@ -92,7 +136,11 @@ class WorkspacePool:
 
 
 class DeviceStages:
-    """See `runtime.backends.interface.StageRunner`."""
+    """See `runtime.backends.interface.StageRunner`.
+
+    Attributes:
+        num_passes: Runs of rep_decoder that the tokens took.
+    """
 
     def __init__(
         self, device: CudaDevice, sessions: Mapping[GraphName, Session], pool: WorkspacePool, drawing: DrawingShape
@@ -111,6 +159,7 @@ class DeviceStages:
         with device.exclusive():
             self._workspace = pool.take(self._shape) or Workspace(device, drawing, self._shape, kv, ids)
         self._closed = False
+        self.num_passes = 0
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read the prompts into the conditional rows, padded on the left."""
@@ -125,25 +174,26 @@ class DeviceStages:
             if len(rows):
                 self._read(prompts, starts, rows)
             self._device.synchronize()
-        self._starts = starts
 
     def draw_tokens(
         self, plan: DrawingPlan, fill_noise: FillNoise, forced: npt.NDArray[np.int64] | None
     ) -> Generator[TokenEvent, None, npt.NDArray[np.int64]]:
-        """Draw the representation tokens; the events come when all are drawn."""
-        num_steps = plan.num_rep_tokens
-        tables = self._token_tables()
+        """Draw the representation tokens; one by one, the events come when all are drawn."""
+        # Tokens are the same in windows of any size, so an engine for smaller ones is no reason to refuse.
+        window = min(plan.window, plan.num_rep_tokens + 1, self._sessions["rep_decoder"].longest("rep_ids", 1))
+        given = set() if forced is None else set((forced >= 0).ravel().tolist())
+        if window > 1 or len(given) > 1:  # any set of forced places would be a schedule of its own
+            return (yield from self._draw_windows(plan, fill_noise, forced, window))
+        num_steps, guided = plan.num_rep_tokens, plan.rep_guidance_scale != 1
         with self._device.exclusive():
+            tables = self._token_tables(num_steps + 1, 1)
             self._upload_token_inputs(tables, plan, fill_noise, forced)
-            # [N + 1] whether a step goes on from a token of the host's; requests agree (`request.check_requests`).
-            given = [True, *(forced[0] >= 0 if forced is not None else [False] * num_steps)]
-            if len(set(given[1:])) == 1:
-                self._run(("tokens", given[1]), lambda: self._prepare_tokens(tables, given))
-            else:  # any set of places is a schedule of its own: run once, alive until the download, and not kept
-                *_, run_once = self._prepare_tokens(tables, given)
-                run_once()
-            drawn = tables["next_rep_ids"].download(num_steps).astype(np.int64)
-            logits = tables["logits"].download(num_steps) if self._drawing.previews else None
+            is_given, self.num_passes = True in given, num_steps + 1
+            self._run(
+                ("tokens", guided, is_given), lambda: self._prepare_tokens(tables, guided=guided, is_given=is_given)
+            )
+            drawn = tables["next_rep_ids"].download(num_steps)[:, :, 0].astype(np.int64)
+            logits = tables["logits"].download(num_steps)[:, :, 0] if self._drawing.previews else None
         if logits is not None:
             for step in range(num_steps):
                 yield TokenEvent(step, num_steps, drawn[step].copy(), logits[step].copy())
@@ -154,18 +204,16 @@ class DeviceStages:
     ) -> Generator[StepEvent, None, npt.NDArray[np.float32]]:
         """Turn noise into pictures; the events come when all steps are made."""
         num_steps = len(times) - 1
-        key = ("steps", num_steps, x_t.shape)
-        tables = self._step_tables(key, num_steps, x_t.shape)
+        guided = tuple(plan.is_guided(float(t)) for t in times[:-1])
         slots = self._shape.prompt_slots + self._shape.num_rep_tokens + 1
         with self._device.exclusive():
-            # Unconditional rows see neither text nor representation tokens.
-            tables["row_starts"].upload(np.concatenate([self._starts, np.full_like(self._starts, slots)])[None])
-            tables["past_length"].upload(np.array([[slots]]))
+            tables = self._step_tables(num_steps, x_t.shape)
+            tables["past_lengths"].upload(np.full((1, len(x_t)), slots))
             tables["guidance_scale"].upload(np.full((1, len(x_t)), plan.pix_guidance_scale))
             tables["t"].upload(np.repeat(times[:-1, None], len(x_t), axis=1))
             tables["t_next"].upload(np.repeat(times[1:, None], len(x_t), axis=1))
             tables["x"].upload(x_t[None])
-            self._run(key, lambda: self._prepare_steps(tables, num_steps))
+            self._run(("steps", guided, x_t.shape), lambda: self._prepare_steps(tables, guided))
             if self._drawing.previews:
                 x_next, x_pred = tables["x"].download(num_steps, first=1), tables["x_pred"].download(num_steps)
             else:
@@ -198,7 +246,7 @@ class DeviceStages:
         values = {
             "input_ids": input_ids,
             "row_starts": starts[rows],
-            "past_length": np.zeros(1, np.int64),
+            "past_lengths": np.zeros(len(rows), np.int64),
             **unsampled_inputs(len(rows), model.vocab_size, model.hidden_size, kv),
         }
         tables = {name: StepTable(self._device, 1, array.shape, session.dtype(name)) for name, array in values.items()}
@@ -224,104 +272,131 @@ class DeviceStages:
         for line, row in enumerate(rows):
             # What a graph computes for the padding stays out of the cache: hidden slots have to be finite.
             if isinstance(new, NewRows):
-                cache.fill(new, line, int(row), int(starts[row]), int(slots - starts[row]))
+                cache.fill(new, line, int(row), slice(int(starts[row]), slots), int(starts[row]))
             else:
                 cache.hide(int(row), int(starts[row]))
         self._device.synchronize()  # before the buffers of this stage go
 
-    def _run(self, key: Any, prepare: Callable[[], tuple[bool, Callable[[], None], Callable[[], None]]]) -> None:
-        """Run a stage: captured at its first run, replayed at the others."""
-        work = self._workspace.work
-        if key not in work:
-            capturable, first_step, record = prepare()
-            if capturable:
+    def _run(self, key: Any, prepare: Callable[[], Work]) -> None:
+        """Run a stage or a pass: captured at its first run, replayed at the others."""
+        done = self._workspace.work
+        if key not in done:
+            work = prepare()
+            if work.capturable:
                 # A library settles its own state in the first run, which must not be captured (TensorRT's developer
-                # guide, "CUDA graphs"). The captured work makes the step again, from the same inputs.
-                first_step()
+                # guide, "CUDA graphs"). The captured work makes these runs again, from the same inputs.
+                work.first()
                 self._device.synchronize()
-            work[key] = (self._device.capture(record) if capturable else record, record)
-        run, _ = work[key]
+            done[key] = (self._device.capture(work.record) if work.capturable else work.record, work)
+        run, _ = done[key]
         run()
 
-    def _token_tables(self) -> dict[str, StepTable]:
-        if "tokens" not in self._workspace.tables:
+    def _prepare(
+        self, graph: GraphName, tables: Tables, guided: bool, fixed: Sequence[str], present: KeysValues | None
+    ) -> Enqueue:
+        """Prepare runs of rep_decoder or the denoiser.
+
+        Args:
+            graph: Which one.
+            tables: Of its inputs and outputs, but those of rows and of the cache.
+            guided: Whether its requests have unconditional rows.
+            fixed: The tables of which every run has the first entry.
+            present: Where new keys and values go; None for a graph that has none.
+
+        Returns:
+            What puts a run on the stream, given the addresses of the other tables.
+        """
+        workspace, rows = self._workspace, self._workspace.rows(guided)
+        # The first rows of a tensor are a tensor too.
+        num_rows = rows["row_requests"].shape[0] if present is not None else self._shape.num_requests
+        written = {} if present is None else kv_shapes("present", present, num_rows)
+        enqueue = self._sessions[graph].prepare(
+            {
+                **{name: table.shape for name, table in (*tables.items(), *rows.items())},
+                **dict.fromkeys(("row_starts", "past_lengths"), (num_rows,)),
+                **kv_shapes("past_key_values", workspace.cache, num_rows),
+                **written,
+            }
+        )
+        addresses = {
+            **{name: tables[name].address() for name in fixed},
+            **{name: table.address() for name, table in rows.items()},
+            "row_starts": workspace.row_starts.address(),
+            **kv_addresses("past_key_values", workspace.cache),
+            **({} if present is None else kv_addresses("present", present)),
+        }
+        return lambda changing: enqueue({**addresses, **changing})
+
+    def _token_tables(self, num_runs: int, window: int) -> dict[str, StepTable]:
+        """Tables of so many runs over windows of that size."""
+        key, tables = ("tokens", num_runs, window), self._workspace.tables
+        if key not in tables:
             session, device, model = self._sessions["rep_decoder"], self._device, self._drawing.model
-            requests, num_runs = self._shape.num_requests, self._shape.num_rep_tokens + 1
-            noise = (requests, model.rep_vocab_size)
+            requests = self._shape.num_requests
+            tokens, noise = (requests, window), (requests, window, model.rep_vocab_size)
             sizes = {
-                "rep_ids": (num_runs, (requests,)),
-                "next_rep_ids": (num_runs, (requests,)),
-                "grid_positions": (num_runs, (requests, 2)),
-                "past_length": (num_runs, (1,)),
+                "rep_ids": (num_runs, tokens),
+                "next_rep_ids": (num_runs, tokens),
+                "grid_positions": (num_runs, (*tokens, 2)),
+                "past_lengths": (num_runs, (2 * requests,)),
                 "gumbel": (num_runs, noise),
                 "logits": (num_runs if self._drawing.previews else 1, noise),
                 "guidance_scale": (1, (requests,)),
                 "temperature": (1, (requests,)),
                 "top_k": (1, (requests,)),
             }
-            with device.exclusive():
-                self._workspace.tables["tokens"] = {
-                    name: StepTable(device, steps, shape, session.dtype(name)) for name, (steps, shape) in sizes.items()
-                }
-        return self._workspace.tables["tokens"]
+            tables[key] = {
+                name: StepTable(device, steps, shape, session.dtype(name)) for name, (steps, shape) in sizes.items()
+            }
+        return tables[key]
 
-    def _upload_token_inputs(
-        self,
-        tables: Mapping[str, StepTable],
-        plan: DrawingPlan,
-        fill_noise: FillNoise,
-        forced: npt.NDArray[np.int64] | None,
-    ) -> None:
-        requests, num_steps = self._shape.num_requests, plan.num_rep_tokens
-        cells = np.maximum(np.arange(num_steps + 1) - 1, 0)  # the start token has the first cell, as the first token
-        positions = np.stack(np.divmod(cells, plan.grid[1]), axis=1)
-        noise = np.zeros((num_steps + 1, *tables["gumbel"].shape), np.float32)
-        if not plan.greedy:
-            for step in range(num_steps):
-                fill_noise(step, noise[step])
-        rep_ids = np.full((num_steps + 1 if forced is not None else 1, requests), self._drawing.model.rep_start_id)
-        if forced is not None:
-            rep_ids[1:] = forced.T
-        tables["rep_ids"].upload(rep_ids)
-        tables["grid_positions"].upload(np.repeat(positions[:, None], requests, axis=1))
-        tables["past_length"].upload(self._shape.prompt_slots + np.arange(num_steps + 1)[:, None])
-        tables["gumbel"].upload(noise)
+    def _upload_sampling(self, tables: Tables, plan: DrawingPlan) -> None:
+        requests = self._shape.num_requests
         tables["guidance_scale"].upload(np.full((1, requests), plan.rep_guidance_scale))
         tables["temperature"].upload(np.full((1, requests), plan.temperature))
         tables["top_k"].upload(np.full((1, requests), plan.top_k))
 
-    def _prepare_tokens(
-        self, tables: Mapping[str, StepTable], given: Sequence[bool]
-    ) -> tuple[bool, Callable[[], None], Callable[[], None]]:
-        session, workspace, previews = self._sessions["rep_decoder"], self._workspace, self._drawing.previews
-        shapes = {name: table.shape for name, table in tables.items()}
-        present = workspace.cache if self._in_place else workspace.new
-        enqueue = session.prepare(
-            {
-                **shapes,
-                "row_starts": workspace.row_starts.shape,
-                **kv_shapes("past_key_values", workspace.cache),
-                **kv_shapes("present", present),
-            }
-        )
-        fixed = {
-            "row_starts": workspace.row_starts.address(),
-            **{name: tables[name].address() for name in ("guidance_scale", "temperature", "top_k")},
-            **kv_addresses("past_key_values", workspace.cache),
-            **kv_addresses("present", present),
-        }
+    def _noise(self, plan: DrawingPlan, fill_noise: FillNoise) -> npt.NDArray[np.float32]:
+        """[R, N + 1, K]; none for the position after the last token."""
+        requests, num_tokens = self._shape.num_requests, plan.num_rep_tokens
+        noise = np.zeros((requests, num_tokens + 1, self._drawing.model.rep_vocab_size), np.float32)
+        if not plan.greedy:
+            for request in range(requests):
+                for token in range(num_tokens):
+                    fill_noise(request, token, noise[request, token])
+        return noise
+
+    def _upload_token_inputs(
+        self, tables: Tables, plan: DrawingPlan, fill_noise: FillNoise, forced: npt.NDArray[np.int64] | None
+    ) -> None:
+        requests, num_steps = self._shape.num_requests, plan.num_rep_tokens
+        cells = np.maximum(np.arange(num_steps + 1) - 1, 0)  # the start token has the first cell, as the first token
+        positions = np.stack(np.divmod(cells, plan.grid[1]), axis=1)
+        rep_ids = np.full((num_steps + 1 if forced is not None else 1, requests), self._drawing.model.rep_start_id)
+        if forced is not None:
+            rep_ids[1:] = forced.T
+        lengths = self._shape.prompt_slots + np.arange(num_steps + 1)
+        tables["rep_ids"].upload(rep_ids)
+        tables["grid_positions"].upload(np.repeat(positions[:, None], requests, axis=1))
+        tables["past_lengths"].upload(np.repeat(lengths[:, None], 2 * requests, axis=1))
+        tables["gumbel"].upload(self._noise(plan, fill_noise).swapaxes(0, 1))
+        self._upload_sampling(tables, plan)
+
+    def _prepare_tokens(self, tables: Tables, *, guided: bool, is_given: bool) -> Work:
+        """All tokens one by one; `is_given`: a step goes on from the host's token, not from the one that was drawn."""
+        workspace, previews = self._workspace, self._drawing.previews
+        present = workspace.cache if self._in_place else workspace.new(1)
+        fixed = ("guidance_scale", "temperature", "top_k")
+        enqueue = self._prepare("rep_decoder", tables, guided, fixed, present)
+        num_rows = self._shape.num_requests * (1 + guided)
 
         def put(step: int) -> None:
+            ids = ("rep_ids", step) if is_given or not step else ("next_rep_ids", step - 1)
+            entries = ("grid_positions", "past_lengths", "gumbel", "next_rep_ids")
             enqueue(
                 {
-                    **fixed,
-                    "rep_ids": tables["rep_ids"].address(step)
-                    if given[step]
-                    else tables["next_rep_ids"].address(step - 1),
-                    **{
-                        name: tables[name].address(step)
-                        for name in ("grid_positions", "past_length", "gumbel", "next_rep_ids")
-                    },
+                    "rep_ids": tables[ids[0]].address(ids[1]),
+                    **{name: tables[name].address(step) for name in entries},
                     "logits": tables["logits"].address(step if previews else 0),
                 }
             )
@@ -329,48 +404,124 @@ class DeviceStages:
         def record() -> None:
             for step in range(self._shape.num_rep_tokens + 1):  # the last run only fills the cache
                 put(step)
-                if not self._in_place:
-                    workspace.cache.append(workspace.new, self._shape.prompt_slots + step)
+                if isinstance(present, NewRows):
+                    workspace.cache.append(present, self._shape.prompt_slots + step, num_rows)
 
-        return session.capturable, lambda: put(0), record
+        return Work(self._sessions["rep_decoder"].capturable, lambda: put(0), record)
 
-    def _step_tables(self, key: Any, num_steps: int, picture: tuple[int, ...]) -> dict[str, StepTable]:
-        if key not in self._workspace.tables:
+    def _draw_windows(
+        self, plan: DrawingPlan, fill_noise: FillNoise, forced: npt.NDArray[np.int64] | None, size: int
+    ) -> Generator[TokenEvent, None, npt.NDArray[np.int64]]:
+        requests, model, previews = self._shape.num_requests, self._drawing.model, self._drawing.previews
+        windows = [
+            TokenWindow(plan.grid, model.rep_start_id, size, None if forced is None else forced[request])
+            for request in range(requests)
+        ]
+        guided = plan.rep_guidance_scale != 1
+        noise_size = (requests, plan.num_rep_tokens + 1, model.rep_vocab_size)
+        with self._device.exclusive():
+            tables = self._token_tables(1, size)
+            noise = StepTable(self._device, 1, noise_size, self._sessions["rep_decoder"].dtype("gumbel"))
+            noise.upload(self._noise(plan, fill_noise)[None])
+            self._upload_sampling(tables, plan)
+            self._device.synchronize()
+        logits = TokenLogits(plan.num_rep_tokens, requests)
+        while not all(window.ended for window in windows):
+            starts = [window.start for window in windows]
+            with self._device.exclusive():
+                self._upload_windows(tables, windows)
+                self._move_noise(noise, tables["gumbel"], starts)
+                self._run(("window", guided, size), lambda: self._prepare_window(tables, guided, size))
+                self.num_passes += 1
+                drawn = tables["next_rep_ids"].download(1)[0].astype(np.int64)
+                known = [self._settle(line, window, drawn[line], guided) for line, window in enumerate(windows)]
+                found = tables["logits"].download(1)[0] if previews else None
+            if found is not None:
+                logits.add(starts, known, found)
+                for step in logits.complete():
+                    tokens = np.array([window.drawn[step] for window in windows])
+                    yield TokenEvent(step, plan.num_rep_tokens, tokens, logits.take(step))
+        return np.stack([window.drawn for window in windows])
+
+    def _upload_windows(self, tables: Tables, windows: Sequence[TokenWindow]) -> None:
+        rep_ids, positions = (
+            np.zeros(tables["rep_ids"].shape, np.int64),
+            np.zeros(tables["grid_positions"].shape, np.int64),
+        )
+        for line, window in enumerate(windows):
+            window.fill(rep_ids[line], positions[line])
+        lengths = self._shape.prompt_slots + np.array([window.start for window in windows])
+        tables["rep_ids"].upload(rep_ids[None])
+        tables["grid_positions"].upload(positions[None])
+        tables["past_lengths"].upload(np.tile(lengths, 2)[None])
+
+    def _move_noise(self, noise: StepTable, gumbel: StepTable, starts: Sequence[int]) -> None:
+        _, num_tokens, _ = noise.shape
+        _, size, vocabulary = gumbel.shape
+        token = vocabulary * noise.dtype.itemsize
+        for line, start in enumerate(starts):
+            self._device.copy(
+                BlockCopy(
+                    source=noise.address() + (line * num_tokens + start) * token,
+                    source_pitch=size * token,
+                    source_rows=1,
+                    target=gumbel.address() + line * size * token,
+                    target_pitch=size * token,
+                    target_rows=1,
+                    width=size * token,
+                    height=1,
+                    depth=1,
+                )
+            )
+
+    def _prepare_window(self, tables: Tables, guided: bool, size: int) -> Work:
+        """One pass over windows."""
+        present = self._workspace.cache if self._in_place else self._workspace.new(size)
+        enqueue = self._prepare("rep_decoder", tables, guided, list(tables), present)
+
+        def put() -> None:
+            enqueue({})
+
+        return Work(self._sessions["rep_decoder"].capturable, put, put)
+
+    def _settle(self, line: int, window: TokenWindow, drawn: npt.NDArray[np.int64], guided: bool) -> range:
+        """Keep what is right; the tokens that are known now and were not before."""
+        before, start = window.num_known, window.start
+        first, end = window.settle(drawn)
+        if end > first and not self._in_place:  # else they are there; those beyond are written over
+            new = self._workspace.new(window.size)
+            for row in (line, line + self._shape.num_requests)[: 1 + guided]:
+                tokens = slice(first - start, end - start)
+                self._workspace.cache.fill(new, row, row, tokens, self._shape.prompt_slots + first)
+        return range(before, window.num_known)
+
+    def _step_tables(self, num_steps: int, picture: tuple[int, ...]) -> dict[str, StepTable]:
+        key, tables = ("steps", num_steps, picture), self._workspace.tables
+        if key not in tables:
             session, device, previews = self._sessions["denoiser"], self._device, self._drawing.previews
             requests = (picture[0],)
             sizes = {
-                "row_starts": (1, (2 * picture[0],)),
-                "past_length": (1, (1,)),
+                "past_lengths": (1, requests),
                 "guidance_scale": (1, requests),
                 "t": (num_steps, requests),
                 "t_next": (num_steps, requests),
                 "x_pred": (num_steps if previews else 1, picture),
             }
-            with device.exclusive():
-                tables = {name: StepTable(device, n, shape, session.dtype(name)) for name, (n, shape) in sizes.items()}
-                # Step i reads entry i and writes entry i + 1; without previews two entries take turns.
-                tables["x"] = StepTable(device, num_steps + 1 if previews else 2, picture, session.dtype("x_t"))
-            self._workspace.tables[key] = tables
-        return self._workspace.tables[key]
+            tables[key] = {name: StepTable(device, n, shape, session.dtype(name)) for name, (n, shape) in sizes.items()}
+            # Step i reads entry i and writes entry i + 1; without previews two entries take turns.
+            tables[key]["x"] = StepTable(device, num_steps + 1 if previews else 2, picture, session.dtype("x_t"))
+        return tables[key]
 
-    def _prepare_steps(
-        self, tables: Mapping[str, StepTable], num_steps: int
-    ) -> tuple[bool, Callable[[], None], Callable[[], None]]:
-        session, workspace, previews = self._sessions["denoiser"], self._workspace, self._drawing.previews
-        picture = tables["x"].shape
-        plain = ("row_starts", "past_length", "guidance_scale", "t", "t_next")
-        shapes = {**{name: tables[name].shape for name in plain}, "x_t": picture, "x_next": picture, "x_pred": picture}
-        enqueue = session.prepare({**shapes, **kv_shapes("past_key_values", workspace.cache)})
-        fixed = {
-            **{name: tables[name].address() for name in ("row_starts", "past_length", "guidance_scale")},
-            **kv_addresses("past_key_values", workspace.cache),
-        }
+    def _prepare_steps(self, tables: Tables, guided: Sequence[bool]) -> Work:
+        """All steps; `guided` says of each whether it has unconditional rows."""
+        named = {**tables, "x_t": tables["x"], "x_next": tables["x"]}
+        del named["x"]
+        previews, fixed = self._drawing.previews, ("past_lengths", "guidance_scale")
+        kinds = {kind: self._prepare("denoiser", named, kind, fixed, None) for kind in dict.fromkeys(guided)}
 
-        def put(step: int) -> None:
-            entry, following = (step, step + 1) if previews else (step % 2, (step + 1) % 2)
-            enqueue(
+        def put(step: int, entry: int, following: int) -> None:
+            kinds[guided[step]](
                 {
-                    **fixed,
                     "t": tables["t"].address(step),
                     "t_next": tables["t_next"].address(step),
                     "x_t": tables["x"].address(entry),
@@ -379,8 +530,12 @@ class DeviceStages:
                 }
             )
 
-        def record() -> None:
-            for step in range(num_steps):
-                put(step)
+        def first() -> None:  # always from the noise, which is not written over
+            for kind in kinds:
+                put(guided.index(kind), 0, 1)
 
-        return session.capturable, lambda: put(0), record
+        def record() -> None:
+            for step in range(len(guided)):
+                put(step, *((step, step + 1) if previews else (step % 2, (step + 1) % 2)))
+
+        return Work(self._sessions["denoiser"].capturable, first, record)

@@ -79,8 +79,8 @@ class DeviceTextRow:
         self, input_ids: npt.NDArray[np.int64], inputs: dict[str, Any], outputs: dict[str, Any]
     ) -> Callable[[], None]:
         """Prepare runs, or take those that were prepared for an earlier answer."""
-        past_length, num_tokens = np.zeros(1, np.int64), input_ids.shape[1]
-        values = {"input_ids": input_ids, "row_starts": np.zeros(1, np.int64), "past_length": past_length, **inputs}
+        past_lengths, num_tokens = np.zeros(1, np.int64), input_ids.shape[1]
+        values = {"input_ids": input_ids, "row_starts": np.zeros(1, np.int64), "past_lengths": past_lengths, **inputs}
         is_empty = self.length == 0 and not self._in_place
         key = (is_empty, *(array.shape for array in values.values()))
         with self._device.exclusive():
@@ -90,11 +90,11 @@ class DeviceTextRow:
                 del self._runs[next(iter(self._runs))]
 
         def step() -> None:
-            past_length[0] = self.length
+            past_lengths[0] = self.length
             with self._device.exclusive():
                 run(values)
                 if not self._in_place:
-                    self._cache.append(run.new, self.length)
+                    self._cache.append(run.new, self.length, 1)
                 for name, array in outputs.items():
                     array[...] = run.tables[name].download(1)[0]
             self.length += num_tokens

@@ -238,12 +238,14 @@ class HostStages:
 
     Attributes:
         cache: Keys and values of all requests; unconditional rows behind the others.
+        num_passes: Runs of rep_decoder that the tokens took.
     """
 
     def __init__(self, sessions: Mapping[GraphName, Session], drawing: DrawingShape) -> None:
         self._sessions, self._drawing = sessions, drawing
         self.cache = KVCache(drawing.model, drawing.variant, 2 * drawing.num_requests, drawing.num_slots)
         self._text_lengths: list[int] = []
+        self.num_passes = 0
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Read the prompts."""
@@ -270,6 +272,7 @@ class HostStages:
                 run = TokenPass(self._sessions["rep_decoder"], rows, self.cache)
             starts = [row.window.start for row in rows]
             known = run()
+            self.num_passes += 1
             if logits is not None:
                 logits.add(starts, known, run.logits)
                 for step in logits.complete():

@@ -20,6 +20,7 @@ from runtime.backends.cuda import memory as device_memory
 from runtime.backends.cuda import stages as device_stages
 from runtime.backends.cuda.device import CudaDevice
 from runtime.backends.cuda.ort import OrtCudaBackend
+from runtime.backends.cuda.tensorrt import TensorRTSession
 from runtime.bundle.engine import open_engine
 from runtime.bundle.folder import open_bundle
 from runtime.options import DrawingPlan
@@ -123,7 +124,7 @@ def test_another_seed_and_prompt_of_the_same_shape_replay_the_graphs(bundle, mac
     draw(pipeline)
     captures = len(here.gpu.log.captures)
     for prompts in (["a green key", "a", "a cup"], ["", "", ""], ["two red cars", "a", ""]):
-        for guidance in (1.0, 4.0):
+        for guidance in (0.5, 4.0):
             options = GenerationOptions(num_steps=5, rep_guidance_scale=guidance, pix_guidance_scale=guidance, top_k=3)
             assert_same(draw(pipeline, prompts, options), draw(plain, prompts, options))
     assert len(here.gpu.log.captures) == captures
@@ -243,6 +244,141 @@ def test_sizes_that_the_engine_lacks_are_refused_with_what_to_build(bundle, mach
     assert draw(pipeline, ["a cup"])
 
 
+# ---- rows, windows and plans
+
+
+def test_what_is_not_guided_costs_one_row(bundle, machine, monkeypatch):
+    here = machine()
+    build_engine(bundle, here)
+    pipeline, plain = load(bundle, here), Pipeline.load(bundle, num_threads=1, engine="none")
+    rows = {}
+    original = TensorRTSession.prepare
+
+    def prepare(self, shapes):
+        if "row_requests" in shapes:
+            rows.setdefault(self._name, []).append(shapes["row_requests"][0])
+        return original(self, shapes)
+
+    monkeypatch.setattr(TensorRTSession, "prepare", prepare)
+    for tokens, pixels in ((1.0, 4.0), (4.0, 1.0), (1.0, 1.0)):
+        options = GenerationOptions(num_steps=3, rep_guidance_scale=tokens, pix_guidance_scale=pixels)
+        assert_same(draw(pipeline, options=options), draw(plain, options=options))
+        prepared = {name.split(".")[0]: counts for name, counts in rows.items()}
+        assert prepared.get("rep_decoder", []) in ([3], [6], [3, 6]), "once for each number of rows"
+    assert prepared == {"rep_decoder": [3, 6], "denoiser": [6, 3]}
+
+
+@pytest.mark.parametrize("guided", [(0.0, 0.5), (0.3, 0.7), (0.6, 1.0), (0.5, 0.5)])
+def test_steps_with_and_without_guidance_are_one_graph(bundle, machine, guided):
+    here = machine()
+    build_engine(bundle, here)
+    pipeline, plain = load(bundle, here), Pipeline.load(bundle, num_threads=1, engine="none")
+    options = GenerationOptions(times=(0.0, 0.1, 0.35, 0.5, 0.8, 1.0), guided=guided)
+    captured = len(here.gpu.log.captures)
+    for previews in (True, False, True, False):
+        events, expected = (draw(each, options=options, previews=previews) for each in (pipeline, plain))
+        assert_same(events, expected)
+    assert here.gpu.log.captures[captured:].count(5) == 4, "drawings with previews have another shape than those without"
+    always = draw(plain, options=GenerationOptions(times=options.times))
+    with pytest.raises(AssertionError):
+        assert_same(draw(pipeline, options=options), always)
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.13.3", "11.4.0"])
+@pytest.mark.parametrize("window", [2, 3, 7])
+def test_windows_draw_the_tokens_of_single_passes(bundle, machine, version, window):
+    here = machine(version)
+    build_engine(bundle, here)
+    pipeline, plain = load(bundle, here), Pipeline.load(bundle, num_threads=1, engine="none")
+    for number, changed in enumerate(({}, {"temperature": 0}, {"rep_guidance_scale": 1.0}, {"top_k": 3})):
+        alone = draw(plain, options=GenerationOptions(num_steps=2, **changed))
+        options = GenerationOptions(num_steps=2, window=window, **changed)
+        for previews in (True, False):
+            events = draw(pipeline, options=options, previews=previews)
+            assert_same(events, alone if previews else [event for event in alone if isinstance(event, PictureEvent)])
+        assert number or here.gpu.log.captures[-2:] == [1, 2], "a pass, and the steps"
+
+
+def test_windows_go_on_from_forced_tokens(bundle, machine):
+    here = machine()
+    build_engine(bundle, here)
+    pipeline, plain = load(bundle, here), Pipeline.load(bundle, num_threads=1, engine="none")
+    some = np.where([True, False, True, True, False, False], np.arange(12).reshape(2, 6), -1)
+    for forced in (np.arange(12).reshape(2, 6), some, np.full((2, 6), -1)):
+        for window in (1, 2, 4):
+            options = GenerationOptions(num_steps=2, window=window)
+            events, expected = (
+                draw(each, PROMPTS[:2], each_options, rep_ids=forced)
+                for each, each_options in ((pipeline, options), (plain, GenerationOptions(num_steps=2)))
+            )
+            assert_same(events, expected)
+
+
+def test_a_pass_over_a_window_uploads_no_noise(bundle, machine):
+    here = machine()
+    build_engine(bundle, here)
+    pipeline, log = load(bundle, here), here.gpu.log
+    draw(pipeline, options=GenerationOptions(num_steps=2, window=4), previews=False)
+    sizes = []
+    for window in (1, 4):
+        before = log.uploaded
+        draw(pipeline, options=GenerationOptions(num_steps=2, window=window), previews=False)
+        sizes.append(log.uploaded - before)
+    assert sizes[1] <= sizes[0] + 7 * 3 * 256
+
+
+def test_an_engine_of_smaller_windows_takes_these(bundle, machine, expected):
+    here = machine()
+    dims = {"batch": DimRange(1, 1, 4), "prompt": DimRange(1, 8, 32)}
+    for longest in (1, 2):
+        build_engine(bundle, here, dims={**dims, "window": DimRange(1, longest, longest)})
+        pipeline = load(bundle, here)
+        assert_same(draw(pipeline, options=GenerationOptions(num_steps=5, window=7)), expected)
+
+
+def break_kept_rows(monkeypatch):
+    fill = device_memory.DeviceCache.fill
+    monkeypatch.setattr(
+        device_memory.DeviceCache,
+        "fill",
+        lambda self, new, line, row, tokens, slot: fill(self, new, line, row, tokens, slot + (new.shape[2] == 4)),
+    )
+
+
+def break_noise_of_windows(monkeypatch):
+    original = device_stages.DeviceStages._move_noise
+    monkeypatch.setattr(
+        device_stages.DeviceStages,
+        "_move_noise",
+        lambda self, noise, gumbel, starts: original(self, noise, gumbel, [0] * len(starts)),
+    )
+
+
+def break_acceptance(monkeypatch):
+    settle = device_stages.TokenWindow.settle
+
+    def trusting(self, drawn):
+        first, end = settle(self, drawn)
+        if not self.ended:
+            self.num_cached = end = min(first + self.size, self.num_tokens + 1)
+            self.num_known, self.start = min(end, self.num_tokens), min(end, self.num_tokens + 1 - self.size)
+        return first, end
+
+    monkeypatch.setattr(device_stages.TokenWindow, "settle", trusting)
+
+
+@pytest.mark.parametrize("mutation", [break_kept_rows, break_noise_of_windows, break_acceptance])
+def test_a_mistake_in_a_window_is_seen(bundle, machine, expected, monkeypatch, mutation):
+    here = machine()
+    build_engine(bundle, here)
+    pipeline, options = load(bundle, here), GenerationOptions(num_steps=5, window=4)
+    assert_same(draw(pipeline, options=options), expected)
+    mutation(monkeypatch)
+    pipeline.model.runner._pool._kept.clear()
+    with pytest.raises((AssertionError, ValueError)):
+        assert_same(draw(pipeline, options=options), expected)
+
+
 # ---- mutations: what the comparison has to see
 
 
@@ -253,7 +389,7 @@ def break_feedback(monkeypatch):
 
 def break_cache_slot(monkeypatch):
     append = device_memory.DeviceCache.append
-    monkeypatch.setattr(device_memory.DeviceCache, "append", lambda self, new, slot: append(self, new, slot - 1))
+    monkeypatch.setattr(device_memory.DeviceCache, "append", lambda self, new, slot, n: append(self, new, slot - 1, n))
 
 
 def break_guidance(monkeypatch):
@@ -276,9 +412,9 @@ def break_step_count(monkeypatch):
 def break_last_token(monkeypatch):
     append = device_memory.DeviceCache.append
 
-    def forgetful(self, new, slot):
+    def forgetful(self, new, slot, num_rows):
         if slot < 8 + 6:
-            append(self, new, slot)
+            append(self, new, slot, num_rows)
 
     monkeypatch.setattr(device_memory.DeviceCache, "append", forgetful)
 
@@ -317,6 +453,8 @@ def test_onnx_runtime_on_a_device_draws_the_same(bundle, machine, expected):
         session._session = types.SimpleNamespace(io_binding=binding, run_with_iobinding=run_in_order)
         sessions[name] = session
     assert_same(draw(pipeline_of(opened, sessions, runner=backend)), expected)
+    windows = GenerationOptions(num_steps=5, window=4)
+    assert_same(draw(pipeline_of(opened, sessions, runner=backend), options=windows), expected)
     assert here.gpu.log.captures == []
 
 

@@ -44,8 +44,8 @@ def build_engine(bundle, here, dialect="modern", **options):
     return build(bundle, config)
 
 
-def draw(pipeline, prompts=PROMPTS, **arguments):
-    events = pipeline.generate(prompts, seed=11, options=FEW, previews=False, **arguments)
+def draw(pipeline, prompts=PROMPTS, options=FEW, **arguments):
+    events = pipeline.generate(prompts, seed=11, options=options, previews=False, **arguments)
     return [event for event in events if isinstance(event, PictureEvent)]
 
 
@@ -81,6 +81,23 @@ def test_modern_engines_draw_what_the_cpu_draws(bundle, machine, expected, versi
     # Runs and nothing else: no keys and values are copied.
     assert here.gpu.log.captures[-2:] == [6 + 1, 5]
     assert_same(draw(pipeline), expected)
+
+
+@pytest.mark.parametrize("version", IN_PLACE)
+@pytest.mark.parametrize("window", [2, 4, 7])
+def test_windows_write_in_place_what_single_passes_write(bundle, machine, expected, version, window):
+    here = machine(version)
+    build_engine(bundle, here)
+    pipeline = load(bundle, here)
+    for _ in range(2):
+        assert_same(draw(pipeline, options=GenerationOptions(num_steps=5, window=window)), expected)
+    assert here.gpu.log.captures[-2:] == [1, 5], "a pass, and the steps"
+    unguided = {"rep_guidance_scale": 1.0, "guided": (0.2, 0.6)}
+    found, wanted = (
+        draw(each, options=GenerationOptions(num_steps=5, window=size, **unguided))
+        for each, size in ((pipeline, window), (Pipeline.load(bundle, engine="none", dialect="modern"), 1))
+    )
+    assert_same(found, wanted)
 
 
 def test_the_cache_has_no_free_dimension_in_the_profiles(bundle, machine):
@@ -230,7 +247,7 @@ def test_version_8_lets_contexts_share_a_profile_only_if_it_was_built_so(classic
     (path / "denoiser.fp32.engine").write_text(json.dumps({**plan, "shares_profiles": False}))
     session = backend.open(path / "denoiser.fp32.engine", num_threads=None, compiled=True)
     model = open_bundle(classic_bundle).manifest.model
-    sizes = {"request": 1, "2*request": 2, "cache": 40, "height": 16, "width": 24}
+    sizes = {"request": 1, "row": 2, "cache": 40, "height": 16, "width": 24}
     inputs = probe_inputs(GraphSignature.of("denoiser", model, Variant("fp32")), model, sizes)
     with pytest.raises(RuntimeError, match="does not take its profile"):
         session.run(inputs)

@@ -222,7 +222,7 @@ def test_onnx_runtime_on_a_device_says_the_same(bundle, machine):
 
 def break_slot(monkeypatch):
     append = device_memory.DeviceCache.append
-    monkeypatch.setattr(device_memory.DeviceCache, "append", lambda self, new, slot: append(self, new, slot + 1))
+    monkeypatch.setattr(device_memory.DeviceCache, "append", lambda self, new, slot, n: append(self, new, slot + 1, n))
 
 
 def break_growth(monkeypatch):
@@ -233,7 +233,7 @@ def break_upload(monkeypatch):
     call = device_text._Run.__call__
 
     def stale(self, values):
-        call(self, values if not self._num_runs else {"past_length": values["past_length"]})
+        call(self, values if not self._num_runs else {"past_lengths": values["past_lengths"]})
 
     monkeypatch.setattr(device_text._Run, "__call__", stale)
 
