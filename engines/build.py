@@ -148,8 +148,8 @@ def _measure_windows(
     report("measuring windows")
     names: tuple[GraphName, ...] = ("text_decoder", "rep_decoder")
     sessions = {name: backend.open(compiled[name], num_threads=config.num_threads, compiled=True) for name in names}
-    largest = builder.largest(bundle, config.variant)
-    return measure_windows(bundle.manifest, config.variant, backend, sessions, largest)
+    sizes = builder.drawing_sizes(bundle, config.variant)
+    return measure_windows(bundle.manifest, config.variant, backend, sessions, sizes)
 
 
 def _require_writable(bundle: Path) -> None:

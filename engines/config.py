@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engines.tensorrt.config import TensorRTConfig
-from engines.windows import Largest
+from engines.windows import DrawingSizes
 from runtime.backends.host.machine import UsableMemory
 from runtime.backends.interface import Backend, Target
 from runtime.bundle.folder import Bundle
@@ -109,8 +109,8 @@ class Builder(Protocol):
     def probes(self, bundle: Bundle, name: GraphName, variant: Variant) -> list[Mapping[str, int]]:
         """Sizes of free dimensions on which a graph is checked; what is not named has a usual size."""
 
-    def largest(self, bundle: Bundle, variant: Variant) -> Largest:
-        """At which pictures windows of tokens are measured, and how long they may be."""
+    def drawing_sizes(self, bundle: Bundle, variant: Variant) -> DrawingSizes:
+        """At what windows of tokens are measured, and how long they may be."""
 
     def estimate(self, bundle: Bundle, variant: Variant) -> BuildEstimate:
         """Predict what a build needs."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 from engines.config import BuildEstimate, EngineConfig, Report
 from engines.external_data import external_sizes
 from engines.pool import WeightPool
-from engines.windows import WINDOWS, Largest
+from engines.windows import WINDOWS, DrawingSizes
 from runtime.backends import create_backend
 from runtime.backends.host.ort import open_session, session_options
 from runtime.backends.interface import Backend, Target
@@ -59,10 +59,10 @@ class OrtBuilder:
         """One check; these engines take every size."""
         return [{}]
 
-    def largest(self, bundle: Bundle, variant: Variant) -> Largest:
-        """The default size; these engines take every window."""
+    def drawing_sizes(self, bundle: Bundle, variant: Variant) -> DrawingSizes:
+        """One picture of the default size; these engines take every window."""
         model = bundle.manifest.model
-        return Largest(model.default_height, model.default_width, max(WINDOWS))
+        return DrawingSizes(1, model.default_height, model.default_width, max(WINDOWS))
 
     def options(self) -> dict[str, Any]:
         """What the builder was set to, for the record."""

@@ -26,18 +26,20 @@ _SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
-class Largest:
-    """What an engine is measured at.
+class DrawingSizes:
+    """At what an engine is measured.
 
     Attributes:
-        height: Of pictures that it draws, in pixels.
-        width: Of the same.
-        window: The longest that it takes.
+        num_requests: Pictures that are drawn together.
+        height: Of each, in pixels.
+        width: Of each, in pixels.
+        max_window: The longest window that the engine takes.
     """
 
+    num_requests: int
     height: int
     width: int
-    window: int
+    max_window: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Windows:
 
 
 def measure_windows(
-    manifest: Manifest, variant: Variant, runner: Runner, sessions: Mapping[GraphName, Session], largest: Largest
+    manifest: Manifest, variant: Variant, runner: Runner, sessions: Mapping[GraphName, Session], sizes: DrawingSizes
 ) -> Windows:
     """Draw the tokens of some pictures without a text in windows of several sizes, each picture in all of them.
 
@@ -67,26 +69,23 @@ def measure_windows(
         variant: The graphs.
         runner: What runs them.
         sessions: text_decoder and rep_decoder.
-        largest: Which windows there are.
+        sizes: What is drawn, and in which windows.
     """
-    plans: dict[int, DrawingPlan] = {}
-    for window in WINDOWS:
-        options = GenerationOptions(height=largest.height, width=largest.width)
-        plan = plan_drawing(options, manifest, window)
-        if plan.window == window <= largest.window:
-            plans[window] = plan
+    options = GenerationOptions(height=sizes.height, width=sizes.width)
+    plans = {window: plan_drawing(options, manifest, window) for window in WINDOWS if window <= sizes.max_window}
+    plans = {window: plan for window, plan in plans.items() if plan.window == window}
     num_tokens = plans[1].num_rep_tokens
     drawing = DrawingShape(
         model=manifest.model,
         variant=variant,
-        num_requests=1,
+        num_requests=sizes.num_requests,
         prompt_length=0,
         num_rep_tokens=num_tokens,
         num_slots=sessions["rep_decoder"].signature.cache_slots or num_tokens + 1,
         previews=False,
     )
     passes: dict[int, list[int]] = {window: [] for window in plans}
-    fastest: dict[int, float] = dict.fromkeys(plans, np.inf)  # seconds of a pass: whatever else the machine does only adds
+    fastest: dict[int, float] = dict.fromkeys(plans, np.inf)  # seconds of a pass: other work only adds
     started = time.monotonic()
     for seed in range(_ROUNDS[1]):
         if seed >= _ROUNDS[0] and time.monotonic() - started > _SECONDS:
@@ -107,14 +106,14 @@ def _draw(
     runner: Runner, sessions: Mapping[GraphName, Session], drawing: DrawingShape, plan: DrawingPlan, seed: int
 ) -> tuple[int, float]:
     """Passes and seconds."""
-    (request,) = make_requests([[]], seed, plan)
+    requests = make_requests([[]] * drawing.num_requests, seed * drawing.num_requests, plan)
 
-    def fill_noise(_: int, token: int, out: npt.NDArray[np.float32]) -> None:
-        request.fill_gumbel(token, out)
+    def fill_noise(request: int, token: int, out: npt.NDArray[np.float32]) -> None:
+        requests[request].fill_gumbel(token, out)
 
     stages = runner.stages(sessions, drawing)
     try:
-        stages.prefill([request.ids])
+        stages.prefill([request.ids for request in requests])
         started = time.perf_counter()
         for _ in stages.draw_tokens(plan, fill_noise, None):
             pass

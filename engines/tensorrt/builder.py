@@ -18,7 +18,7 @@ from engines.external_data import external_sizes
 from engines.tensorrt.config import TensorRTConfig
 from engines.tensorrt.network import CompileJob, capability_name, compile_graph
 from engines.tensorrt.profiles import Profile, probe_sizes, profiles, resolve_dims
-from engines.windows import Largest
+from engines.windows import DrawingSizes
 from runtime.backends import create_backend
 from runtime.backends.cuda.driver import Gpu, device_of, probe_gpu, require_gpu
 from runtime.backends.cuda.tensorrt_library import TensorRTName, import_library
@@ -81,10 +81,10 @@ class TensorRTBuilder:
         """Sizes on which a graph is checked: some inside every profile."""
         return [sizes for profile in self._profiles(bundle, name, variant) for sizes in probe_sizes(profile)]
 
-    def largest(self, bundle: Bundle, variant: Variant) -> Largest:
-        """The size that kernels are chosen for, and the longest window of the profiles."""
+    def drawing_sizes(self, bundle: Bundle, variant: Variant) -> DrawingSizes:
+        """The sizes that kernels are chosen for, and the longest window of the profiles."""
         dims = resolve_dims(bundle.manifest.model, self._config.dims, self._cache_slots(bundle, variant))
-        return Largest(dims["height"].opt, dims["width"].opt, dims["window"].max)
+        return DrawingSizes(dims["batch"].opt, dims["height"].opt, dims["width"].opt, dims["window"].max)
 
     def options(self) -> dict[str, Any]:
         """What the builder was set to, for the record."""

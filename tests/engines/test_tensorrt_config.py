@@ -50,7 +50,7 @@ def test_a_wrong_range_is_refused(text):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dims": {"cache": DimRange(1, 1, 1)}}, "no dimension 'cache'; choose from batch, prompt, images, window, height"),
+        ({"dims": {"cache": DimRange(1, 1, 1)}}, "no dimension 'cache'; choose from batch, prompt, images, window"),
         ({"workspace_mib": 0}, "workspace_mib must be >= 1"),
         ({"builder_optimization_level": 6}, "must be 0 to 5"),
         ({"compute_capabilities": ("sm_86",)}, "written like 8.6"),

@@ -47,6 +47,7 @@ def load(bundle, here, precision="fp32", dialect="classic"):
         dialect=dialect,
         num_threads=1,
         force=True,
+        window=1,
         tensorrt=TensorRTConfig(dims=dims),
     )
     build(bundle, config)

@@ -39,7 +39,12 @@ def bundle(tiny_bundle, tmp_path):
 
 def build_engine(bundle, here, precision="fp16", force=False, **options):
     config = EngineConfig(
-        backend=here.backend, precision=precision, num_threads=1, force=force, tensorrt=TensorRTConfig(**options)
+        backend=here.backend,
+        precision=precision,
+        num_threads=1,
+        force=force,
+        window=1,  # not measured
+        tensorrt=TensorRTConfig(**options),
     )
     return build(bundle, config)
 
