@@ -110,8 +110,8 @@ def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -
     entries = [opened.graph(name, config.variant) for name in GRAPHS]
     require_verified(opened, config.variant, allow_unverified=config.allow_unverified)
     opened.verify([file for entry in entries for file in entry.files], "hash")
-    # A graph is compiled and checked, windows are measured, and the end is written.
-    report = counted(on_progress, 2 * len(GRAPHS) + 2)
+    # A graph is compiled and checked, windows are measured where none was asked for, and the end is written.
+    report = counted(on_progress, 2 * len(GRAPHS) + 1 + (config.window is None))
     started = time.monotonic()
     with write_folder(out, replaceable=is_engine, force=True, what="engine") as folder:
         files = builder.compile(opened, config, folder, report)
