@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from runtime.backends import create_backend
+from runtime.backends.host import format2
 from runtime.backends.host.stages import HostRunner
 from runtime.backends.interface import Backend, DrawingShape, Runner, Session, StageRunner, TextRow
 from runtime.bundle.engine import Engine, check_engine, find_engine, open_engine, require_weights
@@ -96,6 +97,7 @@ def load_model(
     """Load a bundle; see `runtime.Pipeline.load` for the arguments and what is refused."""
     bundle = open_bundle(path)
     runner = create_backend(backend)
+    _require_known(bundle, variant, backend)
     if variant.dialect != "classic" and not runner.needs_engine:
         if backend != "ort":
             raise RFError(
@@ -112,6 +114,8 @@ def load_model(
         file = chosen.file(name) if chosen else bundle.file(entry.file)
         sessions[name] = runner.open(file, num_threads=num_threads, compiled=chosen is not None)
         check_signature(entry.signature, sessions[name].signature, str(file))
+        if bundle.manifest.format_version == format2.FORMAT_VERSION:
+            sessions[name] = format2.Format2Session(sessions[name], name, bundle.manifest.model, variant)
     return LoadedModel(
         bundle=bundle,
         variant=variant,
@@ -121,6 +125,22 @@ def load_model(
         runner=runner,
         tokenizer=open_tokenizer(bundle),
     )
+
+
+def _require_known(bundle: Bundle, variant: Variant, backend: str) -> None:
+    """Refuse what this runtime cannot do with a bundle."""
+    manifest = bundle.manifest
+    if manifest.requires:
+        raise RFError(
+            f"{bundle.path} requires what this rf-export does not know: {', '.join(manifest.requires)}. "
+            "Install a newer one.",
+            "mismatch",
+        )
+    if manifest.format_version == format2.FORMAT_VERSION and (backend != "ort" or variant.dialect != "classic"):
+        raise RFError(
+            f"{bundle.path} is in format 2, of which classic graphs run on the backend ort alone. Export it again.",
+            "mismatch",
+        )
 
 
 def open_tokenizer(bundle: Bundle) -> PromptTokenizer:

@@ -9,10 +9,11 @@ import hashlib
 import json
 from dataclasses import fields
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
+from runtime.backends.host import format2
 from runtime.bundle.strict_json import LARGEST, Finite, NotNegative, Record, read_as, read_document, seal, shortened
 from runtime.errors import RFError
 from runtime.options import Plan
@@ -154,6 +155,7 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
     files: dict[str, FileEntry]
     verified: dict[str, dict[str, Any]]
     tuned: TunedPlan | None = None  # None where nobody tuned it
+    format_version: Literal[2, 3] = 3  # 2 has other graphs: runtime/backends/host/format2.py
     requires: tuple[str, ...] = ()  # what a host has to be able to do besides; one that does not know it refuses
 
     def __post_init__(self) -> None:
@@ -196,8 +198,8 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object; `from_dict` reads it back."""
-        start = {"format": FORMAT, "format_version": FORMAT_VERSION, "bundle_id": self.bundle_id}
-        return {**start, **super().to_dict()}
+        start = {"format": FORMAT, "format_version": self.format_version, "bundle_id": self.bundle_id}
+        return {**super().to_dict(), **start}
 
     @classmethod
     def from_dict(cls, content: Any, where: str) -> "Manifest":
@@ -210,12 +212,14 @@ class Manifest(Record, frozen=True, kw_only=True, omit_defaults=True):
         Raises:
             RFError: Says what is wrong, and where.
         """
-        content = read_document(content, where, FORMAT, FORMAT_VERSION, "Export the bundle")
+        version = content.get("format_version") if isinstance(content, dict) else None
+        content = read_document(content, where, FORMAT, FORMAT_VERSION, "Export the bundle", format2.FORMAT_VERSION)
         bundle_id = content.pop("bundle_id", None)
-        manifest = read_as(cls, content, where)
+        manifest = read_as(cls, {**content, "format_version": version}, where)
+        signature_of = format2.signature_of if version == format2.FORMAT_VERSION else GraphSignature.of
         for index, graph in enumerate(manifest.graphs):
             slots = graph.signature.cache_slots if graph.dialect == "modern" else None
-            signature = GraphSignature.of(graph.name, manifest.model, graph.variant, slots)
+            signature = signature_of(graph.name, manifest.model, graph.variant, slots)
             check_signature(signature, graph.signature, f"{where}, graphs[{index}]")
         if bundle_id != manifest.bundle_id:
             raise RFError(

@@ -61,11 +61,13 @@ def read_as(kind: type[_T], content: Any, where: str, path: str = "") -> _T:
         raise RFError(f"{where}{problem}. Correct the file, or make it again.", "damaged") from None
 
 
-def read_document(content: Any, where: str, form: str, version: int, remedy: str) -> dict[str, Any]:
+def read_document(
+    content: Any, where: str, form: str, version: int, remedy: str, oldest: int | None = None
+) -> dict[str, Any]:
     """What a document of a format and version of ours holds besides these; its checksum fits where it has one.
 
     Raises:
-        RFError: It is another one, or was changed; `remedy` is what to do again.
+        RFError: It is another one, or was changed; `remedy` is what to do again. Versions from `oldest` on are read.
     """
     if not isinstance(content, dict) or content.get("format") != form:
         other = shortened(content.get("format") if isinstance(content, dict) else content)
@@ -78,10 +80,12 @@ def read_document(content: Any, where: str, form: str, version: int, remedy: str
             f"{where}: 'format_version' must be a whole number >= 1, found {shortened(found)}. {remedy} again.",
             "damaged",
         )
-    if found != version:
+    oldest = version if oldest is None else oldest
+    if not oldest <= found <= version:
+        reads = f"{oldest} to {version}" if oldest < version else version
         newer = f"Install a newer rf-export, or {remedy[0].lower()}{remedy[1:]}" if found > version else remedy
         raise RFError(
-            f"{where} has format version {found}, and this rf-export reads {version}. {newer} again.", "mismatch"
+            f"{where} has format version {found}, and this rf-export reads {reads}. {newer} again.", "mismatch"
         )
     plain = {key: value for key, value in content.items() if key != _SEAL}
     if _SEAL in content and content[_SEAL] != _checksum(plain):  # there was none once

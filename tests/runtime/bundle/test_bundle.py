@@ -104,7 +104,7 @@ def test_a_graph_that_is_not_there_is_refused_with_what_is(bundle_path):
 def test_the_manifest_is_readable_text(bundle_path):
     text = (bundle_path / "manifest.json").read_text()
     assert text.endswith("}\n")
-    assert json.loads(text)["format_version"] == 2
+    assert json.loads(text)["format_version"] == 3
 
 
 @pytest.mark.parametrize(
