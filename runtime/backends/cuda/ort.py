@@ -15,8 +15,9 @@ import onnxruntime as ort
 
 from runtime.backends.cuda.device import CudaDevice
 from runtime.backends.cuda.session import Enqueue
-from runtime.backends.cuda.stages import DeviceStages, WorkspacePool
+from runtime.backends.cuda.stages import DeviceStages
 from runtime.backends.cuda.text import DeviceTextRow
+from runtime.backends.cuda.workspace import WorkspacePool
 from runtime.backends.host.ort import OrtSession, require_utf8, session_options
 from runtime.backends.interface import DrawingShape, Session, StageRunner, Target
 from runtime.errors import RFError

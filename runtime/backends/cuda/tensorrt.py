@@ -18,9 +18,10 @@ import numpy.typing as npt
 from runtime.backends.cuda.device import CudaDevice
 from runtime.backends.cuda.memory import StepTable
 from runtime.backends.cuda.session import Enqueue
-from runtime.backends.cuda.stages import DeviceStages, WorkspacePool
+from runtime.backends.cuda.stages import DeviceStages
 from runtime.backends.cuda.tensorrt_library import TensorRTName, import_library, messages_of
 from runtime.backends.cuda.text import DeviceTextRow
+from runtime.backends.cuda.workspace import WorkspacePool
 from runtime.backends.host.forks import ProcessBound
 from runtime.backends.interface import Arrays, DrawingShape, Session, StageRunner, Target
 from runtime.errors import RFError
