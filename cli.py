@@ -407,6 +407,7 @@ def build_engine(bundle: Path, as_json: bool, dims: tuple[str, ...], **options: 
     how = f"built in {record.build['seconds']} s, peak memory {record.build['peak_memory_mib']} MiB"
     click.echo(f"{built.path}  {how if built.is_new else 'is up to date: nothing was built'}")
     click.echo("  checked against the ONNX graphs" if record.verified else "  not verified: no such device is here")
+    click.echo(f"  image tokens of a pass: {record.window}")
 
 
 @arg.command("refit-engine")
