@@ -26,7 +26,15 @@ from rf_export.lint.targets import KNOWN_TARGETS
 from rf_export.model import RFModel, model_spec
 from rf_export.trace import trace
 from runtime.bundle.folder import Bundle, Verify, describe_file, open_bundle, write_atomically, write_manifest
-from runtime.bundle.manifest import GraphEntry, Manifest, SamplingDefaults, TokenizerEntry, UnderstandingDefaults
+from runtime.bundle.manifest import (
+    GraphEntry,
+    Manifest,
+    SamplingDefaults,
+    TokenizerEntry,
+    TunedPlan,
+    UnderstandingDefaults,
+)
+from runtime.bundle.plan import PLAN_NAME, read_plan
 from runtime.errors import RFError
 from runtime.events import Progress
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision, Variant
@@ -42,13 +50,13 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
     """Export a checkpoint folder to a bundle folder.
 
     Args:
-        checkpoint: `config.json`, `model.safetensors` (or shards), `tokenizer.json`.
+        checkpoint: `config.json`, `model.safetensors` (or shards), `tokenizer.json`; and `plan.json`, where it is tuned.
         out: the bundle to be.
         options: precisions, targets, dialects, overwriting, verification.
         on_progress: told before every stage.
 
     Raises:
-        RFError: a checkpoint that cannot be used, a folder that may not be replaced, a full disk, a graph that a target
+        RFError: a checkpoint that cannot be used, a plan for another one, a folder that may not be replaced, a full disk, a graph that a target
             would not take, or one that does not do what eager PyTorch does.
     """
     report = on_progress or (lambda what, done, total: None)
@@ -57,6 +65,9 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
     total = 1 + num_variants * (len(GRAPHS) + int(options.verify))
     report("loading the checkpoint", 0, total)
     model = load_checkpoint(checkpoint)
+    sha256 = checkpoint_sha256(checkpoint)
+    plan_file = checkpoint / PLAN_NAME
+    tuned = read_plan(plan_file, sha256) if plan_file.exists() else None
     with write_atomically(out, force=options.force) as folder:
         copy_tokenizer(checkpoint, folder / "tokenizer.json", model.config.vocab_size)
         spec = model_spec(model)
@@ -68,7 +79,8 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
         for precision in options.precisions:
             for entry in _export_precision(model, spec, precision, plan, folder, tell):
                 entries.append(entry)  # one by one, since the report counts them
-        manifest = _manifest(model, spec, entries, folder, checkpoint)
+        names = {"name": checkpoint.resolve().name, "sha256": sha256}
+        manifest = _manifest(model, spec, entries, folder, names, tuned)
         write_manifest(folder, manifest)
         if options.verify:
             _verify(model, folder, lambda what: tell(f"verifying {what}"))
@@ -142,13 +154,18 @@ def _refuse_non_finite(model: RFModel, cast: RFModel, precision: str) -> None:
 
 
 def _manifest(
-    model: RFModel, spec: ModelSpec, entries: Sequence[GraphEntry], folder: Path, checkpoint: Path
+    model: RFModel,
+    spec: ModelSpec,
+    entries: Sequence[GraphEntry],
+    folder: Path,
+    checkpoint: dict[str, str],
+    tuned: TunedPlan | None,
 ) -> Manifest:
     names = ["tokenizer.json", *dict.fromkeys(name for entry in entries for name in entry.files)]
     sampling, ids = model.config.sampling, model.config.understanding
     return Manifest(
         created_by={"rf_export": VERSION, "torch": torch.__version__, "onnx": onnx.__version__},
-        checkpoint={"name": checkpoint.resolve().name, "sha256": checkpoint_sha256(checkpoint)},
+        checkpoint=checkpoint,
         model=spec,
         sampling=SamplingDefaults(**{**asdict(sampling), "top_k": min(sampling.top_k, spec.max_top_k)}),
         tokenizer=TokenizerEntry(file="tokenizer.json"),
@@ -156,6 +173,7 @@ def _manifest(
         files={name: describe_file(folder / name) for name in names},
         verified={},
         understanding=UnderstandingDefaults(**asdict(ids)) if ids else None,
+        tuned=tuned,
     )
 
 

@@ -68,8 +68,8 @@ def plan_drawing(options: GenerationOptions, manifest: Manifest, window: int = 1
         )
     if options.window is not None and options.window > num_tokens + 1:
         raise RFError(
-            f"A window of {options.window} is longer than the {num_tokens} representation tokens of {height} x {width} "
-            f"pixels and the start token. Choose 1 to {num_tokens + 1}."
+            f"window must be 1 to {num_tokens + 1} for {height} x {width} pixels, which have {num_tokens} tokens and a "
+            f"start token, got {options.window}."
         )
     top_k = chosen(options.top_k, defaults.top_k)
     if top_k > model.max_top_k:

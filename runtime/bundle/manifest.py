@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from runtime.backends.host import format2
 from runtime.bundle.strict_json import LARGEST, Finite, NotNegative, Record, read_as, read_document, seal, shortened
@@ -37,13 +37,13 @@ FORMAT_VERSION: Final = 3  # in 1 there was no vision_encoder, in 2 a pass took 
 MANIFEST_NAME: Final = "manifest.json"
 
 _Share = Annotated[float, Meta(ge=0, le=1, description="a number from 0 to 1")]
-_Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
 
 
 class FileEntry(Record, frozen=True, kw_only=True):
     """Hash and size in bytes of a file of the bundle."""
 
-    sha256: _Sha256
+    sha256: Sha256
     size: NotNegative
 
 
@@ -78,7 +78,7 @@ class TunedPlan(Record, frozen=True, kw_only=True, omit_defaults=True):
     rep_guidance_scale: Finite | None = None
     pix_guidance_scale: Finite | None = None
     window: Positive | None = None
-    evidence: dict[str, Any]  # how it was found; nothing is computed from it
+    evidence: dict[str, Any] = field(default_factory=dict)  # how it was found; nothing is computed from it
 
     def __post_init__(self) -> None:
         try:

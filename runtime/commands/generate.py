@@ -1,6 +1,7 @@
 """The command `generate`: pictures for prompts, drawn in batches that fit into the memory."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,20 @@ import click
 from runtime.commands import parameters as arg
 from runtime.commands.outputs import Outputs
 from runtime.commands.terminal import progress
-from runtime.options import MAX_GUIDANCE, MAX_STEPS, MAX_TEMPERATURE
+from runtime.options import MAX_GUIDANCE, MAX_SHIFT, MAX_STEPS, MAX_TEMPERATURE, MAX_WINDOW
 
 if TYPE_CHECKING:
     from runtime.commands.outputs import Frame
     from runtime.events import PictureEvent, StepEvent
-    from runtime.options import GenerationOptions
+    from runtime.options import DrawingPlan, GenerationOptions
     from runtime.pictures.token_file import RepGrid
     from runtime.pipeline import Pipeline
     from runtime.request import Request
     from runtime.understanding.caption_match import CaptionMatch
 
 BATCH: Final = 8  # prompts; more draw no faster on a CPU (reference model: 0.31 s a picture in 4 and 8, 0.34 in 16)
+PLANS: Final = "the plan's"
+SHIFT = arg.number(0, MAX_SHIFT, min_open=True)
 GUIDANCE, TEMPERATURE = arg.number(-MAX_GUIDANCE, MAX_GUIDANCE), arg.number(0, MAX_TEMPERATURE)
 EDIT_HELP: Final = (
     "Change of representation tokens before the pixels are drawn. SOURCE: a code, ROWS,COLUMNS to copy from, FILE or "
@@ -45,9 +48,21 @@ EDIT_HELP: Final = (
 @arg.option("--seed", "Seed of the first prompt; prompt i uses seed + i.", arg.SEED, shown="0, or that of --rep-tokens")
 @arg.option("--rep-tokens", "Picture of `generate`, or output of `tokens --json`, whose tokens are drawn.", arg.FILE)
 @arg.many("--edit edits", EDIT_HELP, metavar="ROWS,COLUMNS=SOURCE")
-@arg.option("--steps num_steps", "Denoising steps.", click.IntRange(1, MAX_STEPS), shown=arg.BUNDLES)
-@arg.option("--rep-guidance rep_guidance_scale", "Guidance of representation tokens.", GUIDANCE, shown=arg.BUNDLES)
-@arg.option("--pix-guidance pix_guidance_scale", "Guidance of the pixels.", GUIDANCE, shown=arg.BUNDLES)
+@arg.plan_option("Plan of the work, where no option beside it says otherwise")
+@arg.option("--steps num_steps", "Denoising steps.", click.IntRange(1, MAX_STEPS), shown=PLANS)
+@arg.option("--shift", "Shift of the steps towards noise; 1 is even.", SHIFT, shown=PLANS)
+@arg.option(
+    "--times", "Times between which the steps go, such as 0,0.2,0.5,1, in place of both.", arg.TIMES, shown=PLANS
+)
+@arg.option("--guided", "Times between which pixels are guided, such as 0:0.7.", arg.INTERVAL, shown=PLANS)
+@arg.option("--rep-guidance rep_guidance_scale", "Guidance of representation tokens.", GUIDANCE, shown=PLANS)
+@arg.option("--pix-guidance pix_guidance_scale", "Guidance of the pixels.", GUIDANCE, shown=PLANS)
+@arg.option(
+    "--window",
+    "Representation tokens of a pass; they are the same with any, 1 is one by one.",
+    click.IntRange(1, MAX_WINDOW),
+    shown="the plan's, or the engine's",
+)
 @arg.option("--temperature", "Temperature of representation tokens; 0 is greedy.", TEMPERATURE, shown=arg.BUNDLES)
 @arg.option("--top-k", "Number of likeliest tokens among which each is drawn.", arg.COUNT, shown=arg.BUNDLES)
 @arg.option("--size", "Height and width in pixels.", arg.SIZE, shown="the model's, or that of --rep-tokens")
@@ -74,7 +89,7 @@ def generate(
     \b
     rf-export generate bundle "a red car" -o car.png --seed 7
     rf-export generate bundle "a red car" "two blue fish" -o sheet.png --preview steps.png
-    rf-export generate bundle --prompts prompts.txt --each pictures
+    rf-export generate bundle --prompts prompts.txt --each pictures --plan tuned
     rf-export generate bundle "a red car" --then-understand
     rf-export generate bundle "a red car" --rep-tokens car.png --edit 0:2,0:2=redraw:5 --edit 3,:=2,: -o edited.png
     """
@@ -89,12 +104,13 @@ def generate(
         changes = [parse_edit(text) for text in edits]
     base = None if rep_tokens is None else read_grid(rep_tokens)
     seed = seed if seed is not None else base.seed if base is not None else 0
-    chosen = _chosen(options, base)
+    chosen, named = _chosen(options, base), options["plan"]
     outputs.require(len(prompts))
     pipeline = arg.load(bundle, options)
+    chosen = dataclasses.replace(chosen, plan=arg.open_plan(named, pipeline.bundle.manifest))
     _note_blank(prompts)
     with arg.usage_errors():
-        plan = plan_drawing(chosen, pipeline.bundle.manifest)
+        plan = plan_drawing(chosen, pipeline.bundle.manifest, pipeline.model.window)
         require_fit(changes, plan.grid, pipeline.bundle.manifest)
     if then_understand:
         pipeline.converse()  # refuses a model that answers nothing before anything is drawn
@@ -106,7 +122,7 @@ def generate(
     requests = pipeline.check(prompts, seed=seed, options=chosen, rep_ids=rep_ids)
     pictures, strips = draw(pipeline, requests, batch_size, keep_steps=outputs.preview is not None)
     seconds = time.perf_counter() - started
-    common = _parameters(pipeline, chosen, edits)
+    common = _parameters(pipeline, chosen, {"name": str(named), **_facts(plan)}, edits)
     files = outputs.write(pictures, strips, [_parameters_of(each, common, pipeline) for each in pictures])
     agreements = [agreement(p.prompt, pipeline.understand(p.picture)) for p in pictures] if then_understand else []
     facts = {**common, "files": files, "seconds": seconds}
@@ -142,10 +158,12 @@ def _note_blank(prompts: tuple[str, ...]) -> None:
 
 def _chosen(options: Mapping[str, Any], base: "RepGrid | None") -> "GenerationOptions":
     """How to draw; given tokens are of a size of their own."""
-    from runtime.options import GenerationOptions
+    from runtime.options import GenerationOptions, Plan
 
     height, width = options["size"] or ((None, None) if base is None else (base.height, base.width))
-    names = ("num_steps", "rep_guidance_scale", "pix_guidance_scale", "temperature", "top_k")
+    if options["times"] is not None and (options["num_steps"] is not None or options["shift"] is not None):
+        raise click.UsageError("--times says all of the steps; leave out --steps and --shift beside it")
+    names = [each.name for each in dataclasses.fields(Plan)] + ["temperature", "top_k"]
     with arg.usage_errors():
         return GenerationOptions(height=height, width=width, **{name: options[name] for name in names})
 
@@ -206,14 +224,26 @@ def _strip(steps: "Sequence[StepEvent]", index: int) -> "list[Frame]":
     return [(to_picture(step.x_pred[index]), f"step {step.step + 1}") for step in steps]
 
 
-def _parameters(pipeline: "Pipeline", chosen: "GenerationOptions", edits: tuple[str, ...]) -> dict[str, Any]:
-    """What all pictures have in common."""
+def _parameters(
+    pipeline: "Pipeline", chosen: "GenerationOptions", plan: Mapping[str, Any], edits: tuple[str, ...]
+) -> dict[str, Any]:
+    """What all pictures have in common: what was chosen, and every value that came of it."""
     return {
         "bundle_id": pipeline.bundle.manifest.bundle_id,
         "precision": pipeline.precision,
         "dialect": pipeline.dialect,
         **{name: value for name, value in vars(chosen).items() if value is not None},
+        "plan": plan,
         **({"edits": edits} if edits else {}),
+    }
+
+
+def _facts(plan: "DrawingPlan") -> dict[str, Any]:
+    """Every value that decides a picture besides its prompt and seed; the times in as many digits as float32 has."""
+    return {
+        **dataclasses.asdict(plan),
+        "temperature": 0.0 if plan.greedy else plan.temperature,
+        "times": [float(f"{t:.9g}") for t in plan.times],
     }
 
 

@@ -13,10 +13,12 @@ from runtime.bundle.atomic import is_temporary
 from runtime.bundle.engine import ENGINE_NAME, open_engine
 from runtime.bundle.folder import Bundle, Verify, check_files, open_bundle
 from runtime.bundle.manifest import GraphEntry
+from runtime.bundle.plan import describe_plan
 from runtime.bundle.verdict import engine_verdict
 from runtime.commands.memory_plan import MIB, Fit, Workload, fits
 from runtime.errors import RFError
 from runtime.loading import open_tokenizer
+from runtime.options import Plan
 
 _SHOWN: Final = 500  # words of a large vocabulary
 _CHECKED = {
@@ -48,6 +50,7 @@ def describe_bundle(path: str | Path, verify: Verify = "auto") -> dict[str, Any]
         "checkpoint": manifest.checkpoint,
         "model": asdict(manifest.model),
         "sampling": asdict(manifest.sampling),
+        "tuned": manifest.tuned.to_dict() if manifest.tuned else None,
         "understanding": manifest.understanding.to_dict() if manifest.understanding else None,
         "graphs": [_describe_graph(bundle, graph) for graph in manifest.graphs],
         "files": {name: entry.size for name, entry in manifest.files.items()},
@@ -125,6 +128,7 @@ def format_description(description: dict[str, Any]) -> str:
     ids = description["understanding"]
     stops = " or ".join(map(str, ids["stop_ids"])) if ids else ""
     lines.append(f"  answers questions, from id {ids['start_id']} to id {stops}" if ids else "  draws only")
+    lines.append(f"  {_tuned_text(description['tuned'])}")
     for graph in description["graphs"]:
         lines.append(f"\n{graph['name']} {graph['precision']} {graph['dialect']} (opset {graph['opset']})")
         lines += [f"  in   {text}" for text in _folded(graph["inputs"])]
@@ -138,6 +142,15 @@ def format_description(description: dict[str, Any]) -> str:
     lines += [f"  {name}: {_verdict_text(record)}" for name, record in description["verified"].items()]
     lines.append(_CHECKED[description["files_checked_by"]])
     return "\n".join(lines)
+
+
+def _tuned_text(tuned: dict[str, Any] | None) -> str:
+    """The tuned plan in short, with the sentence that its evidence begins with, of whatever version wrote it."""
+    if tuned is None:
+        return "no tuned plan; make one with rf-export tune"
+    plan = {name: value for name, value in tuned.items() if name != "evidence"}
+    proof = tuned.get("evidence", {}).get("summary", "without evidence")
+    return f"tuned plan: {describe_plan(Plan(**plan))}; {proof}"
 
 
 def _engine_text(engine: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from runtime.bundle.atomic import is_no_file
 from runtime.errors import RFError
 
 if TYPE_CHECKING:
+    from runtime.bundle.manifest import Manifest
     from runtime.pipeline import Pipeline
     from runtime.signature import ModelSpec
 
@@ -74,10 +75,46 @@ class _Png(click.ParamType):  # type: ignore[type-arg]
         return path
 
 
+class _Times(click.ParamType):  # type: ignore[type-arg]
+    """Times with commas between; which ones make sense, `Plan` says."""
+
+    name = "T,T,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        return tuple(_NUMBER.convert(each.strip(), param, ctx) for each in value.split(","))
+
+
+class _Interval(click.ParamType):  # type: ignore[type-arg]
+    """Two times with a colon between; which ones make sense, `Plan` says."""
+
+    name = "FROM:TO"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        ends = value.split(":")
+        if len(ends) != 2:
+            self.fail(f"expected FROM:TO such as 0:0.7, got {value!r}", param, ctx)
+        return _NUMBER.convert(ends[0], param, ctx), _NUMBER.convert(ends[1], param, ctx)
+
+
+class _Plan(click.ParamType):  # type: ignore[type-arg]
+    """The name of a plan of the bundle, or the file of one."""
+
+    name = "paper|tuned|FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | Path:
+        if value in ("paper", "tuned"):
+            return str(value)
+        if not Path(value).is_file():
+            self.fail(f"{value!r} is neither paper, nor tuned, nor a file", param, ctx)
+        return Path(value)
+
+
 PATH = click.Path(path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 OLD_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 PNG, PNG_OR_STDOUT = _Png(), _Png(or_stdout=True)
+_NUMBER = _Number(-1e9, 1e9)
+TIMES, INTERVAL, PLAN_OF = _Times(), _Interval(), _Plan()
 COUNT, NATURAL, SEED, SIZE = click.IntRange(1), click.IntRange(0), _Seed(0, 2**64 - 1), _Size()
 PRECISION = click.Choice(["fp32", "fp16", "int8", "int8-fp16"])
 DIALECT = click.Choice(["classic", "modern"])
@@ -140,6 +177,18 @@ BUNDLE = click.argument("bundle", type=PATH)
 THREADS = option("--threads", "CPU threads of a run.", COUNT, shown="the backend's")
 OBJECTS = option("--objects num_objects", "Kinds of objects in the scenes, as in training.", click.IntRange(2, 32), 16)
 UNVERIFIED = flag("--allow-unverified", "Run also what failed a verification, or what nobody verified.")
+
+
+def plan_option(text: str) -> Callable[[Function], Function]:
+    """The option that names a plan; `open_plan` opens it."""
+    return option("--plan", f"{text}: as the paper draws, as `rf-export tune` found, or as in FILE.", PLAN_OF, "paper")
+
+
+def open_plan(named: "str | Path", manifest: "Manifest") -> Any:
+    """What `GenerationOptions.plan` takes; raises RFError where the file is no plan, or one for another checkpoint."""
+    from runtime.bundle.plan import read_plan
+
+    return read_plan(named, manifest.checkpoint["sha256"]).plan if isinstance(named, Path) else named
 
 
 def bundle_options(function: Function) -> Function:
