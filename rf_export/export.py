@@ -50,14 +50,14 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
     """Export a checkpoint folder to a bundle folder.
 
     Args:
-        checkpoint: `config.json`, `model.safetensors` (or shards), `tokenizer.json`; and `plan.json`, where it is tuned.
+        checkpoint: `config.json`, `model.safetensors` (or shards), `tokenizer.json`, and a tuned one's `plan.json`.
         out: the bundle to be.
         options: precisions, targets, dialects, overwriting, verification.
         on_progress: told before every stage.
 
     Raises:
-        RFError: a checkpoint that cannot be used, a plan for another one, a folder that may not be replaced, a full disk, a graph that a target
-            would not take, or one that does not do what eager PyTorch does.
+        RFError: a checkpoint that cannot be used, a plan for another one, a folder that may not be replaced, a full
+            disk, a graph that a target would not take, or one that does not do what eager PyTorch does.
     """
     report = on_progress or (lambda what, done, total: None)
     plan = ExportPlan.of(options, load_config(checkpoint))

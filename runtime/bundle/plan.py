@@ -43,8 +43,8 @@ def read_plan(path: Path, checkpoint: str) -> TunedPlan:
     document = read_as(_Document, content, str(path))
     if document.checkpoint != checkpoint:
         raise RFError(
-            f"{path} is a plan for another checkpoint ({document.checkpoint[:16]}, and this is {checkpoint[:16]}): it says "
-            "nothing of this one. Tune this one with: rf-export tune",
+            f"{path} is a plan for another checkpoint ({document.checkpoint[:16]}, and this is {checkpoint[:16]}): "
+            "it says nothing of this one. Tune this one with: rf-export tune",
             "mismatch",
         )
     values = structs.asdict(document)
