@@ -335,6 +335,90 @@ def calibrate(
     click.echo(json.dumps(outcome.to_dict(), indent=1) if as_json else outcome.table())
 
 
+@arg.command()
+@arg.BUNDLE
+@arg.option("--prompts prompts_file", "Text file of prompts, one per line, 16 at least.", arg.FILE, required=True)
+@arg.flag("--checker", "Score pictures by the checker of the reference's scenes: is what the prompt demands there?")
+@arg.option(
+    "--score",
+    "Command that scores a picture: it prints a number from 0 to 1, or nothing and exits with 0 (right) or 1 (wrong).",
+    metavar="'CMD {png} {prompt}'",
+    shown="none: pictures stay near to those of the full plan",
+)
+@arg.option("--score-timeout", "Seconds after which --score hangs.", arg.number(0, min_open=True), 60.0)
+@arg.option("--max-loss", "Points of the score, of 100, that the plan may lose.", arg.number(0, 100), 1.0)
+@arg.option("--min-psnr", "Least mean PSNR to the full plan, in dB, without a scorer.", arg.number(0), 25.0)
+@arg.option("--pictures num_pictures", "Pictures of each plan; one half is held out.", click.IntRange(2), 400)
+@arg.option("--seed", "Seed of the first picture; picture i is drawn with seed + i.", arg.SEED, 0)
+@arg.option("-o --output", "File of the plan to write as well, for `generate --plan`.", arg.FILE, metavar="PLAN.json")
+@arg.flag("--no-record", "Do not write the plan into the bundle.")
+@arg.option("--cache cache_path", "File of what is known so far.", arg.FILE, shown="BUNDLE.tuning.jsonl")
+@arg.flag("--resume", "Go on with an interrupted search.")
+@arg.option("--report report_path", "HTML report to write.", arg.FILE, shown="BUNDLE.tuning.html")
+@arg.bundle_options
+@arg.flag("--json as_json", "Print the plan with its evidence as JSON.")
+def tune(
+    bundle: Path,
+    prompts_file: Path,
+    checker: bool,
+    score: str | None,
+    score_timeout: float,
+    output: Path | None,
+    no_record: bool,
+    cache_path: Path | None,
+    resume: bool,
+    report_path: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the cheapest plan by which BUNDLE draws as well as by its full one: steps, shift, guidance, window.
+
+    \b
+    rf-export tune bundle --prompts prompts.txt --score './judge.py {png} {prompt}'
+    rf-export tune bundle --prompts examples/reference/tuning-prompts.txt --checker -o plan.json
+    """
+    import tuning
+    from runtime.bundle.atomic import restore
+    from runtime.bundle.plan import record_plan, write_plan
+    from runtime.errors import RFError
+    from tuning.report import write_report  # needs Jinja2: tells so before anything is drawn
+
+    if checker and score is not None:
+        raise click.UsageError("--checker and --score are two scorers; name one of them")
+    with arg.usage_errors():
+        names = ("max_loss", "min_psnr", "num_pictures", "seed")
+        config = tuning.TuneConfig(**{name: options.pop(name) for name in names})
+        scorer: tuning.Scorer | None = None if score is None else tuning.CommandScorer(score, score_timeout)
+    if checker:
+        from rf_export.evaluation.evaluate import CheckerScorer
+
+        scorer = CheckerScorer()
+    restore(bundle)
+    cache_path = cache_path or bundle.absolute().with_name(f"{bundle.absolute().name}.tuning.jsonl")
+    report_path = report_path or bundle.absolute().with_name(f"{bundle.absolute().name}.tuning.html")
+    for path, name in ((output, "--output"), (cache_path, "--cache"), (report_path, "--report")):
+        arg.require_writable(path, name)
+    prompts = tuning.read_prompts(prompts_file)
+    pipeline = arg.load(bundle, options)
+    try:
+        with progress("tune") as report:
+            result = tuning.tune(
+                pipeline, prompts, config, cache_path=cache_path, scorer=scorer, resume=resume, on_progress=report
+            )
+    except (KeyboardInterrupt, RFError):
+        if cache_path.exists():
+            click.echo(f"note: what is known so far is in {cache_path}; go on with --resume", err=True)
+        raise
+    write_report(report_path, bundle.name, result)
+    if result.tuned is not None and not no_record:
+        record_plan(pipeline.bundle, result.tuned)
+    if result.tuned is not None and output is not None:
+        write_plan(output, result.tuned, pipeline.bundle.manifest.checkpoint["sha256"])
+    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else f"{result.table()}\n  report: {report_path}")
+    if result.tuned is None:
+        raise RFError(f"No plan was found for {bundle}: {result.reason}. The bundle is as it was; see {report_path}.")
+
+
 @arg.command("build-engine")
 @arg.BUNDLE
 @arg.option("-o --output", "Folder of the engine, to draw with `--engine`.", arg.PATH, shown=IN_BUNDLE)
@@ -426,7 +510,7 @@ def refit_engine(engine: Path, bundle: Path) -> None:
         click.echo(refit(engine, bundle, report))
 
 
-for each in (export, verify, calibrate, build_engine, refit_engine, train, evaluate, bench, tokens, generate):
+for each in (export, verify, calibrate, tune, build_engine, refit_engine, train, evaluate, bench, tokens, generate):
     main.add_command(each)
 for each in (understand, inspect, doctor, import_qwen3):
     main.add_command(each)

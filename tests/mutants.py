@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("runtime", "engines", "calibration", "verification", "rf_export")
+PACKAGES = ("runtime", "engines", "calibration", "tuning", "verification", "rf_export")
 PATIENCE = 4  # a run that takes that many times as long as without the fault, and a minute, hangs
 MOST_FILES = 12  # of tests for one fault
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rf_export.evaluation.metric import SceneScore, evaluation_demands, score_pictures
-from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig
+from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig, read_caption
 from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.errors import RFError
 from runtime.events import PictureEvent, Progress
@@ -147,6 +147,20 @@ def scene_scorer(num_prompts: int, seed: int = 0) -> Callable[["Pipeline", Progr
         return [verdict.correct for verdict in score_pictures(np.stack(pictures), demands).verdicts]
 
     return score
+
+
+class CheckerScorer:
+    """Scores pictures of captions of our scenes: 1 where exactly what one demands is there, else 0."""
+
+    name = "the checker"
+
+    def score(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> list[float]:
+        """Judge pictures; raises RFError where a prompt is no such caption, or a picture has another size."""
+        try:
+            demands = [read_caption(prompt, SceneConfig()) for prompt in prompts]
+            return [float(verdict.correct) for verdict in score_pictures(np.stack(pictures), demands).verdicts]
+        except ValueError as error:
+            raise RFError(f"The checker cannot judge these pictures: {error}. Score them with --score.") from error
 
 
 def _draw_eager(path: Path, demands: list[Demand], options: EvaluationOptions) -> Iterator[Picture]:

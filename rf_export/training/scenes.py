@@ -5,6 +5,7 @@ of models: it makes pictures `uint8 [size, size, 3]`, captions, and the facts th
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -98,6 +99,27 @@ class Scene:
     demand: Demand
     items: tuple[Item, ...]
     picture: NDArray[np.uint8] = field(repr=False)  # [size, size, 3]
+
+
+def read_caption(caption: str, config: SceneConfig) -> Demand:
+    """What a caption of ours demands; raises ValueError where it is none."""
+    names = {name: name for name in config.objects} | {plural(name): name for name in config.objects}
+    thing = r"(\w+) (\w+)"
+    found = re.fullmatch(rf"a {thing}(?: (and|{'|'.join(RELATIONS)}) a {thing})?", caption.lower())
+    counted = re.fullmatch(rf"({'|'.join(COUNT_WORDS[2:])}) {thing}", caption.lower())
+    demand = None
+    if found and found[3]:
+        items = ((found[1], found[2]), (found[4], found[5]))
+        demand = Demand(kind="two" if found[3] == "and" else "relation", items=items)
+        demand = replace(demand, relation=None if found[3] == "and" else found[3])
+    elif found:
+        demand = Demand(kind="single", items=((found[1], found[2]),))
+    elif counted:
+        item = (counted[2], names.get(counted[3], ""))
+        demand = Demand(kind="count", items=(item,) * COUNT_WORDS.index(counted[1]))
+    if demand is None or any(colour not in COLOURS or name not in config.objects for colour, name in demand.items):
+        raise ValueError(f"expected a caption such as 'a red car' or 'two blue fish', got {caption!r}")
+    return demand
 
 
 def plural(name: str) -> str:

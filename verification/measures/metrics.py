@@ -59,7 +59,26 @@ def psnr_db(a: npt.NDArray[Any], b: npt.NDArray[Any], *, most: float = 999.0) ->
     return most if error == 0 else min(most, 10 * math.log10(4 / error))
 
 
-def wilson_interval(successes: int, num: int) -> tuple[float, float]:
+def ssim(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Structural similarity of pixels in [-1, 1], `[H, W, 3]`: 1 where they are identical.
+
+    Of the luminance, in windows of 7 x 7 pixels without weights (Wang et al. 2004, IEEE TIP 13, equation 13).
+    """
+    x, y = (each.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) for each in (a, b))
+    side = min(7, *x.shape)
+
+    def mean(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        windows: npt.NDArray[np.float64] = np.lib.stride_tricks.sliding_window_view(values, (side, side)).mean((2, 3))
+        return windows
+
+    mean_x, mean_y = mean(x), mean(y)
+    squares = mean_x**2 + mean_y**2
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    both = (2 * mean_x * mean_y + c1) * (2 * (mean(x * y) - mean_x * mean_y) + c2)
+    return float((both / ((squares + c1) * (mean(x**2) + mean(y**2) - squares + c2))).mean())
+
+
+def wilson_interval(successes: float, num: int) -> tuple[float, float]:
     """95 % interval of a share by Wilson's score (Wilson 1927, JASA 22, p. 209); (0, 1) without trials."""
     if not num:
         return 0.0, 1.0

@@ -124,7 +124,7 @@ def test_an_older_library_has_nothing_to_switch_off(monkeypatch):
 def test_the_library_is_imported_only_below_what_switches_it_off():
     """Python imports a package before its modules: that is what makes the order certain."""
     root = Path(runtime.__file__).parents[1]
-    packages = ("runtime", "engines", "calibration", "verification", "rf_export")
+    packages = ("runtime", "engines", "calibration", "tuning", "verification", "rf_export")
     importing = re.compile(r"^\s*(import|from) onnxruntime|import_module\(.onnxruntime", re.MULTILINE)
     found = [
         path.relative_to(root).as_posix()
