@@ -80,7 +80,7 @@ def _chart(evidence: Mapping[str, Any]) -> dict[str, Any]:
     high = max(each["high"] for _, each, *_ in points)
 
     def y(value: float) -> float:
-        return _HEIGHT - _HEIGHT * float((value - low) / max(high - low, 1e-9)
+        return _HEIGHT * (1 - float(value - low) / float(max(high - low, 1e-9)))
 
     return {
         "width": _WIDTH,

@@ -209,7 +209,7 @@ def _figures(found: Found, windows: WindowTimes, times: Mapping[str, Timing]) ->
 
 
 def _draw_sheet(bench: Bench, found: Found, halves: Halves) -> Sheet:
-    """The same pictures under every plan that was tried to the end, the cheapest first; what the last judged changed."""
+    """The same pictures under every plan that was tried to the end, and what the plan judged last changed."""
     shown = halves.search[:NUM_SHOWN]
     whole = {each.candidate.plan: each.candidate for each in found.tried if each.found.pictures == len(halves.search)}
     rows: dict[str, Sequence[Picture]] = {FULL: [bench.original(each).picture for each in shown]}
