@@ -276,6 +276,7 @@ def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
 @arg.option("--min-cosine", "Least cosine of every step, mean over the prompts.", COSINE, 0.999)
 @arg.option("--min-token-agreement", "Least percentage of caption tokens that agree for sure.", PERCENT, 95.0)
 @arg.option("--scene-score", "Number of scenes to score as well; needs PyTorch.", arg.NATURAL, 0)
+@arg.plan_option("Plan by which the gate draws, and --scene-score")
 @arg.option("--memory-mib", "Memory of recorded activations, at most.", arg.COUNT, 1024)
 @arg.option("--threads num_threads", "CPU threads of a run.", arg.COUNT, 1)
 @arg.option("--seed", "Seed of the first prompt; prompt i is drawn with seed + i.", arg.SEED, 0)
@@ -310,9 +311,10 @@ def calibrate(
 
     if export_inputs is not None and images is not None:
         raise click.UsageError("--export-inputs writes what the model draws and reads; leave out --images")
+    plan = arg.open_plan(options.pop("plan"), bundle)
     with arg.usage_errors():
         limits = calibration.GateLimits(cosine=min_cosine, psnr_db=min_psnr, answer_tokens=min_token_agreement / 100)
-        config = calibration.CalibrationConfig(limits=limits, **options)
+        config = calibration.CalibrationConfig(limits=limits, plan=plan, **options)
     prompts = calibration.read_prompts(prompts_file)
     pictures = [] if images is None else calibration.find_pictures(images)
     arg.require_writable(config.cache_path, "--cache")
@@ -326,8 +328,9 @@ def calibrate(
     scorer = None
     if scene_score:
         from rf_export.evaluation.evaluate import scene_scorer
+        from runtime.options import GenerationOptions
 
-        scorer = scene_scorer(scene_score)
+        scorer = scene_scorer(scene_score, options=GenerationOptions(plan=plan))
     with progress("calibrate") as report:
         outcome = calibration.calibrate(
             bundle, prompts, config, pictures=pictures, scorer=scorer, lint=takers, on_progress=report

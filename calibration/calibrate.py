@@ -26,9 +26,11 @@ from calibration.workbench import Workbench
 from runtime.backends import create_backend
 from runtime.backends.interface import Session
 from runtime.bundle.folder import Bundle, open_bundle, write_atomically, write_manifest
+from runtime.bundle.plan import describe_plan
 from runtime.bundle.verdict import graphs_verdict
 from runtime.errors import RFError
 from runtime.events import Progress
+from runtime.options import GenerationOptions, Plan
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName, Variant
 
@@ -112,10 +114,11 @@ def calibrate(
     pictures, unseen = hold_back(pictures, config)
     with write_atomically(path, force=True) as folder:
         job = _begin(path, folder, config, on_progress or (lambda what, done, total: None))
+        options = GenerationOptions(plan=config.plan)
         for prompt, seed in (*learn, *judge):
-            job.base.check([prompt], seed=seed)  # before anything is drawn
+            job.base.check([prompt], seed=seed, options=options)  # before anything is drawn
         recorded = record(job, learn, pictures, cache_path)
-        originals = draw_originals(job.base, judge, unseen)
+        originals = draw_originals(job.base, judge, unseen, options)
         if not config.force:
             originals.require_enough(config.limits)
         benches = _open_benches(job, recorded, learn[:NUM_EXAMPLES])
@@ -283,6 +286,7 @@ def _settings(config: CalibrationConfig, num_prompts: int) -> dict[str, Any]:
         "block": config.weight_block,
         "seed": config.seed,
         "prompts": num_prompts,
+        "plan": describe_plan(config.plan) if isinstance(config.plan, Plan) else config.plan,
         "threads": config.num_threads,
         "limits": asdict(config.limits),
         "forced": config.force,

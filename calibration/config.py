@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
+from runtime.options import Plan
 from runtime.signature import GraphName, Precision
 
 Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
@@ -80,6 +81,8 @@ class CalibrationConfig:
         memory_mib: most memory of recorded activations; more passes over the prompts take less.
         force: write graphs also where they are not faster or fail the gate; the manifest tells.
         limits: of the gate.
+        plan: By which the gate draws: what will be drawn by. What is recorded comes from the full plan, which has the
+            most times.
         cache_path: Where recorded activations are kept; None is beside the bundle, where one of something else is
             replaced.
         report_path: Where the HTML report goes; None is beside the bundle.
@@ -101,6 +104,7 @@ class CalibrationConfig:
     memory_mib: int = 1024
     force: bool = False
     limits: GateLimits = field(default_factory=GateLimits)
+    plan: Plan | Literal["paper", "tuned"] = "paper"
     cache_path: Path | None = None
     report_path: Path | None = None
 

@@ -18,6 +18,7 @@ from calibration.config import GateLimits
 from calibration.trajectory import see
 from runtime.errors import RFError
 from runtime.events import PictureEvent, Progress, StepEvent, TokenEvent
+from runtime.options import GenerationOptions
 from runtime.pictures.load import Picture
 from runtime.pipeline import Pipeline
 from verification.measures.metrics import cosine, psnr_db, wilson_interval
@@ -111,9 +112,16 @@ class Drawn:
     features: npt.NDArray[Any]  # [N, d] of the picture
 
 
-def draw(pipeline: Pipeline, prompt: str, seed: int, rep_ids: npt.NDArray[np.int64] | None = None) -> Drawn:
+def draw(
+    pipeline: Pipeline,
+    prompt: str,
+    seed: int,
+    options: GenerationOptions | None = None,
+    rep_ids: npt.NDArray[np.int64] | None = None,
+) -> Drawn:
     """Draw one picture, from given tokens [N] where there are some."""
-    events = list(pipeline.generate([prompt], seed=seed, rep_ids=None if rep_ids is None else rep_ids[None]))
+    given = None if rep_ids is None else rep_ids[None]
+    events = list(pipeline.generate([prompt], seed=seed, options=options, rep_ids=given))
     (picture,) = (event for event in events if isinstance(event, PictureEvent))
     return Drawn(
         prompt,
@@ -147,6 +155,7 @@ class Originals:
     drawings: Sequence[Drawn]
     seen: Sequence[Picture]  # the drawings, and other pictures that nobody calibrated with
     captions: Sequence[Reading]  # of `seen`; none where the model answers no questions
+    options: GenerationOptions  # how they were drawn
 
     def require_enough(self, limits: GateLimits) -> None:
         """Raises RFError where the captions are too few to pass, however good INT8 is."""
@@ -158,18 +167,20 @@ class Originals:
             )
 
 
-def draw_originals(base: Pipeline, prompts: Sequence[tuple[str, int]], pictures: Sequence[Picture]) -> Originals:
+def draw_originals(
+    base: Pipeline, prompts: Sequence[tuple[str, int]], pictures: Sequence[Picture], options: GenerationOptions
+) -> Originals:
     """Draw prompts with their seeds, and read what was drawn and `pictures`."""
-    drawings = [draw(base, prompt, seed) for prompt, seed in prompts]
+    drawings = [draw(base, prompt, seed, options) for prompt, seed in prompts]
     seen = [*(each.picture.picture for each in drawings), *pictures]
-    return Originals(drawings, seen, caption(base, seen))
+    return Originals(drawings, seen, caption(base, seen), options)
 
 
 def measure_quality(originals: Originals, pipeline: Pipeline, report: Callable[[int], None]) -> Quality:
     """Draw and read again; `report` is told how many drawings are done."""
     logits, pixels, psnr, equal, features = [], [], [], [], []
     for done, wanted in enumerate(originals.drawings, 1):
-        found = draw(pipeline, wanted.prompt, wanted.seed, wanted.picture.rep_ids)
+        found = draw(pipeline, wanted.prompt, wanted.seed, originals.options, wanted.picture.rep_ids)
         logits.append([cosine(a.logits, b.logits) for a, b in zip(wanted.tokens, found.tokens, strict=True)])
         pixels.append([cosine(a.x_pred, b.x_pred) for a, b in zip(wanted.steps, found.steps, strict=True)])
         equal += [bool(a.rep_ids[0] == b.rep_ids[0]) for a, b in zip(wanted.tokens, found.tokens, strict=True)]

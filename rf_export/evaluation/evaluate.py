@@ -16,6 +16,7 @@ from rf_export.training.scenes import DATA_VERSION, Demand, SceneConfig, read_ca
 from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.errors import RFError
 from runtime.events import PictureEvent, Progress
+from runtime.options import GenerationOptions
 from runtime.pictures.png import save_png
 from runtime.pictures.sheet import contact_sheet
 from runtime.signature import Precision
@@ -126,22 +127,26 @@ def _draw_bundle(path: Path, demands: list[Demand], options: EvaluationOptions) 
     yield from draw_demands(pipeline, demands, options.seed)
 
 
-def draw_demands(pipeline: "Pipeline", demands: Sequence[Demand], seed: int) -> Iterator[Picture]:
+def draw_demands(
+    pipeline: "Pipeline", demands: Sequence[Demand], seed: int, options: GenerationOptions | None = None
+) -> Iterator[Picture]:
     """Draw what is demanded; demand i with seed + i."""
     for start in range(0, len(demands), BATCH):
         prompts = [demand.caption for demand in demands[start : start + BATCH]]
-        for event in pipeline.generate(prompts, seed=seed + start, previews=False):
+        for event in pipeline.generate(prompts, seed=seed + start, options=options, previews=False):
             if isinstance(event, PictureEvent):
                 yield event.picture
 
 
-def scene_scorer(num_prompts: int, seed: int = 0) -> Callable[["Pipeline", Progress], list[bool]]:
+def scene_scorer(
+    num_prompts: int, seed: int = 0, options: GenerationOptions | None = None
+) -> Callable[["Pipeline", Progress], list[bool]]:
     """A task score for the quality gate of calibration: was each picture of a fixed list of prompts right?"""
     demands = evaluation_demands(num_prompts, 0, SceneConfig(), False)
 
     def score(pipeline: "Pipeline", report: Progress) -> list[bool]:
         pictures = []
-        for picture in draw_demands(pipeline, demands, seed):
+        for picture in draw_demands(pipeline, demands, seed, options):
             pictures.append(picture)
             report(f"scene score in {pipeline.precision}", len(pictures), len(demands))
         return [verdict.correct for verdict in score_pictures(np.stack(pictures), demands).verdicts]

@@ -106,8 +106,8 @@ def generate(
     seed = seed if seed is not None else base.seed if base is not None else 0
     chosen, named = _chosen(options, base), options["plan"]
     outputs.require(len(prompts))
+    chosen = dataclasses.replace(chosen, plan=arg.open_plan(named, bundle))
     pipeline = arg.load(bundle, options)
-    chosen = dataclasses.replace(chosen, plan=arg.open_plan(named, pipeline.bundle.manifest))
     _note_blank(prompts)
     with arg.usage_errors():
         plan = plan_drawing(chosen, pipeline.bundle.manifest, pipeline.model.window)

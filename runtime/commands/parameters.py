@@ -21,7 +21,6 @@ from runtime.bundle.atomic import is_no_file
 from runtime.errors import RFError
 
 if TYPE_CHECKING:
-    from runtime.bundle.manifest import Manifest
     from runtime.pipeline import Pipeline
     from runtime.signature import ModelSpec
 
@@ -184,11 +183,23 @@ def plan_option(text: str) -> Callable[[Function], Function]:
     return option("--plan", f"{text}: as the paper draws, as `rf-export tune` found, or as in FILE.", PLAN_OF, "paper")
 
 
-def open_plan(named: "str | Path", manifest: "Manifest") -> Any:
-    """What `GenerationOptions.plan` takes; raises RFError where the file is no plan, or one for another checkpoint."""
-    from runtime.bundle.plan import read_plan
+def open_plan(named: "str | Path", bundle: Path) -> Any:
+    """What `GenerationOptions.plan` takes.
 
-    return read_plan(named, manifest.checkpoint["sha256"]).plan if isinstance(named, Path) else named
+    Raises:
+        RFError: The bundle cannot be opened or has no tuned plan, or the file is no plan, or one of another checkpoint.
+    """
+    from runtime.bundle.folder import open_bundle
+    from runtime.bundle.plan import read_plan
+    from runtime.options import GenerationOptions
+    from runtime.plans import named_plan
+
+    manifest = open_bundle(bundle).manifest
+    if isinstance(named, Path):
+        return read_plan(named, manifest.checkpoint["sha256"]).plan
+    chosen: Any = named
+    named_plan(GenerationOptions(plan=chosen), manifest)
+    return chosen
 
 
 def bundle_options(function: Function) -> Function:
