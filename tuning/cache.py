@@ -122,16 +122,16 @@ class Cache:
 
 def _read(path: Path) -> list[Mapping[str, Any]]:
     """The lines that are whole; none where not even the first one is."""
-    lines = path.read_bytes().split(b"\n")[:-1]
+    data, start = path.read_bytes(), b'{"format": "' + _FORMAT.encode()
+    if not start.startswith(data[: len(start)]):
+        raise _damaged(path)
     try:
-        content = [parse_json(line, str(path)) for line in lines]
+        content = [parse_json(line, str(path)) for line in data.split(b"\n")[:-1]]
     except RFError as error:
         raise _damaged(path) from error
     if not all(isinstance(line, dict) for line in content):
         raise _damaged(path)
-    if content and (content[0].get("format"), content[0].get("format_version")) != (_FORMAT, _VERSION):
-        raise _damaged(path)
-    if not content and path.stat().st_size and not path.read_bytes().startswith(b'{"format": "' + _FORMAT.encode()):
+    if content and content[0].get("format_version") != _VERSION:
         raise _damaged(path)
     return content
 
