@@ -60,8 +60,8 @@ class TokenWindow:
     def fill(self, rep_ids: npt.NDArray[np.int64], grid_positions: npt.NDArray[np.int64]) -> None:
         """Write the next window into `[W]` and `[W, 2]`."""
         for token in range(self._num_guessed, min(self.start + self.size - 1, self.num_tokens)):
-            if token and self._forced[token] < 0:  # the neighbour above; in the first row, the one before
-                self.rep_ids[token] = self.rep_ids[token - (self._columns if token >= self._columns else 1)]
+            if token and self._forced[token] < 0:  # the one before: measured better than the one above, and than none
+                self.rep_ids[token] = self.rep_ids[token - 1]
         rep_ids[:] = self._inputs[self.start : self.start + self.size]
         cells = np.maximum(np.arange(self.start, self.start + self.size) - 1, 0)  # the start token has the first cell
         grid_positions[:, 0], grid_positions[:, 1] = np.divmod(cells, self._columns)
