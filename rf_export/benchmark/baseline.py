@@ -172,7 +172,7 @@ class Baseline:
             self.firsts = torch.tensor([0, num_slots])  # the unconditional row sees neither text nor tokens
             self.slots = torch.arange(num_slots + self.num_patches)
             self.spots = torch.tensor([divmod(max(n - 1, 0), columns) for n in range(num_runs)])  # [N + 1, 2]
-            self.temperature, self.top_k = torch.full((1,), plan.temperature), torch.full((1,), plan.top_k)
+            self.temperature, self.top_k = torch.tensor(plan.temperature), torch.full((1, 1, 1), plan.top_k)
             self.start = torch.tensor([workload.rep_start_id])
         gumbel = torch.from_numpy(workload.gumbel)
         self.gumbel = torch.cat([gumbel, gumbel[-1:]]).to(device)  # [N + 1, K]
@@ -243,7 +243,7 @@ class Baseline:
         hidden = self.decoder.decode("representation", hidden, (slot - self.starts)[:, None], slot, seen)
         with_text, without_text = self.model.rep_head(hidden[:, 0]).float().unbind(0)
         logits = without_text + plan.rep_guidance_scale * (with_text - without_text)
-        return sample(logits[None], gumbel, self.temperature, self.top_k)
+        return sample(logits[None, None], gumbel, self.temperature, self.top_k)[0]
 
     @torch.no_grad()
     def denoise(self, num_steps: int) -> NDArray[np.float32]:
