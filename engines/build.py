@@ -26,6 +26,7 @@ from runtime.backends.interface import Backend, Target
 from runtime.bundle.atomic import locked, write_folder
 from runtime.bundle.engine import ENGINE_NAME, EngineGraph, EngineRecord, check_engine, open_engine
 from runtime.bundle.folder import Bundle, describe_file, open_bundle
+from runtime.bundle.manifest import FORMAT_VERSION
 from runtime.bundle.verdict import engine_verdict, require_verified
 from runtime.errors import RFError
 from runtime.events import Progress
@@ -99,6 +100,7 @@ def build_or_keep(bundle: str | Path, config: EngineConfig, on_progress: Progres
 
 
 def _build(opened: Bundle, config: EngineConfig, on_progress: Progress | None) -> Built:
+    require_format(opened)
     builder = create_builder(config)
     target, options = builder.target(), {**builder.options(), "window": config.window}
     out = config.output or opened.path / "engines" / engine_label(target, config.variant)
@@ -150,6 +152,17 @@ def _measure_windows(
     sessions = {name: backend.open(compiled[name], num_threads=config.num_threads, compiled=True) for name in names}
     sizes = builder.drawing_sizes(bundle, config.variant)
     return measure_windows(bundle.manifest, config.variant, backend, sessions, sizes)
+
+
+def require_format(bundle: Bundle) -> None:
+    """Refuse a bundle whose graphs have other inputs than those of today; raises RFError."""
+    found = bundle.manifest.format_version
+    if found != FORMAT_VERSION:
+        raise RFError(
+            f"{bundle.path} is in format {found}, and engines are built of bundles in format {FORMAT_VERSION}. Export "
+            "it again; its ONNX graphs draw as they are.",
+            "mismatch",
+        )
 
 
 def _require_writable(bundle: Path) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
-from engines.build import describe_engine, engine_label, is_engine, verify_engine
+from engines.build import describe_engine, engine_label, is_engine, require_format, verify_engine
 from engines.config import EngineConfig, counted
 from engines.tensorrt.builder import TensorRTBuilder
 from engines.tensorrt.config import TensorRTConfig, parse_dims
@@ -42,6 +42,7 @@ def refit(engine: Path, bundle: Path, on_progress: Progress | None = None) -> Pa
     """
     require_gpu("refit the engine on the machine that runs it")  # before any library that crashes without a driver
     source, opened = open_engine(engine), open_bundle(bundle)
+    require_format(opened)
     record = source.record
     name, options = _check_refittable(source)
     backend = create_backend(name)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines import EngineConfig, build
 from runtime import GenerationOptions, PictureEvent, Pipeline, RFError, open_bundle
 from runtime.bundle.manifest import format_manifest
 
@@ -76,3 +77,11 @@ def test_what_a_host_does_not_know_is_refused(tiny_bundle, tmp_path):
     (bundle / "manifest.json").write_text(format_manifest(manifest))
     with pytest.raises(RFError, match="requires what this rf-export does not know: no-representation-stage"):
         Pipeline.load(bundle)
+
+
+def test_an_engine_is_built_of_todays_graphs(old_bundle):
+    with pytest.raises(
+        RFError, match=r"is in format 2, and engines are built of bundles in format 3\. Export it"
+    ):
+        build(old_bundle, EngineConfig(num_threads=1))
+    assert not list(old_bundle.glob("engines/*"))
