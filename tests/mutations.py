@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,9 +18,9 @@ from unittest import mock
 import numpy as np
 import onnx_ir as ir
 
-from runtime import request
+from runtime import plans
 from runtime.backends.host import stages
-from runtime.backends.host.cache import KVCache
+from runtime.backends.host.cache import CacheWrite, KVCache
 from runtime.backends.interface import Arrays, Session
 from runtime.bundle.folder import describe_file, open_bundle, write_manifest
 from runtime.signature import GraphName, Precision, Variant
@@ -145,38 +145,38 @@ def patched(target: Any, name: str, new: Any) -> Callable[[], Any]:
 class LateRow(KVCache):
     """Writes the new tokens of one row a slot too late."""
 
-    def append(self, new: np.ndarray[Any, Any], rows: Any = None) -> None:
-        start, end = self.length, self.length + new.shape[3]
-        super().append(new, rows)
-        if new.shape[3] == 1 and end < self.values.shape[3]:
-            self.values[:, 1, :, end] = new[:, 1, :, 0]
-            self.values[:, 1, :, start] = 0
+    def keep(self, write: CacheWrite, line: int, row: int, tokens: slice, slot: int) -> None:
+        super().keep(write, line, row, tokens, slot)
+        if row == 1 and tokens.stop - tokens.start == 1 and slot + 1 < self.values.shape[3]:
+            self.values[:, row, :, slot + 1] = self.values[:, row, :, slot]
+            self.values[:, row, :, slot] = 0
 
 
 class StaleCache(KVCache):
-    """Keeps what is there when the third token is written."""
+    """Keeps what is there when the third token after a text of seven is written."""
 
-    def append(self, new: np.ndarray[Any, Any], rows: Any = None) -> None:
+    def keep(self, write: CacheWrite, line: int, row: int, tokens: slice, slot: int) -> None:
         stale = self.values.copy()
-        super().append(new, rows)
-        if self.length == 10:
+        super().keep(write, line, row, tokens, slot)
+        if slot == 9:
             self.values[:] = stale
 
 
 class SwappedKeysAndValues(KVCache):
     """Mixes up key and value of a layer."""
 
-    def append(self, new: np.ndarray[Any, Any], rows: Any = None) -> None:
-        super().append(new[[0, 1, 3, 2]], rows)
+    def keep(self, write: CacheWrite, line: int, row: int, tokens: slice, slot: int) -> None:
+        assert write.new is not None
+        super().keep(replace(write, new=write.new[[0, 1, 3, 2]]), line, row, tokens, slot)
 
 
 class LeakingCache(KVCache):
-    """Gives the second request the keys and values of the first one's third token."""
+    """Gives the second request, whose text has three tokens, the keys and values of the first one's third token."""
 
-    def append(self, new: np.ndarray[Any, Any], rows: Any = None) -> None:
-        super().append(new, rows)
-        if self.length == 10 and self.values.shape[1] == 4:
-            self.values[:, 1, :, 9] = self.values[:, 0, :, 9]
+    def keep(self, write: CacheWrite, line: int, row: int, tokens: slice, slot: int) -> None:
+        super().keep(write, line, row, tokens, slot)
+        if (row, slot) == (1, 5) and self.values.shape[1] == 4:
+            self.values[:, 1, :, slot] = self.values[:, 0, :, 9]
 
 
 class OtherPicture:
@@ -199,17 +199,19 @@ _prefill, _draw_tokens, _denoise, _timesteps = (
     stages.prefill,
     stages.HostStages.draw_tokens,
     stages.HostStages.denoise,
-    request.timesteps,
+    plans.timesteps,
 )
 
 
-def late_start(*arguments: Any) -> Any:
-    return _prefill(*arguments) + np.array([0, 1][: len(arguments[1])])
+def late_start(session: Any, prompts: Any, cache: KVCache) -> None:
+    _prefill(session, prompts, cache)
+    if len(prompts) > 1:
+        cache.values[:, 1] = np.roll(cache.values[:, 1], 1, axis=2)
 
 
 def without_last_run(self: Any, *arguments: Any) -> Any:
     drawn = yield from _draw_tokens(self, *arguments)
-    self.cache.length -= 1
+    self.cache.lengths -= 1
     return drawn
 
 
@@ -334,11 +336,11 @@ MUTATIONS = [
         edit=weight("pixel_out.weight", lambda array: 1.05 * array),
     ),
     Mutation(
-        name="padding seen by the mask",
+        name="hidden slots seen by the mask",
         graph="rep_decoder",
         tensor=r"present\.1\.key|logits",
         inside=r"layers\.0\.out input",
-        edit=replaced_input("row_starts", "Sub", None, "GreaterOrEqual"),
+        edit=replaced_input("past_lengths", "Add", None, "Less"),
     ),
     Mutation(
         name="fp16 overflow",
@@ -364,7 +366,7 @@ MUTATIONS = [
         name="a wrong timestep shift",
         graph="denoiser",
         tensor="t_next",
-        patch=patched(request, "timesteps", shifted_more),
+        patch=patched(plans, "timesteps", shifted_more),
     ),
     Mutation(
         name="a shifted cache row",
@@ -392,8 +394,8 @@ MUTATIONS = [
     ),
     Mutation(
         name="a row that starts a slot off",
-        graph="rep_decoder",
-        tensor=r"cache|present|logits",
+        graph="text_decoder",
+        tensor=r"present\.0\.key",
         patch=patched(stages, "prefill", late_start),
     ),
     Mutation(

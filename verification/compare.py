@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from runtime import noise
+from runtime.events import TokenEvent
 from runtime.options import DrawingPlan
 from runtime.signature import GraphName, Precision, kv_names
 from verification.cases import GUIDED, UNGUIDED, AnswerCase, DrawCase
@@ -64,6 +65,32 @@ def compare_answer(tally: Tally, precision: Precision, case: AnswerCase, found: 
         gumbel = None if plan.greedy else case.gumbel(step, len(logits))
         if not is_drawn(token, logits, gumbel, plan.temperature, plan.top_k, plan.top_p):
             tally.fail(where, "next_ids", step, _NOT_DRAWN.format(token))
+
+
+def compare_windows(
+    tally: Tally,
+    case: DrawCase,
+    plan: DrawingPlan,
+    one_by_one: Sequence[TokenEvent],
+    windowed: Sequence[TokenEvent],
+    *,
+    is_exact: bool,
+) -> None:
+    """Compare what windows draw with what the same graphs draw one by one, each after its own tokens.
+
+    A near tie may fall either way where sums are taken in another order, and all tokens after it with it. Where the
+    graphs are exact, it has to be one.
+    """
+    right, ours = (np.stack([event.rep_ids for event in side], axis=1) for side in (one_by_one, windowed))
+    tally.windowed_tokens += right.size
+    tally.windowed_tokens_equal += int((right == ours).sum())
+    for request in np.flatnonzero((right != ours).any(axis=1)).tolist() if is_exact else ():
+        step = int((right[request] != ours[request]).argmax())
+        logits = one_by_one[step].logits[request]
+        gumbel = None if plan.greedy else noise.gumbel(case.seed + request, step, len(logits))
+        if not is_drawn(int(ours[request, step]), logits, gumbel, plan.temperature, plan.top_k):
+            what = f"token {ours[request, step]} in windows, {right[request, step]} one by one, which is no near tie"
+            tally.fail(("rep_decoder", case.name, request), "next_rep_ids", step, what)
 
 
 def compare_guidance(tally: Tally, found: Mapping[str, Drawing], expected: Mapping[str, Drawing]) -> None:

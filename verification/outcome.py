@@ -39,6 +39,7 @@ class Outcome:
         text = (
             f"{self.candidate.label}: {self.verdict}, {found.num_cases} cases, "
             f"worst cosine {worst_cosine(figures):.8f}, tokens {found.rep_tokens_equal}/{found.rep_tokens}, "
+            f"in windows {found.windowed_tokens_equal}/{found.windowed_tokens}, "
             f"answers {found.answer_tokens_equal}/{found.answer_tokens}, "
             f"picture PSNR {figures['picture_psnr_db']:.1f} dB"
         )

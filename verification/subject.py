@@ -3,6 +3,8 @@
 The loops, caches, noise and times are the runtime's own: what `generate` runs is what is traced.
 """
 
+import contextlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,6 +65,14 @@ class Subject:
             )
             for row in range(len(requests))
         ]
+
+    def draw_tokens(self, case: DrawCase) -> list[TokenEvent]:
+        """The representation stage of a case alone, with tokens of its own."""
+        plan = plan_drawing(case.options, self.pipeline.bundle.manifest)
+        requests = make_requests([list(ids) for ids in case.prompts], case.seed, plan)
+        with contextlib.closing(self.pipeline.run(requests)) as events:
+            tokens = itertools.islice(events, plan.num_rep_tokens)
+            return [event for event in tokens if isinstance(event, TokenEvent)]
 
     def answer(self, case: AnswerCase, forced: Sequence[int] | None = None) -> Answer:
         """Answer a question; the answer goes on from `forced`."""

@@ -93,6 +93,8 @@ class Tally:
     guidance: dict[GraphName, tuple[float, float]] = field(default_factory=dict)
     rep_tokens: int = 0
     rep_tokens_equal: int = 0
+    windowed_tokens: int = 0  # drawn again in windows, without being given any
+    windowed_tokens_equal: int = 0  # the same as one by one
     answer_tokens: int = 0
     answer_tokens_equal: int = 0
     denoising_steps: int = 0
@@ -179,6 +181,8 @@ class Tally:
             "figures": figures,
             "rep_tokens": self.rep_tokens,
             "rep_tokens_equal": self.rep_tokens_equal,
+            "windowed_tokens": self.windowed_tokens,
+            "windowed_tokens_equal": self.windowed_tokens_equal,
             "answer_tokens": self.answer_tokens,
             "answer_tokens_equal": self.answer_tokens_equal,
             "denoising_steps": self.denoising_steps,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from runtime.errors import RFError
@@ -10,8 +10,8 @@ from runtime.pipeline import Pipeline
 from runtime.plans import plan_drawing
 from runtime.signature import GRAPHS, GraphName
 from verification.candidates import Candidate, VerifyOptions
-from verification.cases import GUIDED, UNGUIDED, AnswerCase, Cases, DrawCase
-from verification.compare import compare_answer, compare_drawing, compare_guidance
+from verification.cases import GUIDED, UNGUIDED, WINDOW, AnswerCase, Cases, DrawCase
+from verification.compare import compare_answer, compare_drawing, compare_guidance, compare_windows
 from verification.limits import limits_of
 from verification.outcome import Outcome, record_of
 from verification.subject import Subject
@@ -85,6 +85,20 @@ class _Trial:
                 compare_drawing(self.outcome.tally, self.candidate.variant.precision, case, plan, drawn, expected)
                 ours[case.name], theirs[case.name] = drawn[0], expected[0]
         compare_guidance(self.outcome.tally, ours, theirs)
+        self.draw_in_windows()
+
+    def draw_in_windows(self) -> None:
+        """Draw the tokens of a case again, one by one and in windows; in fp32 they are the same."""
+        case = self._drawn(GUIDED)
+        plan = plan_drawing(case.options, self.pipeline.bundle.manifest)
+        size = min(WINDOW, plan.num_rep_tokens + 1)
+        with self._skipping("in windows"):
+            one_by_one, windowed = (
+                self.subject.draw_tokens(replace(case, options=replace(case.options, window=each)))
+                for each in (1, size)
+            )
+            is_exact = self.candidate.variant.precision == "fp32"
+            compare_windows(self.outcome.tally, case, plan, one_by_one, windowed, is_exact=is_exact)
 
     @contextlib.contextmanager
     def _skipping(self, case: str) -> Iterator[None]:

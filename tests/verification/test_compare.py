@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.events import TokenEvent
 from runtime.options import DrawingPlan
 from verification.cases import GUIDED, AnswerCase, DrawCase
-from verification.compare import compare_answer, compare_drawing
+from verification.compare import compare_answer, compare_drawing, compare_windows
 from verification.limits import LIMITS, limits_of
 from verification.measures.metrics import largest_magnitude, relative_error
 from verification.tally import MAX_FAILURES, NUM_PICTURES, Tally
@@ -21,12 +22,15 @@ PLAN = DrawingPlan(
     height=8,
     width=16,
     grid=(1, 4),
-    num_steps=2,
+    times=(0.0, 0.5, 1.0),
+    guided=(0.0, 1.0),
     rep_guidance_scale=1.0,
     pix_guidance_scale=1.0,
     temperature=1.0,
     top_k=1,
     greedy=True,
+    window=1,
+    noise_scale=1.0,
 )
 WHERE = ("denoiser", "case", 0)
 
@@ -39,7 +43,8 @@ def drawing(**changes: Any) -> Drawing:
     right = Drawing(
         logits=logits,
         rep_ids=logits.argmax(-1),
-        cache=rng.standard_normal((2, 2, 1, 8, 4)).astype(np.float32),
+        cache=rng.standard_normal((2, 1, 8, 4)).astype(np.float32),
+        uncond_cache=rng.standard_normal((2, 1, 5, 4)).astype(np.float32),
         times=np.array([0, 0.5, 1], np.float32),
         x_preds=steps,
         x_nexts=steps,
@@ -84,7 +89,9 @@ def test_what_is_equal_has_no_failure_and_every_token_counts() -> None:
         ("logits", lambda logits: logits[:, :7], r"rep_decoder logits: shape \[4, 7\], expected \[4, 8\]"),
         ("logits", lambda logits: logits[:3], r"rep_decoder logits: shape \[3, 8\], expected \[4, 8\]"),
         ("logits", lambda logits: -logits, "rep_decoder logits: cosine -1"),
-        ("cache", lambda cache: cache[:, :, :, :7], "rep_decoder cache: 7 tokens, expected 8"),
+        ("cache", lambda cache: cache[:, :, :7], "rep_decoder cache: 7 tokens, expected 8"),
+        ("cache", lambda cache: cache[:, :, ::-1], r"text_decoder present.0.key: cosine .* \(step 0,"),
+        ("uncond_cache", lambda cache: -cache, r"rep_decoder present.0.key: cosine -1.* \(step 0,"),
         ("x_preds", lambda steps: steps[:1], "denoiser steps: 1 steps, expected 2"),
         ("x_preds", lambda steps: steps[..., :8], r"denoiser x_pred: shape \[2, 192\], expected \[2, 384\]"),
         ("x_nexts", lambda steps: steps * 1.01, "denoiser x_next: norm 1.0100 times the expected one"),
@@ -123,6 +130,20 @@ def test_a_token_of_another_count_is_not_counted_as_compared() -> None:
     compare_answer(tally, "fp32", QUESTION, answer(ids=lambda ids: ids[:2]), answer())
     compare_drawing(tally, "fp32", CASE, PLAN, [drawing(rep_ids=lambda ids: ids[:3])], [drawing()])
     assert (tally.num_cases, tally.rep_tokens, tally.answer_tokens) == (2, 0, 0)
+
+
+def test_windows_may_fall_another_way_at_a_near_tie_alone() -> None:
+    near = np.array([[0.0, 1.0, 1.0 - 1e-7, 0.5]], np.float32)
+    one_by_one = [TokenEvent(step, 2, np.array([1]), near) for step in range(2)]
+    for token, fails in ((1, False), (2, False), (3, True)):
+        windowed = [one_by_one[0], TokenEvent(1, 2, np.array([token]), near)]
+        for is_exact in (True, False):
+            tally = Tally()
+            compare_windows(tally, CASE, PLAN, one_by_one, windowed, is_exact=is_exact)
+            assert (tally.windowed_tokens, tally.windowed_tokens_equal) == (2, 1 + (token == 1))
+            assert bool(tally.failures) == (fails and is_exact)
+            if tally.first is not None:
+                assert "token 3 in windows, 1 one by one, which is no near tie (step 1" in str(tally.first)
 
 
 def test_a_limit_is_still_allowed_and_a_hair_beyond_is_not() -> None:

@@ -88,7 +88,11 @@ def counts(outcome: Outcome) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize(
     ("taken", "drawn", "refused"),
-    [((1, 2), ["pair", "unguided"], []), ((1,), ["unguided"], ["pair"]), ((2,), ["pair"], ["unguided"])],
+    [
+        ((1, 2), ["pair", "unguided", "several tokens at once"], []),
+        ((1,), ["unguided", "several tokens at once"], ["pair"]),
+        ((2,), ["pair"], ["unguided", "several tokens at once"]),
+    ],
 )
 def test_cases_after_a_refused_one_are_compared(judge, memory, cases, taken, drawn, refused) -> None:
     outcome, tried = judge(taken)
@@ -98,6 +102,8 @@ def test_cases_after_a_refused_one_are_compared(judge, memory, cases, taken, dra
     assert counts(outcome) == (2 + len(drawn), rep_tokens, answer_tokens)
     assert (outcome.verdict, outcome.reason) == ("passed", "")
     told = [f"{name}: the engine was not built for {2 if name == 'pair' else 1} pictures." for name in refused]
+    told += ["in windows: the engine was not built for 2 pictures."] * ("pair" in refused)
+    assert outcome.record["windowed_tokens"] == outcome.record["windowed_tokens_equal"] == 12 * ("pair" in drawn)
     assert outcome.skipped == outcome.record.get("skipped", []) == told
     assert bool(outcome.record["guidance_effect"]) == (not refused), "it needs both"
 
@@ -107,13 +113,18 @@ def test_an_engine_that_refuses_every_drawing_is_not_verified(judge) -> None:
     assert (outcome.verdict, outcome.reason) == ("unverified", "no case could be run")
     assert outcome.record["verdict"] == "unverified"
     assert counts(outcome)[:2] == (2, 0)
-    assert [text.split(":")[0] for text in outcome.skipped] == ["pair", "unguided"]
+    assert [text.split(":")[0] for text in outcome.skipped] == [
+        "pair",
+        "unguided",
+        "several tokens at once",
+        "in windows",
+    ]
 
 
 def test_an_engine_that_refuses_every_question_is_not_verified(judge, cases) -> None:
     outcome, _ = judge((1, 2), blind=True)
     assert (outcome.verdict, outcome.reason) == ("unverified", "no case could be run")
-    assert counts(outcome)[::2] == (2, 0)
+    assert counts(outcome)[::2] == (3, 0)
     assert [text.split(":")[0] for text in outcome.skipped] == [case.name for case in cases.answers]
 
 

@@ -80,8 +80,6 @@ def test_what_a_host_does_not_know_is_refused(tiny_bundle, tmp_path):
 
 
 def test_an_engine_is_built_of_todays_graphs(old_bundle):
-    with pytest.raises(
-        RFError, match=r"is in format 2, and engines are built of bundles in format 3\. Export it"
-    ):
+    with pytest.raises(RFError, match=r"is in format 2, and engines are built of bundles in format 3\. Export it"):
         build(old_bundle, EngineConfig(num_threads=1))
     assert not list(old_bundle.glob("engines/*"))
