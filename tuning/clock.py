@@ -15,6 +15,7 @@ import numpy.typing as npt
 from runtime.options import GenerationOptions, Plan
 from runtime.pipeline import Pipeline
 from runtime.request import Request
+from tuning.drawings import longest_window
 from tuning.subjects import Subject
 from verification.measures.timing import Timing, interleave, ratio
 
@@ -49,8 +50,8 @@ def time_windows(pipeline: Pipeline, subjects: Sequence[Subject], num_rounds: in
     """Time whole token stages, and count tokens that differ."""
     with contextlib.ExitStack() as stack:
         stages = [_Stage(pipeline, subject, stack) for subject in subjects[:NUM_SUBJECTS]]
-        num_tokens = stages[0].request.plan.num_rep_tokens
-        windows = [window for window in WINDOWS if window <= num_tokens + 1]
+        longest = min(stages[0].request.plan.num_rep_tokens + 1, longest_window(pipeline))
+        windows = [window for window in WINDOWS if window <= longest]
         drawn = {window: np.stack([stage.draw(window) for stage in stages]) for window in windows}
         contenders = {str(window): _run(stages, window) for window in windows}
         timings = interleave(contenders, num_rounds, most_seconds=_MOST_SECONDS)

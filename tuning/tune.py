@@ -114,7 +114,8 @@ def tune(
         report("timing", total - 1, total)
         best = None if found.best is None else found.best[0].plan
         windows = time_windows(pipeline, halves.search, config.num_rounds)
-        best = None if best is None else replace(best, window=windows.best)
+        if best is not None and pipeline.engine is None:  # an engine says itself which is best on its machine
+            best = replace(best, window=windows.best)
         plans = {FULL: Plan(), **({} if best is None else {describe_plan(best): best})}
         times = time_plans(pipeline, plans, halves.search, config.num_rounds)
         sheet = _draw_sheet(bench, found, halves)
