@@ -2,9 +2,9 @@
 
     python examples/demo.py [--output demo]
 
-Writes `demo/bundle`, `demo/sheet.png`, `demo/steps.png`, `demo/bench.json` and `demo/report.html`, a page that opens
-offline: the pictures, what the checker says of them and what the model itself sees in them; its answers about scenes
-that it never saw; parity, and latency against eager PyTorch.
+Writes `demo/bundle`, `demo/sheet.png`, `demo/tuned.png`, `demo/steps.png`, `demo/bench.json` and `demo/report.html`, a
+page that opens offline: the pictures, as the paper draws and by the tuned plan, what the checker says of them and what
+the model itself sees in them; its answers about scenes that it never saw; parity, and latency against eager PyTorch.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,13 +24,15 @@ from rf_export.benchmark.bench import run_bench
 from rf_export.benchmark.bench_report import latency
 from rf_export.benchmark.tables import describe, footprint_lines, format_bench
 from rf_export.benchmark.task import BenchOptions
-from rf_export.evaluation.metric import SceneScore, score_pictures
+from rf_export.evaluation.metric import SceneScore, Verdict, score_pictures
 from rf_export.evaluation.understanding import SCENE_SEED, Asked, everything_to_ask
 from rf_export.export import ExportOptions, export
 from rf_export.training.scenes import Demand, SceneConfig, make_scene
 from runtime.backends.host.machine import usable_cpus
 from runtime.bundle.manifest import Manifest
+from runtime.bundle.plan import describe_plan
 from runtime.events import AnswerEvent, PictureEvent, StepEvent, to_picture
+from runtime.options import GenerationOptions
 from runtime.pictures.png import save_png
 from runtime.pictures.sheet import contact_sheet
 from runtime.pipeline import Pipeline
@@ -94,8 +96,11 @@ def main() -> None:
         build(out / "bundle", EngineConfig(precision=precision))
     say("3/5 draw twelve prompts")
     pipeline = Pipeline.load(out / "bundle", "fp32")
-    drawn = draw(pipeline, out)
-    say(f"    the checker accepts {drawn.score.overall.successes} of {drawn.score.overall.num}")
+    drawn, tuned = draw(pipeline, out / "sheet.png", "paper"), draw(pipeline, out / "tuned.png", "tuned")
+    write_steps(drawn, out)
+    for name, each in (("as the paper draws", drawn), ("by the tuned plan", tuned)):
+        score = each.score.overall
+        say(f"    {name}: {each.seconds:.1f} s, the checker accepts {score.successes} of {score.num}")
     say(f"4/5 read the twelve pictures, and {NUM_SCENES} scenes that were never trained on")
     read = read_pictures(pipeline, drawn.pictures)
     say(f"    {sum(read.marks)} of {len(read.marks)} answers about scenes are right")
@@ -106,27 +111,31 @@ def main() -> None:
     (out / "bench.json").write_text(json.dumps(bench, indent=1) + "\n")
     say(format_bench(bench))
     minutes = (time.perf_counter() - started) / 60
-    write_report(out, manifest, drawn, read, bench, minutes)
+    write_report(out, manifest, (drawn, tuned), read, bench, minutes)
     say(f"done in {minutes:.1f} minutes: open {out / 'report.html'}")
 
 
-def draw(pipeline: Pipeline, out: Path) -> Drawn:
-    """Draw all prompts as one batch with the fp32 engine; writes the two sheets."""
+def draw(pipeline: Pipeline, sheet_path: Path, plan: Literal["paper", "tuned"]) -> Drawn:
+    """Draw all prompts as one batch with the fp32 engine; writes a sheet."""
     started = time.perf_counter()
-    events = list(pipeline.generate([demand.caption for demand in DEMANDS], seed=SEED))
+    options = GenerationOptions(plan=plan)
+    events = list(pipeline.generate([demand.caption for demand in DEMANDS], seed=SEED, options=options))
     seconds = time.perf_counter() - started
     pictures = [event for event in events if isinstance(event, PictureEvent)]
     steps = [event for event in events if isinstance(event, StepEvent)]
-    parameters = {"seed": SEED, "bundle_id": pipeline.bundle.manifest.bundle_id}
     sheet = contact_sheet([event.picture for event in pictures], [event.prompt for event in pictures])
-    save_png(out / "sheet.png", sheet, parameters)
-    shown = preview_steps(steps)
-    strip = contact_sheet([to_picture(s.x_pred[0]) for s in shown], [f"step {s.step + 1}" for s in shown], columns=8)
-    save_png(out / "steps.png", strip, parameters)
-    torch_free = f"import sys; from runtime import Pipeline; Pipeline.load({str(out / 'bundle')!r}).draw('a red car'); "
-    subprocess.run([sys.executable, "-c", torch_free + "assert 'torch' not in sys.modules"], check=True)
+    save_png(sheet_path, sheet, {"seed": SEED, "plan": plan, "bundle_id": pipeline.bundle.manifest.bundle_id})
     score = score_pictures(np.stack([event.picture for event in pictures]), DEMANDS)
     return Drawn(pictures, steps, seconds, score)
+
+
+def write_steps(drawn: Drawn, out: Path) -> None:
+    """Write what the first picture looked like on the way; a plain Python without torch draws too."""
+    shown = preview_steps(drawn.steps)
+    strip = contact_sheet([to_picture(s.x_pred[0]) for s in shown], [f"step {s.step + 1}" for s in shown], columns=8)
+    save_png(out / "steps.png", strip, {"seed": SEED})
+    torch_free = f"import sys; from runtime import Pipeline; Pipeline.load({str(out / 'bundle')!r}).draw('a red car'); "
+    subprocess.run([sys.executable, "-c", torch_free + "assert 'torch' not in sys.modules"], check=True)
 
 
 def read_pictures(pipeline: Pipeline, drawn: list[PictureEvent]) -> Read:
@@ -153,7 +162,7 @@ def preview_steps(steps: list[StepEvent]) -> list[StepEvent]:
 
 
 COMMANDS = (  # that the report recommends
-    'rf-export generate {bundle} "a red car" -o car.png',
+    'rf-export generate {bundle} "a red car" -o car.png --plan tuned',
     'rf-export understand {bundle} car.png "what colour is the car?"',
     "rf-export eval {bundle} --num-prompts 200",
     "rf-export bench {bundle} --checkpoint examples/reference/checkpoint --threads 1 --threads 2",
@@ -161,15 +170,24 @@ COMMANDS = (  # that the report recommends
 
 
 def write_report(
-    out: Path, manifest: Manifest, drawn: Drawn, read: Read, bench: dict[str, Any], minutes: float
+    out: Path, manifest: Manifest, both: tuple[Drawn, Drawn], read: Read, bench: dict[str, Any], minutes: float
 ) -> None:
-    """Write `report.html`."""
+    """Write `report.html`; `both` are the pictures as the paper draws, and by the tuned plan."""
+    drawn, tuned = both
+    assert manifest.tuned is not None
     text = render(
         Path(__file__).with_suffix(".html"),
         title="rf-export demo",
         subtitle=f"{manifest.model.num_parameters:,} parameters, bundle {manifest.bundle_id}, "
         f"{manifest.model.default_height} px, made in {minutes:.1f} minutes",
         pictures=_drawn_pictures(drawn, read),
+        tuned=tuned,
+        tuned_plan=describe_plan(manifest.tuned.plan),
+        tuned_proof=manifest.tuned.evidence["summary"],
+        tuned_pictures=[
+            Picture(pixels=event.picture, caption=f"{event.prompt}: {_mark(verdict)}")
+            for event, verdict in zip(tuned.pictures, tuned.score.verdicts, strict=True)
+        ],
         scenes=[Picture(pixels=scene[0][0].picture, caption=_answers(scene)) for scene in read.scenes],
         previews=[
             Picture(pixels=to_picture(step.x_pred[0]), caption=f"step {step.step + 1}")
@@ -191,10 +209,13 @@ def write_report(
 def _drawn_pictures(drawn: Drawn, read: Read) -> list[Picture]:
     pictures = []
     for event, verdict, seen in zip(drawn.pictures, drawn.score.verdicts, read.own, strict=True):
-        mark = "right" if verdict.correct else "wrong"
         what = "seen as the same" if seen.is_exact else f"seen as “{seen.caption}”"
-        pictures.append(Picture(pixels=event.picture, caption=f"{event.prompt}: {mark}; {what}"))
+        pictures.append(Picture(pixels=event.picture, caption=f"{event.prompt}: {_mark(verdict)}; {what}"))
     return pictures
+
+
+def _mark(verdict: Verdict) -> str:
+    return "right" if verdict.correct else "wrong"
 
 
 def _answers(scene: list[tuple[Asked, str]]) -> str:

@@ -11,7 +11,7 @@ from runtime.bundle.atomic import write_text
 from tuning.tune import TuneResult
 from verification.pages.page import Bar, Picture, render
 
-_WIDTH, _HEIGHT = 640.0, 240.0
+_WIDTH, _HEIGHT = 400.0, 220.0
 
 
 def write_report(path: Path, name: str, result: TuneResult) -> None:

@@ -84,7 +84,7 @@ def test_the_plan_gets_into_the_bundle_and_draws(
     assert len(drawn["times"]) - 1 == manifest.tuned.num_steps
     assert describe_plan(manifest.tuned.plan) in run("inspect", bundle)
     page = (tmp_path / "bundle.tuning.html").read_text()
-    assert "denoiser rows of a picture; score, %" in page
+    assert "upwards: score, %" in page
     assert page.count("<img") >= 6 * 3  # the same pictures by the full plan and others
     for each in found["evidence"]["tried"]:
         assert each["plan"] in page
@@ -129,7 +129,7 @@ def test_without_a_scorer_the_distance_to_the_full_plan_decides(bundle: Path, pr
     assert evidence["scorer"] == "distance to the full plan"
     assert evidence["held_out"][0]["score"] is None
     assert evidence["held_out"][0]["psnr_db"]["low"] >= 1
-    assert "PSNR to the full plan, dB" in (tmp_path / "bundle.tuning.html").read_text()
+    assert "upwards: PSNR to the full plan, dB" in (tmp_path / "bundle.tuning.html").read_text()
     refused(invoke(*command, "--min-psnr", "90"), "no plan was as good that is cheaper")
 
 

@@ -36,6 +36,7 @@ ELSEWHERE = (
     (r"^(sudo|rsync|tegrastats|pip|git|\. |python3 -m venv)", "changes the machine, or needs another one"),
     (r"^make (setup|demo|test|test-slow|bench)", "makes an environment, runs this suite, or what has tests of its own"),
     (r"refit-engine ENGINE BUNDLE", "needs an engine of TensorRT"),
+    (r"^rf-export tune", "draws thousands of pictures, and has tests of its own"),
     (r"bench --compare", "gives no verdict on one process"),
 )
 NO_DEVICE = re.compile(r"--backend (tensorrt|ort-cuda)\b(?!-rtx)|generate .*--backend tensorrt")

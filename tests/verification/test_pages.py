@@ -26,9 +26,15 @@ from examples import demo
 from rf_export.benchmark.bench_report import bench_page, latency
 from rf_export.evaluation.understanding import Asked
 from runtime.bundle.folder import open_bundle
+from runtime.bundle.manifest import TunedPlan
 from runtime.events import PictureEvent, StepEvent
 from runtime.signature import Variant
 from runtime.understanding.caption_match import agreement
+from tuning.config import TuneConfig
+from tuning.judging import Mark, compare
+from tuning.report import write_report as write_tuning
+from tuning.subjects import Subject
+from tuning.tune import Sheet, TuneResult
 from verification.candidates import Candidate, NotRun
 from verification.outcome import Outcome
 from verification.pages.page import number
@@ -122,12 +128,34 @@ def demo_page(folder: Path, bundle: Path, bench: dict[str, Any]) -> str:
     asked = Asked(kind="colour", picture=picture, question=f"what is {HOSTILE} ?", right=frozenset({"red"}))
     read = demo.Read([agreement(HOSTILE, "a car")] * 3, [[(asked, HOSTILE)]], 1.0)
     manifest = open_bundle(bundle).manifest
-    manifest = manifest.replace(verified={HOSTILE: manifest.verified["fp32"]})
-    demo.write_report(folder, manifest, drawn, read, bench, 1.5)
+    tuned = TunedPlan(num_steps=6, evidence={"summary": HOSTILE})
+    manifest = manifest.replace(verified={HOSTILE: manifest.verified["fp32"]}, tuned=tuned)
+    demo.write_report(folder, manifest, (drawn, drawn), read, bench, 1.5)
     return (folder / "report.html").read_text()
 
 
-@pytest.fixture(scope="module", params=["bench", "calibration", "demo", "verification"])
+def tuning_page(folder: Path) -> str:
+    marks = [Mark(score, 20.0 + score, 0.9) for score in (0.0, 1.0, 1.0)]
+    found = {**compare(marks[::-1], marks, list("abc")).to_dict(), "plan": HOSTILE, "rows": 11, "text": HOSTILE}
+    subject, picture = Subject(0, HOSTILE, 0), np.zeros((8, 8, 3), np.uint8)
+    evidence = {
+        "summary": HOSTILE,
+        "date": "2026-01-01T00:00:00",
+        **dict.fromkeys(("precision", "runs", "scorer"), HOSTILE),
+        "machine": {"cpu": HOSTILE, "threads": 1},
+        "limits": vars(TuneConfig()),
+        "rows": [11, 50],
+        "tried": [{**found, "promising": True}, {**found, "promising": False, "rows": 8}],
+        "held_out": [{**found, "verdict": "as good"}],
+        "windows": {"1": {"ms": 3.0, "tokens_different": 0}, "8": {"ms": 2.0, "tokens_different": 1}},
+        "picture_ms": {HOSTILE: 20.0, "the full plan": 80.0},
+    }
+    sheet = Sheet([subject] * 3, {HOSTILE: [picture] * 3}, [(subject, picture, picture, 1.0, 0.0)])
+    write_tuning(folder / "page.html", HOSTILE, TuneResult(None, HOSTILE, evidence, sheet))
+    return (folder / "page.html").read_text()
+
+
+@pytest.fixture(scope="module", params=["bench", "calibration", "demo", "tuning", "verification"])
 def page(request, bench, tiny_bundle: Path, tmp_path_factory) -> str:
     """One report after the other."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -135,6 +163,7 @@ def page(request, bench, tiny_bundle: Path, tmp_path_factory) -> str:
         "bench": lambda: bench_page(bench),
         "calibration": lambda: calibration_page(folder),
         "demo": lambda: demo_page(folder, tiny_bundle, bench),
+        "tuning": lambda: tuning_page(folder),
         "verification": lambda: verification_page(folder),
     }
     return makers[request.param]()
