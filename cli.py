@@ -341,7 +341,10 @@ def calibrate(
 @arg.command()
 @arg.BUNDLE
 @arg.option("--prompts prompts_file", "Text file of prompts, one per line, 16 at least.", arg.FILE, required=True)
-@arg.flag("--checker", "Score pictures by the checker of the reference's scenes: is what the prompt demands there?")
+@arg.flag(
+    "--checker",
+    "Score pictures by the checker of the reference's scenes: 1 where all that the prompt demands is there.",
+)
 @arg.option(
     "--score",
     "Command that scores a picture: it prints a number from 0 to 1, or nothing and exits with 0 (right) or 1 (wrong).",

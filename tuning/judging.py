@@ -6,12 +6,14 @@ Knows nothing of plans and pictures: marks in, one per picture and in the same o
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
 from tuning.config import TuneConfig
 from verification.measures.metrics import WILSON_Z, wilson_interval
+
+_ANYTHING: Final = 999.0  # half of an interval of which nothing is known
 
 Verdict: TypeAlias = Literal["as good", "worse", "cannot tell"]
 
@@ -173,5 +175,5 @@ def _interval(values: Sequence[float], groups: Sequence[str], pseudo: Sequence[t
     spread = float((sums**2).sum()) + sum(each * (value - middle) ** 2 for each, value in pseudo)
     if not pseudo and len(sums) > 1:
         spread *= len(sums) / (len(sums) - 1)
-    half = WILSON_Z * math.sqrt(spread) / weight if pseudo or len(sums) > 1 else math.inf
+    half = WILSON_Z * math.sqrt(spread) / weight if pseudo or len(sums) > 1 else _ANYTHING
     return Interval(float(data.mean()), middle - half, middle + half)

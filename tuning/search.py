@@ -72,7 +72,7 @@ class Bench:
             scores = self._score([each.picture for each in drawn], batch)
             found = {each.index: pair for each, pair in zip(batch, zip(drawn, scores, strict=True), strict=True)}
             self._cache.add_originals(found)
-            self._report.add("pictures of the full plan", rows * len(batch))
+            self._report.add("rows drawn by the full plan", rows * len(batch))
 
     def original(self, subject: Subject) -> Drawn:
         """What the full plan drew."""
@@ -132,7 +132,7 @@ def search(bench: Bench, candidates: Candidates, halves: Halves, config: TuneCon
         if len(found.judged) == config.max_tries:
             found.reason = f"the held-out half found {config.max_tries} plans worse that the first half took"
             return found
-        comparison = bench.compare(candidate, halves.held_out, "held-out pictures")
+        comparison = bench.compare(candidate, halves.held_out, "rows drawn of the held-out half")
         verdict = comparison.verdict(config)
         found.judged.append((candidate, comparison, verdict))
         if verdict == "as good":
@@ -180,7 +180,7 @@ def _race(
 
 def _try(bench: Bench, candidate: Candidate, subjects: Sequence[Subject], config: TuneConfig) -> Tried:
     for number in (*(look for look in LOOKS if look < len(subjects)), len(subjects)):
-        comparison = bench.compare(candidate, subjects[:number], "search")
+        comparison = bench.compare(candidate, subjects[:number], "rows drawn to search")
         if number < len(subjects) and comparison.is_hopeless(config):
             return Tried(candidate, comparison, False)
     return Tried(candidate, comparison, comparison.is_promising(config))

@@ -220,7 +220,9 @@ def _draw_sheet(bench: Bench, found: Found, halves: Halves) -> Sheet:
     if found.judged:
         plan = found.judged[-1][0]
         for sign in (-1, 1):
-            changed += _changed(bench, plan.plan, halves.held_out, bench.marks(plan, halves.held_out, "sheet"), sign)
+            changed += _changed(
+                bench, plan.plan, halves.held_out, bench.marks(plan, halves.held_out, "rows drawn to show"), sign
+            )
     return Sheet(shown, rows, changed)
 
 

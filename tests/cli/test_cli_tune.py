@@ -123,6 +123,14 @@ def test_too_few_pictures_cannot_tell_and_leave_the_bundle_as_it_was(
     assert "too few" in (tmp_path / "bundle.tuning.html").read_text()
 
 
+def test_a_picture_of_each_half_says_nothing(bundle: Path, prompts: Path, tmp_path: Path) -> None:
+    two = ("--pictures", "2", "--engine", "none", "--threads", "1", "--json", "--min-psnr", "0")
+    result = invoke("tune", bundle, "--prompts", prompts, *two)
+    refused(result, "No plan was found")
+    json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no number"))
+    assert "nan" not in (tmp_path / "bundle.tuning.html").read_text()
+
+
 def test_without_a_scorer_the_distance_to_the_full_plan_decides(bundle: Path, prompts: Path, tmp_path: Path) -> None:
     command = ("tune", bundle, "--prompts", prompts, "--no-record", "--json", *OPTIONS)
     evidence = json.loads(run(*command, "--min-psnr", "1"))["evidence"]

@@ -1,6 +1,5 @@
 """Paired figures are right, their intervals cover the truth, and few pictures never make two plans equal."""
 
-import math
 import statistics
 
 import numpy as np
@@ -105,7 +104,7 @@ def test_pictures_of_one_prompt_are_no_independent_trials():
 
 
 def test_one_picture_says_nothing_of_a_mean():
-    assert mean_interval([20.0], ["a"]).low == -math.inf
+    assert mean_interval([20.0], ["a"]).low < -900
     found = mean_interval([20.0, 22.0, 24.0], ["a", "b", "c"])
     assert (found.value, found.low < 20.9, found.high > 23.1) == (22.0, True, True)
 
