@@ -353,7 +353,7 @@ def calibrate(
 )
 @arg.option("--score-timeout", "Seconds after which --score hangs.", arg.number(0, min_open=True), 60.0)
 @arg.option("--max-loss", "Points of the score, of 100, that the plan may lose.", arg.number(0, 100), 1.0)
-@arg.option("--min-psnr", "Least mean PSNR to the full plan, in dB, without a scorer.", arg.number(0), 25.0)
+@arg.option("--min-psnr", "Least mean PSNR to the full plan, in dB.", arg.number(0), shown="25 without a scorer")
 @arg.option("--pictures num_pictures", "Pictures of each plan; one half is held out.", click.IntRange(2), 400)
 @arg.option("--seed", "Seed of the first picture; picture i is drawn with seed + i.", arg.SEED, 0)
 @arg.option("-o --output", "File of the plan to write as well, for `generate --plan`.", arg.FILE, metavar="PLAN.json")

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
-from tuning.config import TuneConfig
+from tuning.config import MIN_PSNR, TuneConfig
 from verification.measures.metrics import WILSON_Z, wilson_interval
 
 _ANYTHING: Final = 999.0  # half of an interval of which nothing is known
@@ -65,28 +65,26 @@ class Comparison:
 
     def verdict(self, config: TuneConfig) -> Verdict:
         """What so many pictures say."""
-        if self.change is None:
-            good = self.psnr_db.low >= config.min_psnr
-            return "worse" if not good else "as good" if self._enough(config) else "cannot tell"
-        if self.change.value < -config.max_loss:
+        if not self.is_promising(config):
             return "worse"
-        doubt = (self.change.high - self.change.low) / 2
-        return "as good" if self._enough(config) and doubt <= config.max_doubt else "cannot tell"
-
-    def _enough(self, config: TuneConfig) -> bool:
-        return self.pictures >= config.min_held_out
+        doubt = 0.0 if self.change is None else (self.change.high - self.change.low) / 2
+        enough = self.pictures >= config.min_held_out and doubt <= config.max_doubt
+        return "as good" if enough else "cannot tell"
 
     def is_hopeless(self, config: TuneConfig) -> bool:
         """Whether it is sure, at 97.5%, that more pictures would show it to be worse."""
-        if self.change is None:
-            return self.psnr_db.high < config.min_psnr
-        return self.change.high < -config.max_loss
+        is_far = self.psnr_db.high < self._least_psnr(config)
+        return is_far or (self.change is not None and self.change.high < -config.max_loss)
 
     def is_promising(self, config: TuneConfig) -> bool:
-        """Whether the pictures show nothing against it."""
-        if self.change is None:
-            return self.psnr_db.low >= config.min_psnr
-        return self.change.value >= -config.max_loss
+        """Whether the pictures show nothing against it; a distance has to be kept for sure."""
+        is_near = self.psnr_db.low >= self._least_psnr(config)
+        return is_near and (self.change is None or self.change.value >= -config.max_loss)
+
+    def _least_psnr(self, config: TuneConfig) -> float:
+        if config.min_psnr is not None:
+            return config.min_psnr
+        return MIN_PSNR if self.change is None else -math.inf
 
     @property
     def merit(self) -> float:

@@ -127,3 +127,11 @@ def test_ssim_is_one_for_equal_pictures_and_falls_with_noise():
     found = [ssim(np.clip(picture + rng.normal(0, s, picture.shape), -1, 1), picture) for s in (0.05, 0.2, 0.8)]
     assert 1 > found[0] > found[1] > found[2] > -0.1
     assert ssim(picture[:2, :2], picture[:2, :2]) == pytest.approx(1)
+
+
+def test_a_distance_may_be_asked_for_beside_a_score():
+    soft = judged([(1.0, 1.0)] * 200, psnr=22.0)
+    assert soft.verdict(CONFIG) == "as good"
+    assert soft.verdict(TuneConfig(min_psnr=20.0)) == "as good"
+    near = TuneConfig(min_psnr=24.0)
+    assert (soft.verdict(near), soft.is_hopeless(near), soft.is_promising(near)) == ("worse", True, False)
