@@ -4,6 +4,7 @@ A figure is a number that stands by itself ("162 ms", "92.0%"), not one in a nam
 Each is part of a phrase that is built here from the result; what no phrase explains is refused.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from documents import BLOCK, ROOT, links
 
 from rf_export.training.scenes import COLOURS
+from tuning.config import TuneConfig
+from tuning.subjects import split
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks/results"
@@ -32,6 +35,8 @@ def result(path: Path) -> dict[str, Any]:
 REFERENCE = result(RESULTS / "int8-reference-amd-epyc.json")
 BASE_90M = result(RESULTS / "int8-base-90m-amd-epyc.json")
 INSTALL = result(RESULTS / "install-amd-epyc.json")["environments_mib"]
+PLAN = result(ROOT / "examples/reference/checkpoint/plan.json")
+PLAN_PROMPTS = (ROOT / "examples/reference/tuning-prompts.txt").read_text(encoding="utf-8").splitlines()
 SCHEDULER = result(RESULTS / "scheduler-reference-amd-epyc.json")
 
 
@@ -91,6 +96,42 @@ def score_phrases() -> list[str]:
     ]
 
 
+def plan_phrases() -> list[str]:
+    """What the tuned plan of the reference checkpoint takes, and what its held-out pictures came to."""
+    rows, full_rows = PLAN["evidence"]["rows"]
+    judged = PLAN["evidence"]["held_out"][-1]
+    assert judged["verdict"] == "as good"
+    return [
+        f"{rows} of {full_rows} denoiser rows",
+        f"of {judged['pictures']} held-out pictures {judged['score']['value']:.1f}% are right, "
+        f"{judged['full']['value']:.1f}% by the full plan",
+    ]
+
+
+def tried_rows() -> list[str]:
+    """The table of docs/plans.md: what was tried to the end, and the held-out half."""
+    tried = [each for each in PLAN["evidence"]["tried"] if each["pictures"] == len(PLAN_PROMPTS) // 2]
+    rows = [("first half", each, "kept" if each["promising"] else "not kept") for each in tried]
+    rows += [("held out", each, each["verdict"]) for each in PLAN["evidence"]["held_out"]]
+    return [
+        f"| {half} | {each['plan']} | {each['rows']} | {span(each['full'])} | {span(each['score'])} | "
+        f"{each['lost']} / {each['won']} | {span(each['psnr_db'])} | {verdict} |"
+        for half, each, verdict in rows
+    ]
+
+
+def span(each: dict[str, float]) -> str:
+    """A figure with its interval."""
+    return f"{each['value']:.1f} [{each['low']:.1f}, {each['high']:.1f}]"
+
+
+def test_the_tuned_plan_is_that_of_the_committed_prompts() -> None:
+    assert len(set(PLAN_PROMPTS)) == PLAN["evidence"]["limits"]["num_pictures"] == 400
+    subjects = [(each.prompt, each.seed) for each in split(PLAN_PROMPTS, TuneConfig()).all]
+    digest = hashlib.sha256(json.dumps(subjects, sort_keys=True).encode()).hexdigest()
+    assert PLAN["evidence"]["prompts"] == digest[:16]
+
+
 def other_phrases() -> list[str]:
     """The reference checkpoint, the versions of Python."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -146,7 +187,8 @@ def serving_phrases() -> list[str]:
 
 
 PAGES = {
-    "README.md": [*speed_phrases(), *score_phrases(), *other_phrases()],
+    "README.md": [*speed_phrases(), *score_phrases(), *plan_phrases(), *other_phrases()],
+    "docs/plans.md": tried_rows(),
     "docs/benchmarks.md": benchmark_rows(),
     "docs/serving.md": serving_phrases(),
     "docs/install.md": [f"| `.[{extra}]` | {size:,} |" for extra, size in INSTALL.items()],
