@@ -36,6 +36,7 @@ REFERENCE = result(RESULTS / "int8-reference-amd-epyc.json")
 BASE_90M = result(RESULTS / "int8-base-90m-amd-epyc.json")
 INSTALL = result(RESULTS / "install-amd-epyc.json")["environments_mib"]
 PLAN = result(ROOT / "examples/reference/checkpoint/plan.json")
+SOFTER = result(RESULTS / "plan-reference-any-distance.json")
 PLAN_PROMPTS = (ROOT / "examples/reference/tuning-prompts.txt").read_text(encoding="utf-8").splitlines()
 SCHEDULER = result(RESULTS / "scheduler-reference-amd-epyc.json")
 
@@ -117,6 +118,11 @@ def tried_rows() -> list[str]:
         f"| {half} | {each['plan']} | {each['rows']} | {span(each['full'])} | {span(each['score'])} | "
         f"{each['lost']} / {each['won']} | {span(each['psnr_db'])} | {verdict} |"
         for half, each, verdict in rows
+    ] + [
+        f"{SOFTER['evidence']['held_out'][-1]['plan']}: {SOFTER['evidence']['rows'][0]} rows, as good for the checker "
+        "(held out: {}% against {}%)".format(
+            *(span(SOFTER["evidence"]["held_out"][-1][name]) for name in ("score", "full"))
+        )
     ]
 
 
