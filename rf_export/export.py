@@ -102,8 +102,9 @@ def _export_precision(
             report(f"tracing {name} in {variant}")
             file_name = f"{name}.{precision}.{dialect}.onnx"
             cache_slots = plan.cache_slots if dialect == "modern" else None
-            graph = trace(source, name, variant, spec, cache_slots)
-            if plan.opsets[dialect] == OLD_OPSET:
+            is_old = plan.opsets[dialect] == OLD_OPSET
+            graph = trace(source, name, variant, spec, cache_slots, never_empty=is_old)
+            if is_old:
                 to_opset_17(graph)
             weights.save(graph, file_name, prefix="model.")
             signature = GraphSignature.of(name, spec, variant, cache_slots)

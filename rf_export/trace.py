@@ -21,7 +21,7 @@ from torch.utils._sympy.value_ranges import bound_sympy
 
 from rf_export.config import ModelConfig
 from rf_export.graphs import classic, modern
-from rf_export.graphs.modules import GRAPHS
+from rf_export.graphs.modules import GRAPHS, CachedGraph
 from rf_export.model import RFModel
 from runtime.errors import RFError
 from runtime.signature import Dialect, GraphName, GraphSignature, ModelSpec, TensorSpec, Variant, check_signature
@@ -43,7 +43,13 @@ _EXAMPLE_SIZES = {
 
 
 def trace(
-    model: RFModel, graph: GraphName, variant: Variant, spec: ModelSpec, cache_slots: int | None = None
+    model: RFModel,
+    graph: GraphName,
+    variant: Variant,
+    spec: ModelSpec,
+    cache_slots: int | None = None,
+    *,
+    never_empty: bool = False,
 ) -> ir.Model:
     """Trace a graph of `model`, whose weights already have the dtype of its precision.
 
@@ -53,6 +59,7 @@ def trace(
         variant: dtype of the cache and of the weights, and how the decoder is spelt.
         spec: from `model_spec`.
         cache_slots: fixed length of the cache, `modern` only.
+        never_empty: for parsers that refuse empty tensors; see `rf_export.graphs.classic.attend_patches`.
 
     Returns:
         The ONNX model; initialisers that start with `model.` are the parameters, in their own memory.
@@ -62,10 +69,13 @@ def trace(
     """
     signature = GraphSignature.of(graph, spec, variant, cache_slots)
     inputs, free = _example_inputs(signature, model.config)
+    module = GRAPHS[graph](model, variant.dialect).eval()
+    if never_empty and isinstance(module, CachedGraph) and isinstance(module.decoder, classic.ClassicDecoder):
+        module.decoder.never_empty = True
     num_plain = sum(not spec.name.startswith("past_key_values.") for spec in signature.inputs)
     with _quiet_exporter():
         program = torch.onnx.export(
-            GRAPHS[graph](model, variant.dialect).eval(),
+            module,
             tuple(inputs),
             dynamo=True,
             dynamic_shapes=(*free[:num_plain], *([tuple(free[num_plain:])] if free[num_plain:] else [])),

@@ -33,7 +33,7 @@ def patch_bias(num_patches: int, row_starts: Tensor, past_lengths: Tensor, past:
 
 @torch.library.custom_op("rf_export::attend_patches", mutates_args=())
 def attend_patches(
-    q: Tensor, k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, bias: Tensor, scale: float
+    q: Tensor, k: Tensor, v: Tensor, past_key: Tensor, past_value: Tensor, bias: Tensor, scale: float, never_empty: bool
 ) -> Tensor:
     """Attention of B rows of patches, of which the first R have a cache: `[B, H, groups * M, D]`, as `q`.
 
@@ -47,6 +47,8 @@ def attend_patches(
         past_value: `[R, H, P, D]`.
         bias: `[R, 1, 1, P + M]`.
         scale: Of the scores.
+        never_empty: In the graph a row stands for the rows without a cache where there are none, and is cut off again:
+            TensorRT 8 refuses empty slices (NVIDIA/TensorRT 2102). Costs the attention of one more row.
     """
     num, parts = len(past_key), []
     for rows, keys, values, added in (
@@ -63,18 +65,18 @@ def _(q: Tensor, *_: object) -> Tensor:
     return torch.empty_like(q)
 
 
-def _split_rows(op: Any, past: Any, *tensors: Any) -> list[tuple[Any, Any]]:
-    """ONNX: each tensor's rows that have a cache, and the others."""
-    num, axis = op.Shape(past, start=0, end=1), op.Constant(value_ints=[0])
-    end = op.Constant(value_ints=[_ALL])
-    return [(op.Slice(x, axis, num, axis), op.Slice(x, num, end, axis)) for x in tensors]
-
-
-def _onnx_attend_patches(q: Any, k: Any, v: Any, past_key: Any, past_value: Any, bias: Any, scale: float) -> Any:
+def _onnx_attend_patches(
+    q: Any, k: Any, v: Any, past_key: Any, past_value: Any, bias: Any, scale: float, never_empty: bool
+) -> Any:
     from onnxscript.onnx_opset import opset18  # the modules themselves run without it
 
     op: Any = opset18
-    (q_seeing, q_other), (k_seeing, k_other), (v_seeing, v_other) = _split_rows(op, past_key, q, k, v)
+    axis, end = op.Constant(value_ints=[0]), op.Constant(value_ints=[_ALL])
+    num, all_rows = op.Shape(past_key, start=0, end=1), op.Shape(q, start=0, end=1)
+    first = op.Min(num, op.Sub(all_rows, op.Constant(value_ints=[1]))) if never_empty else num
+    (q_seeing, q_other), (k_seeing, k_other), (v_seeing, v_other) = (
+        (op.Slice(x, axis, num, axis), op.Slice(x, first, end, axis)) for x in (q, k, v)
+    )
 
     def attend(rows: Any, keys: Any, values: Any, added: Any) -> Any:
         scores = op.MatMul(rows, op.Transpose(keys, perm=[0, 1, 3, 2]))
@@ -83,7 +85,8 @@ def _onnx_attend_patches(q: Any, k: Any, v: Any, past_key: Any, past_value: Any,
         return op.MatMul(op.Softmax(scores if added is None else op.Add(scores, added), axis=-1), values)
 
     keys, values = op.Concat(past_key, k_seeing, axis=2), op.Concat(past_value, v_seeing, axis=2)
-    return op.Concat(attend(q_seeing, keys, values, bias), attend(q_other, k_other, v_other, None), axis=0)
+    mixed = op.Concat(attend(q_seeing, keys, values, bias), attend(q_other, k_other, v_other, None), axis=0)
+    return op.Slice(mixed, axis, all_rows, axis) if never_empty else mixed
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {  # for torch.onnx.export
@@ -97,6 +100,7 @@ class ClassicDecoder:
     def __init__(self, model: RFModel) -> None:
         self.model = model
         self.config = model.config
+        self.never_empty = False  # see `attend_patches`
 
     def norm(self, module: RMSNorm, x: Tensor) -> Tensor:
         """The module's own spelling, which ONNX Runtime fuses."""
@@ -149,7 +153,7 @@ class ClassicDecoder:
             k, v = k.transpose(1, 2), v.transpose(1, 2)
             turned = rotate(past[2 * i], *tables)
             rows, scale = self._grouped(q)
-            mixed = attend_patches(rows, k, v, turned, past[2 * i + 1], bias, scale)
+            mixed = attend_patches(rows, k, v, turned, past[2 * i + 1], bias, scale, self.never_empty)
             hidden = layer.finish(expert, hidden, self._ungrouped(mixed))
         return hidden
 

@@ -28,7 +28,17 @@ from runtime.backends.host.stages import rows_of
 from runtime.backends.interface import Session
 from runtime.bundle.folder import open_bundle
 from runtime.errors import RFError
-from runtime.signature import DIALECTS, GRAPHS, Dialect, GraphName, GraphSignature, ModelSpec, TensorSpec, Variant
+from runtime.signature import (
+    DIALECTS,
+    GRAPHS,
+    Dialect,
+    GraphName,
+    GraphSignature,
+    ModelSpec,
+    TensorSpec,
+    Variant,
+    kv_names,
+)
 
 ROOT = Path(__file__).parents[2]
 LEVELS = np.linspace(-3, 3, 7, dtype=np.float32)  # few values, so that ties are common
@@ -335,3 +345,30 @@ def test_graph_files_hold_no_paths_of_the_exporting_host(tiny_bundle: Path) -> N
         )  # readable names, so that a path would be readable too
         assert not re.search(rb"/(home|Users|tmp|usr|work)/|site-packages|\.py\b|[A-Z]:\\\\", content), file
         assert not any(host in content for host in hosts if len(host) > 5), file
+
+
+def test_a_graph_for_old_parsers_has_no_empty_part_and_computes_the_same(tiny_model: RFModel, tmp_path: Path) -> None:
+    spec, found = model_spec(tiny_model), []
+    rng = np.random.default_rng(0)
+    x_t = rng.normal(size=(2, 3, 16, 24)).astype(np.float32)
+    past = rng.normal(size=(2 * spec.num_layers, 2, spec.num_kv_heads, 5, spec.head_dim)).astype(np.float32)
+    for never_empty in (False, True):
+        traced = trace(tiny_model, "denoiser", Variant(), spec, never_empty=never_empty)
+        assert sum(node.op_type == "Min" for node in traced.graph) == never_empty * spec.num_layers
+        ir.save(traced, tmp_path / "graph.onnx")
+        session = create_backend("ort").open(tmp_path / "graph.onnx", num_threads=1, compiled=False)
+        for guided in ([False, False], [True, False], [True, True]):
+            row_requests, uncond_rows = rows_of(guided)
+            inputs = {
+                "x_t": x_t,
+                **{name: np.full(2, value, np.float32) for name, value in (("t", 0.2), ("t_next", 0.4))},
+                "guidance_scale": np.full(2, 3, np.float32),
+                "row_requests": row_requests,
+                "uncond_rows": uncond_rows,
+                "row_starts": np.array([0, 1]),
+                "past_lengths": np.array([5, 4]),
+                **dict(zip(kv_names("past_key_values", spec.num_layers), past, strict=True)),
+            }
+            found.append(session.run(inputs)["x_next"])
+    for plain, padded in zip(found[:3], found[3:], strict=True):
+        np.testing.assert_array_equal(plain, padded)
