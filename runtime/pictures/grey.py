@@ -24,6 +24,11 @@ SIGNED: Final = 2
 FLOAT: Final = 3
 _ROWS_AT_ONCE: Final = 64
 _LEAST_SHARE: Final = 1 / 8  # of a type's range, that numbers which mean it fill
+_CONTAINERS: Final = {  # what is white in numbers that may have been of a smaller type
+    (UNSIGNED, 32): (255, 65535, 2**32 - 1),
+    (SIGNED, 32): (255, 65535, 2**31 - 1),
+    (FLOAT, 32): (1, 255, 65535),
+}
 _CAMERA_BITS: Final = (8, 10, 12, 14)  # that are stored in 16
 
 
@@ -93,11 +98,7 @@ def _range(values: npt.NDArray[Any], samples: Samples, name: str) -> tuple[float
     if samples.largest is not None and largest <= samples.largest:
         limit = samples.largest
     else:
-        limits = {
-            (UNSIGNED, 32): (255, 65535, 2**32 - 1),
-            (SIGNED, 32): (255, 65535, 2**31 - 1),
-            (FLOAT, 32): (1, 255, 65535),
-        }.get((samples.kind, samples.bits), (full(samples.bits, samples.kind),))
+        limits: tuple[int, ...] = _CONTAINERS.get((samples.kind, samples.bits), (full(samples.bits, samples.kind),))
         if samples.bits == 16 and largest < limits[-1] * _LEAST_SHARE:
             limits = tuple(2**used - 1 for used in _CAMERA_BITS)
         limit = next((limit for limit in limits if largest <= limit), 0)
