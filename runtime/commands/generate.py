@@ -11,6 +11,7 @@ import click
 
 from runtime.commands import parameters as arg
 from runtime.commands.outputs import Outputs
+from runtime.commands.provenance import common_parameters, parameters_of
 from runtime.commands.terminal import progress
 from runtime.options import MAX_GUIDANCE, MAX_STEPS, MAX_TEMPERATURE
 
@@ -106,8 +107,8 @@ def generate(
     requests = pipeline.check(prompts, seed=seed, options=chosen, rep_ids=rep_ids)
     pictures, strips = draw(pipeline, requests, batch_size, keep_steps=outputs.preview is not None)
     seconds = time.perf_counter() - started
-    common = _parameters(pipeline, chosen, edits)
-    files = outputs.write(pictures, strips, [_parameters_of(each, common, pipeline) for each in pictures])
+    common = common_parameters(pipeline, chosen, edits)
+    files = outputs.write(pictures, strips, [parameters_of(each, common, pipeline) for each in pictures])
     agreements = [agreement(p.prompt, pipeline.understand(p.picture)) for p in pictures] if then_understand else []
     facts = {**common, "files": files, "seconds": seconds}
     text = _json(facts, pictures, agreements) if as_json else "\n".join([*files, *format_agreements(agreements)])
@@ -204,21 +205,3 @@ def _strip(steps: "Sequence[StepEvent]", index: int) -> "list[Frame]":
     from runtime.events import to_picture
 
     return [(to_picture(step.x_pred[index]), f"step {step.step + 1}") for step in steps]
-
-
-def _parameters(pipeline: "Pipeline", chosen: "GenerationOptions", edits: tuple[str, ...]) -> dict[str, Any]:
-    """What all pictures have in common."""
-    return {
-        "bundle_id": pipeline.bundle.manifest.bundle_id,
-        "precision": pipeline.precision,
-        "dialect": pipeline.dialect,
-        **{name: value for name, value in vars(chosen).items() if value is not None},
-        **({"edits": edits} if edits else {}),
-    }
-
-
-def _parameters_of(picture: "PictureEvent", common: Mapping[str, Any], pipeline: "Pipeline") -> dict[str, Any]:
-    from runtime.pictures.token_file import PNG_KEY, RepGrid
-
-    tokens = RepGrid.of(picture, pipeline.bundle.manifest).to_dict()
-    return {"prompt": picture.prompt, "seed": picture.seed, **common, PNG_KEY: tokens}
