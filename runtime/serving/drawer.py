@@ -134,9 +134,7 @@ class Drawer:
 
     async def warm_up(self) -> None:
         """Draw once with one step, so that the first caller does not wait for what is made once."""
-        async with aclosing(self.draw(Drawing(prompt="", options=GenerationOptions(num_steps=1)))) as drawn:
-            async for _ in drawn:
-                pass
+        await asyncio.to_thread(self._pipeline.draw, "", options=GenerationOptions(num_steps=1))
 
     async def draw(self, drawing: Drawing) -> AsyncGenerator[DrawingEvent, None]:
         """Draw a picture: `Accepted`, what was asked for on the way, and the `Picture`.

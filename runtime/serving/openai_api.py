@@ -23,6 +23,7 @@ from runtime.serving.http.errors import ClientGoneError, RefusalError, respond
 from runtime.serving.http.guard import Guard, Limits
 
 WEB: Final = Path(__file__).parents[1] / "web"
+_ROUTERS: Final = (images.router, chat.router, models.router)
 _ERRORS: Final = (RFError, RefusalError, ClientGoneError, RequestValidationError, HTTPException, Exception)
 
 
@@ -45,9 +46,9 @@ def create_app(drawer: Drawer, limits: Limits | None = None, *, model_name: str 
     app = FastAPI(title="rf-export", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.drawer, app.state.limits, app.state.model_name = drawer, limits, model_name
     app.state.info, app.state.started = drawer.info(), int(time.time())
-    for router in (images.router, chat.router, models.router):
+    for router in _ROUTERS:
         app.include_router(router)
-    routes = {route.path for route in app.routes if isinstance(route, APIRoute)}
+    routes = {route.path for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)}
     app.mount("/", StaticFiles(directory=WEB, html=True))
     for error in _ERRORS:
         app.add_exception_handler(error, cast(ExceptionHandler, respond))
