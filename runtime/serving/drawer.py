@@ -119,6 +119,7 @@ class Drawer:
         return {
             "bundle_id": manifest.bundle_id,
             "precision": self._pipeline.precision,
+            "num_parameters": model.num_parameters,
             "cell": model.cell,
             "max_grid": model.max_grid,
             "max_tokens": model.max_positions - 2,

@@ -24,7 +24,7 @@ from runtime.serving.http.guard import Guard, Limits
 
 WEB: Final = Path(__file__).parents[1] / "web"
 _ROUTERS: Final = (images.router, chat.router, models.router)
-_ERRORS: Final = (RFError, RefusalError, ClientGoneError, RequestValidationError, HTTPException, Exception)
+_ERRORS: Final = (RFError, RefusalError, ClientGoneError, RequestValidationError, HTTPException)
 
 
 def create_app(drawer: Drawer, limits: Limits | None = None, *, model_name: str = "rf-export") -> FastAPI:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.serving.http.errors import RefusalError
+from runtime.serving.http.errors import RefusalError, refusal
 from runtime.serving.metrics import Metrics
 
 _SECURITY: Final = {
@@ -67,8 +67,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        has_begun = False
+
         async def send_in_time(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 self._count(scope, message["status"])
                 MutableHeaders(scope=message).update(_SECURITY)
             try:
@@ -85,6 +89,10 @@ class Guard:
             await error.response()(scope, receive, send_in_time)
         except OSError:  # the client is gone: nobody is left to tell
             pass
+        except Exception as error:
+            told = refusal(error)  # writes it to the log
+            if not has_begun:
+                await told.response()(scope, receive, send_in_time)
         finally:
             self._held -= len(body)
 

@@ -16,6 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, Response
 
+from runtime.errors import RFError
 from runtime.pictures.token_file import grid_in
 from runtime.serving.http.errors import RefusalError, explain
 from runtime.serving.http.models import require_model
@@ -151,10 +152,17 @@ async def _read_form(request: Request) -> dict[str, Any]:
                 fields[name.removesuffix("[]")] = given if name.startswith("edit") else given[-1]
             image = fields.pop("image", None)
             if isinstance(image, UploadFile):
-                grid = grid_in(await image.read(), "the picture")
-                if grid is None:
-                    raise RefusalError(400, _NO_TOKENS, param="image")
-                fields["rep_tokens"] = grid.to_dict()
+                fields["rep_tokens"] = _stored_tokens(await image.read())
             return fields
     except MultiPartException as error:
         raise RefusalError(400, f"The form is damaged: {error.message}") from None
+
+
+def _stored_tokens(png: bytes) -> dict[str, Any]:
+    try:
+        grid = grid_in(png, "the picture")
+    except RFError as error:
+        raise RefusalError(400, str(error), param="image") from None
+    if grid is None:
+        raise RefusalError(400, _NO_TOKENS, param="image")
+    return grid.to_dict()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from runtime.errors import RFError
 from runtime.noise import MAX_SEED
 from runtime.options import MAX_GUIDANCE, MAX_STEPS, AnswerOptions, GenerationOptions
 from runtime.pictures.token_file import RepGrid
@@ -115,7 +116,10 @@ class EditBody(ImageBody):
 
     def base(self) -> tuple[RepGrid | None, tuple[str, ...]]:
         """The tokens to begin with, and their edits; raises RFError for damaged ones."""
-        tokens = None if self.rep_tokens is None else RepGrid.from_dict(self.rep_tokens, "rep_tokens")
+        try:
+            tokens = None if self.rep_tokens is None else RepGrid.from_dict(self.rep_tokens, "rep_tokens")
+        except RFError as error:
+            raise RFError(str(error)) from error  # of a file of ours it would mean damage; this is the caller's
         return tokens, tuple(self.edit)
 
 

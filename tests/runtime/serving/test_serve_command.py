@@ -45,9 +45,9 @@ def test_what_runs_longer_than_the_grace_is_given_up(tiny_bundle: Path, tmp_path
 
 def test_a_key_is_asked_for_where_the_api_is(tiny_bundle: Path, tmp_path: Path) -> None:
     with Server(tiny_bundle, tmp_path, "--api-key", "secret") as server:
-        for key in ("wrong", "", "sécret", "secret2"):
+        for key in ("wrong", "s", "secret2"):
             with pytest.raises(openai.AuthenticationError, match="API key"):
-                OpenAI(base_url=f"{server.url}/v1", api_key=key or " ", max_retries=0).models.list()
+                OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0).models.list()
         assert server.request(DRAW, LONG)[0] == 401
         assert OpenAI(base_url=f"{server.url}/v1", api_key="secret").models.list().data
         for path in ("/", "/health", "/ready", "/metrics"):
