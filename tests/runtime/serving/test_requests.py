@@ -36,7 +36,7 @@ def refused(server: Server, path: str, body: Any, status: int = 400, **more: Any
     assert found == status, content
     error: dict[str, Any] = json.loads(content)["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert len(error["message"]) > 10
+    assert error["message"]
     assert not re.search(r"(/work|/tmp|/home|site-packages|runtime/|Traceback)", error["message"])
     return error
 
@@ -225,17 +225,22 @@ def resident_mib(server: Server) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
 
 
-LONG = {"prompt": "a cup", "steps": 1000}
+LONG = {"prompt": "a cup", "steps": 1000, "size": "32x32"}
 
 
-@pytest.mark.parametrize("body", [LONG, {**LONG, "n": 4}, {**LONG, "stream": True, "progress": True}], ids=str)
-def test_clients_that_vanish_leave_no_work_behind(server: Server, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("clients", "body"),
+    [(4, LONG), (1, {**LONG, "n": 4}), (4, {**LONG, "stream": True}), (4, {**LONG, "stream": True, "progress": True})],
+    ids=["plain", "n", "stream", "progress"],
+)
+def test_clients_that_vanish_leave_no_work_behind(server: Server, clients: int, body: dict[str, Any]) -> None:
     cancelled = server.metric("rf_cancelled_total", work="picture")
-    connection = server.open(DRAW, body)
-    server.wait_for(lambda: server.metric("rf_in_flight", stage="pixels") == body.get("n", 1))
-    connection.close()
-    server.wait_for(lambda: server.in_flight() == 0, timeout_s=5)
-    assert server.metric("rf_cancelled_total", work="picture") == cancelled + body.get("n", 1)
+    connections = [server.open(DRAW, body) for _ in range(clients)]
+    server.wait_for(lambda: server.metric("rf_in_flight", stage="pixels") == 4)
+    for each in connections:
+        each.close()
+    server.wait_for(lambda: server.in_flight() == 0, timeout_s=10)
+    server.wait_for(lambda: server.metric("rf_cancelled_total", work="picture") == cancelled + 4)
     steps = server.metric("rf_step_seconds_count", stage="pixels")
     time.sleep(0.1)
     assert server.metric("rf_step_seconds_count", stage="pixels") == steps
