@@ -244,40 +244,49 @@ class Choice:
     def __init__(self, lines: Lines) -> None:
         self.lines = lines
 
-    def __call__(self, mutant: Mutant, budget_s: float, distrusted: list[str]) -> tuple[list[str], float, bool]:
-        """Tests that run its line, the nearest and shortest first; how long they take; whether an export runs it."""
+    def __call__(self, mutant: Mutant, budget_s: float, distrusted: list[str]) -> "Asked":
+        """Tests that run its line, the nearest and shortest first, and one for a fault that an export may notice."""
         lines = self.lines
         contexts = lines.contexts(mutant.file, [(mutant.line, mutant.last_line)])
         if mutant.is_of_import:
             contexts = lines.contexts(mutant.file, _bodies(ROOT / mutant.file)) or contexts
         exports = {context for context in contexts if context in lines.fixtures and context.endswith(_EXPORTING)}
-        costs = {}
-        for name, test in lines.tests.items():
-            through = contexts.intersection(test["fixtures"])
-            if test["passed"] and name not in distrusted and (name in contexts or through):
-                exported = sum(each.endswith(_EXPORTING) for each in test["fixtures"])
-                costs[name] = test["seconds"] + (EXPORT_S * exported if exports else 0)
+        trusted = {name: test for name, test in lines.tests.items() if test["passed"] and name not in distrusted}
         folder = f"tests/{Path(mutant.file).parent.as_posix()}/"
         counts: dict[str, int] = {}
 
         def rank(name: str) -> tuple[int, int, float]:
-            """Near ones first; and of those with many examples, one of each first."""
+            """Near ones first; and of those with many examples, a few of each first."""
             file = name.split("::")[0]
             distance = 0 if Path(mutant.file).stem in file else 1 if file.startswith(folder) else 2
             distance += 2 * file.startswith(_WITH_PROCESSES)
             group = name.split("[")[0]
             counts[group] = counts.get(group, 0) + 1
-            return distance, counts[group] // 4, costs[name]
+            return distance, counts[group] // 4, trusted[name]["seconds"]
 
+        direct = contexts - exports
+        found = [name for name, test in trusted.items() if name in direct or direct.intersection(test["fixtures"])]
         chosen: list[str] = []
-        total, shared = 0.0, 0
-        for name in sorted(sorted(costs, key=lambda name: (costs[name], name)), key=rank):
-            cost = lines.tests[name]["seconds"] if shared else costs[name]
-            if len(chosen) < MOST_TESTS and (not chosen or total + cost <= budget_s):
+        total = 0.0
+        for name in sorted(sorted(found, key=lambda name: (trusted[name]["seconds"], name)), key=rank):
+            seconds = trusted[name]["seconds"]
+            if len(chosen) < MOST_TESTS and (not chosen or total + seconds <= budget_s):
                 chosen.append(name)
-                total += cost
-                shared += costs[name] >= EXPORT_S
-        return chosen, total, bool(exports)
+                total += seconds
+        through = [name for name, test in trusted.items() if exports.intersection(test["fixtures"])]
+        last = min(through, key=lambda name: (trusted[name]["seconds"], name), default=None)
+        longest = max((trusted[name]["seconds"] for name in chosen), default=0)
+        return Asked(chosen, last if mutant.file.startswith("rf_export/") else None, total, longest)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which tests are asked about one fault."""
+
+    tests: list[str]
+    with_export: str | None  # is asked last, and makes the bundle with the fault
+    seconds: float
+    longest: float
 
 
 def _bodies(path: Path) -> list[tuple[int, int]]:
@@ -356,31 +365,34 @@ class Tree:
             process.join()
         return code, log.read_text(errors="replace")
 
-    def _ask(self, tests: list[str], limits: tuple[float, float], bundles: Path) -> tuple[int | None, str]:
+    def _ask(
+        self, tests: list[str], limit_s: float, limit_each_s: float, bundles: Path, **more: str
+    ) -> tuple[Any, str]:
         code: int | None = 0
         said = ""
         while tests:
-            code, said = self.run(["-x", f"--timeout={limits[1]:.0f}", *tests], limits[0], bundles)
+            code, said = self.run(["-x", f"--timeout={limit_each_s:.0f}", *tests], limit_s, bundles, **more)
             lost = set(re.findall(r"^ERROR: not found: .*?(tests/.*)$", said, re.MULTILINE))
             if code != 4 or not lost:
                 break
             code, tests = 0, [test for test in tests if test not in lost]  # the fault took the example away
         return 0 if code == 5 else code, said
 
-    def try_mutant(
-        self, mutant: Mutant, tests: list[str], limits: tuple[float, float], bundles: Path, *, exports: bool
-    ) -> tuple[str, str]:
+    def try_mutant(self, mutant: Mutant, asked: Asked, bundles: Path) -> tuple[str, str]:
         """What became of a fault, and the test that noticed it."""
         path = self.folder / mutant.file
         sound = path.read_bytes()
         own = self.folder.parent / f"{self.folder.name}-bundles"
-        own.mkdir() if exports else shutil.copytree(bundles, own, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(bundles, own, ignore=shutil.ignore_patterns(".*"))
+        limits = PATIENCE * asked.seconds + 60, PATIENCE * asked.longest + 20
         try:
             path.write_bytes(mutant.apply(sound))
-            for some in (tests[:FIRST_TESTS], tests[FIRST_TESTS:]):  # most faults are noticed by the nearest
-                code, said = self._ask(some, limits, own)
-                if code != 0:
-                    break
+            code, said = self._ask(asked.tests[:FIRST_TESTS], *limits, own)  # they notice most faults
+            if code == 0:
+                code, said = self._ask(asked.tests[FIRST_TESTS:], *limits, own)
+            if code == 0 and asked.with_export:
+                limits = PATIENCE * EXPORT_S, PATIENCE * EXPORT_S
+                code, said = self._ask([asked.with_export], *limits, own, RF_EXPORT_TEST_BUNDLES_KEY="fault")
         finally:
             path.write_bytes(sound)
             shutil.rmtree(own)
@@ -457,15 +469,14 @@ def run(mutants: list[Mutant], campaign: Campaign, *, seconds: float, jobs: int,
         trees.put(Tree(work / str(index)))
 
     def attempt(mutant: Mutant) -> None:
-        tests, taken, exports = choice(mutant, seconds, campaign.known["distrusted"])
-        longest = max((choice.lines.tests[test]["seconds"] for test in tests), default=0)
-        limits = PATIENCE * taken + 60, PATIENCE * (longest + EXPORT_S * exports) + 20
+        asked = choice(mutant, seconds, campaign.known["distrusted"])
         tree = trees.get()
         try:
-            status, by = tree.try_mutant(mutant, tests, limits, campaign.bundles, exports=exports)
+            status, by = tree.try_mutant(mutant, asked, campaign.bundles)
         finally:
             trees.put(tree)
-        campaign.note(mutant, status=status, by=by if tests else "no test runs it", num_tests=len(tests))
+        is_run = asked.tests or asked.with_export
+        campaign.note(mutant, status=status, by=by if is_run else "no test runs it", num_tests=len(asked.tests))
         print(f"{status:14} {mutant.file}:{mutant.line}  {mutant.kind}: {mutant.before} -> {mutant.after}", flush=True)
 
     left = [mutant for mutant in mutants if campaign.result(mutant, again) is None]

@@ -158,15 +158,16 @@ def fitting_batch(pipeline: "Pipeline", requests: "Sequence[Request]") -> int:
     from runtime.errors import RFError
 
     plan, longest = requests[0].plan, max(len(request.ids) for request in requests)
-    work = Workload(height=plan.height, width=plan.width, prompt_tokens=longest)
+    build = {} if pipeline.engine is None else pipeline.engine.record.build
+    most = str(build.get("dims", {}).get("batch", "")).rpartition(":")[2]  # such as 1:1:4, of TensorRT
+    is_bounded = most.isdecimal()
+    work = Workload(height=plan.height, width=plan.width, prompt_tokens=longest, on_cpu=not is_bounded)
     memory, fitting = usable_memory(), BATCH
     with contextlib.suppress(RFError):  # an old bundle does not tell how much a picture takes
         if memory is not None:
             model = pipeline.bundle.manifest.model
             fitting = largest_batch(model, pipeline.precision, 0, work, memory.available // 2)
-    build = {} if pipeline.engine is None else pipeline.engine.record.build
-    most = str(build.get("dims", {}).get("batch", "")).rpartition(":")[2]  # such as 1:1:4, of TensorRT
-    return max(1, min(BATCH, fitting, int(most) if most.isdecimal() else BATCH))
+    return max(1, min(BATCH, fitting, int(most) if is_bounded else BATCH))
 
 
 def draw(
