@@ -25,6 +25,7 @@ from runtime.commands.generate import generate
 from runtime.commands.inspect import inspect
 from runtime.commands.terminal import open_streams, progress
 from runtime.commands.understand import understand
+from runtime.serving.command import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "matplotlib"), "export"),
     **{"onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "pycuda": "cuda"},
     "jinja2": "report",
+    **dict.fromkeys(("fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client"), "serve"),
 }
 INTERRUPTED = 130  # as shells report SIGINT
 INT8_FORMAT = click.Choice(["static", "weight-only", "weight-only-4"])
@@ -518,7 +520,7 @@ def refit_engine(engine: Path, bundle: Path) -> None:
 
 for each in (export, verify, calibrate, tune, build_engine, refit_engine, train, evaluate, bench, tokens, generate):
     main.add_command(each)
-for each in (understand, inspect, doctor, import_qwen3):
+for each in (understand, serve, inspect, doctor, import_qwen3):
     main.add_command(each)
 
 if __name__ == "__main__":

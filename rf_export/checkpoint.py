@@ -28,6 +28,9 @@ SINGLE_NAME = "model.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+_REMEDY = "Keep the model's own type (dtype=None), or scale the model."
+
+
 def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write a checkpoint folder, sharded above 2 GB; replaces the weights that are there.
 
@@ -41,7 +44,7 @@ def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: to
         RFError: `dtype` cannot hold a weight, and nothing was written; or the disk is full.
     """
     tensors = {
-        name: (tensor.detach() if dtype is None else _rounded(name, tensor.detach(), dtype)).contiguous()
+        name: (tensor.detach() if dtype is None else rounded(name, tensor.detach(), dtype, _REMEDY)).contiguous()
         for name, tensor in model.state_dict().items()
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +73,8 @@ def save_checkpoint(model: RFModel, tokenizer_json: str, folder: Path, dtype: to
     write_text(folder / "config.json", json.dumps(model.config.to_dict(), indent=2) + "\n")  # no checkpoint without
 
 
-def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor in another type; raises RFError where more than the last digits is lost.
+def rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype, remedy: str) -> torch.Tensor:
+    """A tensor in another type; raises RFError, which ends in `remedy`, where more than the last digits is lost.
 
     A value that becomes 0 is lost where it counts: where it is more than a rounding error of the largest in its row or
     in its column, so that no small but living channel dies.
@@ -87,7 +90,7 @@ def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
         value = float(lost.flatten()[0])
         raise RFError(
             f"{lost.numel()} values of {name} do not fit {dtype}, such as {value:.3g}, which would become "
-            f"{float(lost.flatten()[0].to(dtype)):.3g}. Keep the model's own type (dtype=None), or scale the model."
+            f"{float(lost.flatten()[0].to(dtype)):.3g}. {remedy}"
         )
     return rounded
 
@@ -220,6 +223,13 @@ def checkpoint_sha256(folder: Path) -> str:
     for file in [folder / "config.json", *weight_files(folder), folder / "tokenizer.json"]:
         digest.update(bytes.fromhex(describe_file(file).sha256))
     return digest.hexdigest()
+
+
+def open_tokenizer(folder: Path, config: ModelConfig) -> PromptTokenizer:
+    """The tokenizer of a checkpoint, as the runtime opens that of a bundle; raises RFError if it is not the model's."""
+    how = config.understanding
+    control_ids = () if how is None else (how.start_id, *how.stop_ids)
+    return PromptTokenizer(folder / "tokenizer.json", config.vocab_size, "Add the model's own.", control_ids)
 
 
 def copy_tokenizer(folder: Path, target: Path, vocab_size: int) -> None:

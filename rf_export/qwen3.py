@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rf_export.checkpoint import INDEX_NAME, SHARD_BYTES, SINGLE_NAME, copy_tokenizer, weight_files
+from rf_export.checkpoint import INDEX_NAME, SHARD_BYTES, SINGLE_NAME, copy_tokenizer, rounded, weight_files
 from rf_export.config import EXPERTS, ModelConfig, UnderstandingConfig, preset
 from rf_export.model import RFModel
 from runtime.bundle.atomic import write_folder
@@ -96,12 +96,9 @@ def import_qwen3(
 
         def tensor(name: str) -> Tensor:
             found = new_parts[name] if name in new_parts else source.tensor(name, is_tied=is_tied)
-            cast = found.to(dtype, copy=True).contiguous()
+            cast = rounded(name, found, dtype, "Choose --dtype fp32 or bf16.").clone().contiguous()
             if not torch.isfinite(cast).all():
-                raise RFError(
-                    f"{name} would hold numbers that are not finite in {dtype}; "
-                    "choose --dtype fp32, or check the model if it has such numbers itself"
-                )
+                raise RFError(f"{name} holds numbers that are not finite; take a sound copy of the model")
             return cast
 
         with write_folder(out, replaceable=_is_checkpoint, force=options.force, what="checkpoint") as partial:

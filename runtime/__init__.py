@@ -13,7 +13,7 @@ goes in and out of graphs), tokenizer. backends: interface (what a backend is), 
 stages, text), cuda (TensorRT and ONNX Runtime on a GPU: driver, memory, device, stages, text). bundle: manifest,
 folder, engine, verdict (files). pictures: load, png, token_file. loading, request, pipeline (drawing);
 understanding: conversation, answers. scheduling: scheduler, dispatch, batches, handle (many callers). commands: those
-that ship, and what they print.
+that ship, and what they print. serving: all of it over a network; web/ is its page.
 """
 
 import importlib

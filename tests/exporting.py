@@ -1,7 +1,7 @@
 """The models and bundles that the test session shares. Knows which there are; tests/conftest.py hands them out.
 
 Exporting takes a minute. RF_EXPORT_TEST_BUNDLES=FOLDER keeps what was exported there for the next session, as long as
-the code that exports is the same.
+the code that exports is the same, or as RF_EXPORT_TEST_BUNDLES_KEY is.
 """
 
 import hashlib
@@ -55,7 +55,8 @@ def exported(name: str, factory: pytest.TempPathFactory, checkpoint: Path = REFE
     contract = [ROOT / "runtime" / name for name in ("signature.py", "bundle/manifest.py", "bundle/folder.py")]
     producers = sorted([*ROOT.glob("rf_export/*.py"), *ROOT.glob("rf_export/graphs/*.py")])
     content = b"".join(path.read_bytes() for path in [*producers, *contract, Path(__file__)])
-    folder = kept / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
+    key = os.environ.get("RF_EXPORT_TEST_BUNDLES_KEY") or hashlib.sha256(content).hexdigest()[:16]
+    folder = kept / f"{name}-{key}"
     kept.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():

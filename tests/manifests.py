@@ -10,23 +10,30 @@ from runtime.bundle.manifest import (
 )
 from runtime.signature import GRAPHS, GraphSignature, ModelSpec, Variant
 
-MODEL = ModelSpec(
-    patch_size=4,
-    hidden_size=32,
-    num_layers=2,
-    num_kv_heads=2,
-    head_dim=8,
-    vocab_size=61,
-    rep_vocab_size=40,
-    rep_start_id=40,
-    max_grid=4,
-    max_positions=128,
-    default_height=16,
-    default_width=24,
-    num_parameters=1000,
-    num_heads=4,
-    ffn_size=80,
-)
+
+def sample_model(**changes):
+    """A small shape, or one with these changes."""
+    shape = {
+        "patch_size": 4,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 61,
+        "rep_vocab_size": 40,
+        "rep_start_id": 40,
+        "max_grid": 4,
+        "max_positions": 128,
+        "default_height": 16,
+        "default_width": 24,
+        "num_parameters": 1000,
+        "num_heads": 4,
+        "ffn_size": 80,
+    }
+    return ModelSpec(**(shape | changes))
+
+
+MODEL = sample_model()
 SAMPLING = SamplingDefaults(
     num_steps=25,
     rep_guidance_scale=2.0,

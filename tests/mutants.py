@@ -5,33 +5,42 @@
 
 A mutant is one edit of one expression: a comparison inverted or shifted by one, a condition inverted, `and` for `or`, a
 constant one off, another sign, `break` for `continue`, a result that is not returned. It is applied to a copy of the
-tree; the working tree is only read. What runs are the test files near the module (`nearest`), as far as `--seconds`
-allows, until the first fails. docs/robustness.md tells how to read the table, and what it cannot tell.
+tree; the working tree is only read. What runs are the tests that run its line, the nearest and shortest first, as far
+as `--seconds` allows, until the first fails; which those are, one run of the whole suite counts. docs/robustness.md
+tells how to read the table, and what it cannot tell.
 """
 
 import argparse
 import ast
 import hashlib
 import json
+import multiprocessing
 import os
 import queue
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+from covering import Lines, write_settings
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("runtime", "engines", "calibration", "tuning", "verification", "rf_export")
 PATIENCE = 4  # a run that takes that many times as long as without the fault, and a minute, hangs
-MOST_FILES = 12  # of tests for one fault
+MOST_TESTS = 200  # for one fault
+FIRST_TESTS = 15  # that are asked before the others
+EXPORT_S = 90  # that a bundle takes, where the fault is in what makes bundles
+_WITH_PROCESSES = ("tests/cli/", "tests/docs/", "tests/robustness/")  # of their own, which take long to start
+_EXPORTING = ("_bundle", "::reference_modern")  # fixtures
 
 # Faults that change nothing which a caller could see: "FILE: BEFORE -> AFTER", and why.
 EQUIVALENT: dict[str, str] = {}
@@ -70,6 +79,8 @@ class Mutant:
 
     file: str
     line: int
+    last_line: int
+    is_of_import: bool  # whether it runs once, with its module
     start: int
     end: int
     kind: str
@@ -80,6 +91,11 @@ class Mutant:
     def name(self) -> str:
         """What the list of equivalent ones calls it; lines may move."""
         return f"{self.file}: {self.before} -> {self.after}"
+
+    @property
+    def key(self) -> str:
+        """What the results call it."""
+        return f"{self.file}:{self.line} {self.before} -> {self.after}"
 
     def apply(self, source: bytes) -> bytes:
         """The file with the fault."""
@@ -101,7 +117,8 @@ class _Finder(ast.NodeVisitor):
         start = self.starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
         end = self.starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
         before = " ".join(self.source[start:end].decode().split())
-        self.found.append(Mutant(self.file, node.lineno, start, end, kind, before, after))  # type: ignore[attr-defined]
+        lines = node.lineno, node.end_lineno  # type: ignore[attr-defined]
+        self.found.append(Mutant(self.file, *lines, not self.depth, start, end, kind, before, after))
 
     def visit(self, node: ast.AST) -> None:
         if isinstance(node, (ast.JoinedStr, ast.Assert)):  # what messages say; what the code itself guarantees
@@ -202,11 +219,15 @@ def mutants_of(path: Path) -> list[Mutant]:
     return sorted(finder.found, key=lambda each: (each.start, each.end, each.after))
 
 
-def draw(only: list[str], num: int, seed: int) -> list[Mutant]:
+def draw(only: list[str], exclude: list[str], num: int, seed: int) -> list[Mutant]:
     """`num` faults, none two of one line. A larger `num` has those of a smaller one among them."""
     files = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    names = [path for path in files if not only or path.relative_to(ROOT).as_posix().startswith(tuple(only))]
-    found = [mutant for path in names for mutant in mutants_of(path)]
+
+    def counts(path: Path) -> bool:
+        name = path.relative_to(ROOT).as_posix()
+        return (not only or name.startswith(tuple(only))) and not name.startswith(tuple(exclude))
+
+    found = [mutant for path in filter(counts, files) for mutant in mutants_of(path)]
     random.Random(seed).shuffle(found)
     lines: dict[tuple[str, int], Mutant] = {}
     for mutant in found:
@@ -217,72 +238,100 @@ def draw(only: list[str], num: int, seed: int) -> list[Mutant]:
 # Which tests
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """Names of modules and of what is taken from them; which of both, `from a import b` does not tell."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+class Choice:
+    """Knows which tests to ask about a fault."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+
+    def __call__(self, mutant: Mutant, budget_s: float, distrusted: list[str]) -> "Asked":
+        """Tests that run its line, the nearest and shortest first, and one for a fault that an export may notice."""
+        lines = self.lines
+        contexts = lines.contexts(mutant.file, [(mutant.line, mutant.last_line)])
+        if mutant.is_of_import:
+            contexts = lines.contexts(mutant.file, _bodies(ROOT / mutant.file)) or contexts
+        exports = {context for context in contexts if context in lines.fixtures and context.endswith(_EXPORTING)}
+        trusted = {name: test for name, test in lines.tests.items() if test["passed"] and name not in distrusted}
+        folder = f"tests/{Path(mutant.file).parent.as_posix()}/"
+        counts: dict[str, int] = {}
+
+        def rank(name: str) -> tuple[int, int, float]:
+            """Near ones first; and of those with many examples, a few of each first."""
+            file = name.split("::")[0]
+            distance = 0 if Path(mutant.file).stem in file else 1 if file.startswith(folder) else 2
+            distance += 2 * file.startswith(_WITH_PROCESSES)
+            group = name.split("[")[0]
+            counts[group] = counts.get(group, 0) + 1
+            return distance, counts[group] // 4, trusted[name]["seconds"]
+
+        direct = contexts - exports
+        found = [name for name, test in trusted.items() if name in direct or direct.intersection(test["fixtures"])]
+        chosen: list[str] = []
+        total = 0.0
+        for name in sorted(sorted(found, key=lambda name: (trusted[name]["seconds"], name)), key=rank):
+            seconds = trusted[name]["seconds"]
+            if len(chosen) < MOST_TESTS and (not chosen or total + seconds <= budget_s):
+                chosen.append(name)
+                total += seconds
+        through = [name for name, test in trusted.items() if exports.intersection(test["fixtures"])]
+        last = min(through, key=lambda name: (trusted[name]["seconds"], name), default=None)
+        longest = max((trusted[name]["seconds"] for name in chosen), default=0)
+        return Asked(chosen, last if mutant.file.startswith("rf_export/") else None, total, longest)
 
 
-def _origins() -> dict[str, str]:
-    """Which module a name of a package comes from: `runtime.Pipeline` from `runtime.pipeline`."""
-    origins = {}
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("__init__.py"):
-            name = ".".join(path.parent.relative_to(ROOT).parts)
-            for node in ast.walk(ast.parse(path.read_bytes())):
-                if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                    origins.update({f"{name}.{alias.name}": node.module for alias in node.names})
-    return origins
+@dataclass(frozen=True)
+class Asked:
+    """Which tests are asked about one fault."""
+
+    tests: list[str]
+    with_export: str | None  # is asked last, and makes the bundle with the fault
+    seconds: float
+    longest: float
 
 
-class Nearest:
-    """Knows which test files are near a module."""
-
-    def __init__(self) -> None:
-        origins = _origins()
-
-        def imports(path: Path) -> set[str]:
-            names = set(_imported(path))
-            return names | {origins[name] for name in names if name in origins}
-
-        self.tests = {path: imports(path) for path in sorted((ROOT / "tests").rglob("test_*.py"))}
-        product = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-        self.product = {_module(path): imports(path) for path in product if path.name != "__init__.py"}
-
-    def __call__(self, file: str) -> list[Path]:
-        """Nearest first: what imports the module, its mirror, what imports what imports it, its package's."""
-        module = _module(ROOT / file)
-        users = {name for name, names in self.product.items() if module in names}
-        folder = (ROOT / "tests" / file).parent
-        tiers = (
-            lambda path, names: module in names and path.parent == folder,
-            lambda path, names: module in names,
-            lambda path, names: path.parent == folder,
-            lambda path, names: bool(users & names),
-            lambda path, names: folder in path.parents or path.parent in folder.parents,
-            lambda path, names: ROOT / "tests" / Path(file).parts[0] in path.parents,
-        )
-        ordered = [path for tier in tiers for path, names in self.tests.items() if tier(path, names)]
-        return list(dict.fromkeys(ordered))[:MOST_FILES]
-
-
-def _module(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def _bodies(path: Path) -> list[tuple[int, int]]:
+    """First and last lines of what functions hold."""
+    functions = (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.FunctionDef))
+    return [(node.body[0].lineno, node.end_lineno or 0) for node in functions]
 
 
 # Running
 
 
-class Tree:
-    """A copy of the repository, in which faults are planted, with bundles of its own."""
+_SERVER = multiprocessing.get_context("forkserver")  # has imported what takes seconds, and nothing of the product
+_IMPORTED = (
+    "pytest",
+    "hypothesis.strategies",
+    "numpy",
+    "PIL.Image",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "tokenizers",
+    "torch",
+)
 
-    def __init__(self, folder: Path, bundles: Path) -> None:
-        self.folder, self.bundles = folder, bundles
+
+def _pytest(arguments: list[str], folder: Path, environment: dict[str, str], log: Path) -> None:
+    """Runs pytest in this process, which is a new one."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ.update(environment)
+    sys.dont_write_bytecode = True
+    sys.path[:0] = environment["PYTHONPATH"].split(os.pathsep)
+    with log.open("wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = int(pytest.main(arguments))
+    sys.stdout.flush()
+    os._exit(code)  # whatever the tests left behind
+
+
+class Tree:
+    """A copy of the repository, in which faults are planted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT,
@@ -294,117 +343,115 @@ class Tree:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
 
-    def run(self, tests: list[Path], limit_s: float, bundles: Path) -> tuple[int | None, str]:
+    def run(self, arguments: list[str], limit_s: float, bundles: Path, **more: str) -> tuple[int | None, str]:
         """Exit code of pytest, or None where time was up; and the end of what it says."""
         environment = {
-            **os.environ,
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": f"{self.folder}{os.pathsep}{self.folder / 'tests'}",
             "PYTHONDONTWRITEBYTECODE": "1",  # two faults of one size and second are not to be taken for one another
             "RF_EXPORT_TEST_BUNDLES": str(bundles),
-            "OMP_NUM_THREADS": "1",
+            "RF_EXPORT_TEST_BUNDLES_KEY": "kept",
+            **more,
         }
-        names = [path.relative_to(ROOT).as_posix() for path in tests]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-W",
-            "ignore::ResourceWarning",
-        ]
-        with tempfile.TemporaryFile("w+", errors="replace") as log:
-            process = subprocess.Popen(
-                [*command, *names], cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-            try:
-                code: int | None = process.wait(limit_s)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-            log.seek(0)
-            return code, log.read()[-3000:]
+        options = ["-q", "-p", "no:cacheprovider", "--tb=line", "--show-capture=no", "--hypothesis-seed=0"]
+        options += ["-W", "ignore::ResourceWarning", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        log = self.folder.parent / f"{self.folder.name}.log"
+        process = _SERVER.Process(target=_pytest, args=([*options, *arguments], self.folder, environment, log))
+        process.start()
+        process.join(limit_s)
+        code = process.exitcode
+        if code is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+        return code, log.read_text(errors="replace")
 
-    def try_mutant(self, mutant: Mutant, tests: list[Path], limit_s: float) -> tuple[str, str]:
-        """What became of a fault, and what the tests said last."""
+    def _ask(
+        self, tests: list[str], limit_s: float, limit_each_s: float, bundles: Path, **more: str
+    ) -> tuple[Any, str]:
+        code: int | None = 0
+        said = ""
+        while tests:
+            code, said = self.run(["-x", f"--timeout={limit_each_s:.0f}", *tests], limit_s, bundles, **more)
+            lost = set(re.findall(r"^ERROR: not found: .*?(tests/.*)$", said, re.MULTILINE))
+            if code != 4 or not lost:
+                break
+            code, tests = 0, [test for test in tests if test not in lost]  # the fault took the example away
+        return 0 if code == 5 else code, said
+
+    def try_mutant(self, mutant: Mutant, asked: Asked, bundles: Path) -> tuple[str, str]:
+        """What became of a fault, and the test that noticed it."""
         path = self.folder / mutant.file
         sound = path.read_bytes()
         own = self.folder.parent / f"{self.folder.name}-bundles"
-        shutil.copytree(self.bundles, own, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(bundles, own, ignore=shutil.ignore_patterns(".*"))
+        limits = PATIENCE * asked.seconds + 60, PATIENCE * asked.longest + 20
         try:
             path.write_bytes(mutant.apply(sound))
-            code, said = self.run(tests, limit_s, own)
+            code, said = self._ask(asked.tests[:FIRST_TESTS], *limits, own)  # they notice most faults
+            if code == 0:
+                code, said = self._ask(asked.tests[FIRST_TESTS:], *limits, own)
+            if code == 0 and asked.with_export:
+                limits = PATIENCE * EXPORT_S, PATIENCE * EXPORT_S
+                code, said = self._ask([asked.with_export], *limits, own, RF_EXPORT_TEST_BUNDLES_KEY="fault")
         finally:
             path.write_bytes(sound)
             shutil.rmtree(own)
+        if code == 0:
+            return "survived", ""
         if code is None:
             return "killed by time", ""
-        failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return ("survived", "") if code == 0 else ("killed", failed[-1] if failed else said.strip()[-200:])
+        failed = re.findall(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", said, re.MULTILINE)
+        return "killed", failed[0] if failed else " ".join(said.split())[-200:]
 
 
 class Campaign:
-    """The file of results: what was tried, and how long tests take without a fault."""
+    """The file of results, and what stays beside it: which tests run which lines, and bundles of the sound tree."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"baseline": {}, "mutants": {}}
+        self.path, self.bundles, self.lines = path, path.with_suffix(".bundles"), path.with_suffix(".lines")
+        self.known: dict[str, Any] = (
+            json.loads(path.read_text()) if path.exists() else {"distrusted": [], "mutants": {}}
+        )
 
     def save(self) -> None:
         written = self.path.with_suffix(".new")
         written.write_text(json.dumps(self.known, indent=1))
         written.replace(self.path)
 
-    def seconds(self, test: Path, tree: Tree) -> float | None:
-        """How long a test file takes without a fault, or None where it fails."""
-        sources = b"".join(path.read_bytes() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
-        key, name = hashlib.sha256(sources + test.read_bytes()).hexdigest()[:16], test.relative_to(ROOT).as_posix()
-        baseline = self.known["baseline"]
-        if baseline.get(name, {}).get("key") != key:
-            before, taken, said = None, 0.0, ""
-            while before != (before := sorted(tree.bundles.iterdir())):  # once more after an export
-                started = time.monotonic()
-                code, said = tree.run([test], 1800, tree.bundles)
-                taken = round(time.monotonic() - started, 1)
-            passed = code in (0, 5)  # 5: all of it is slow
-            baseline[name] = {"key": key, "seconds": taken if passed else None, "said": "" if passed else said}
-            print(f"  {name}: {f'{taken} s' if passed else 'FAILS without a fault'}", flush=True)
-            self.save()
-        return baseline[name]["seconds"]  # type: ignore[no-any-return]
+    def count(self, tree: Tree) -> Lines:
+        """Run the whole suite once, folder after folder, and note what runs; goes on where it was stopped."""
+        self.bundles.mkdir(parents=True, exist_ok=True)
+        for folder in sorted(path for path in (ROOT / "tests").iterdir() if [*path.rglob("test_*.py")]):
+            own = self.lines / folder.name
+            if not (own / "tests.json").exists():
+                shutil.rmtree(own, ignore_errors=True)
+                own.mkdir(parents=True)
+                write_settings(own, tree.folder, PACKAGES)
+                print(f"counting the lines that {folder.relative_to(ROOT)} runs", flush=True)
+                tree.run(["-p", "covering", f"tests/{folder.name}"], 3 * 3600, self.bundles, COVERING=str(own))
+        return Lines(self.lines)
 
-    def choose(self, tests: list[Path], budget_s: float, tree: Tree) -> tuple[list[Path], float]:
-        """The nearest tests that the budget allows, at least one; and how long they take."""
-        chosen: list[Path] = []
-        total = 0.0
-        for test in tests:
-            seconds = self.seconds(test, tree)
-            if seconds is None:
-                continue
-            if chosen and total + seconds > budget_s:
-                break
-            chosen.append(test)
-            total += seconds
-        return chosen, total
-
-    def result(self, mutant: Mutant, again: bool) -> dict[str, Any] | None:
+    def result(self, mutant: Mutant, again: bool = False) -> dict[str, Any] | None:
         """What is known of a fault, as long as its file is the same."""
-        key = f"{mutant.file}:{mutant.line} {mutant.before} -> {mutant.after}"
-        known = self.known["mutants"].get(key)
         if mutant.name in EQUIVALENT:
             return {"status": "equivalent"}
+        known = self.known["mutants"].get(mutant.key)
         if known is None or known["source"] != _digest(mutant.file) or (again and known["status"] == "survived"):
             return None
         return known  # type: ignore[no-any-return]
 
     def note(self, mutant: Mutant, **values: Any) -> None:
-        key = f"{mutant.file}:{mutant.line} {mutant.before} -> {mutant.after}"
-        self.known["mutants"][key] = {"source": _digest(mutant.file), "kind": mutant.kind, **values}
+        self.known["mutants"][mutant.key] = {"source": _digest(mutant.file), "kind": mutant.kind, **values}
         self.save()
+
+    def distrust(self, mutants: list[Mutant], tree: Tree) -> list[Mutant]:
+        """Run what noticed faults without any; forget what failing ones noticed, and return those faults."""
+        killers = {(self.result(mutant) or {}).get("by", "") for mutant in mutants}
+        killers = {name for name in killers if name.startswith("tests/")}
+        _, said = tree.run(sorted(killers), 3600, self.bundles) if killers else (0, "")
+        failed = killers.intersection(re.findall(r"^(?:FAILED|ERROR) (tests/.*?)(?: - .*)?$", said, re.MULTILINE))
+        self.known["distrusted"] += sorted(failed)
+        return [mutant for mutant in mutants if (self.result(mutant) or {}).get("by") in failed]
 
 
 def _digest(file: str) -> str:
@@ -413,32 +460,31 @@ def _digest(file: str) -> str:
 
 def run(mutants: list[Mutant], campaign: Campaign, *, seconds: float, jobs: int, again: bool, work: Path) -> None:
     """Try what is not known yet."""
-    nearest, bundles = Nearest(), campaign.path.with_suffix(".bundles")
-    bundles.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    _SERVER.set_forkserver_preload([*_IMPORTED])
+    spare = Tree(work / "sound")
+    choice = Choice(campaign.count(spare))
     trees: queue.SimpleQueue[Tree] = queue.SimpleQueue()
-    spare = Tree(work / "sound", bundles)  # for times without a fault
     for index in range(jobs):
-        trees.put(Tree(work / str(index), bundles))
+        trees.put(Tree(work / str(index)))
 
-    def attempt(mutant: Mutant, tests: list[Path], taken: float) -> None:
+    def attempt(mutant: Mutant) -> None:
+        asked = choice(mutant, seconds, campaign.known["distrusted"])
         tree = trees.get()
         try:
-            status, by = tree.try_mutant(mutant, tests, PATIENCE * taken + 60)
+            status, by = tree.try_mutant(mutant, asked, campaign.bundles)
         finally:
             trees.put(tree)
-        campaign.note(mutant, status=status, by=by, tests=[path.name for path in tests])
+        is_run = asked.tests or asked.with_export
+        campaign.note(mutant, status=status, by=by if is_run else "no test runs it", num_tests=len(asked.tests))
         print(f"{status:14} {mutant.file}:{mutant.line}  {mutant.kind}: {mutant.before} -> {mutant.after}", flush=True)
 
-    with ThreadPoolExecutor(jobs) as pool:
-        tried = []
-        for mutant in mutants:
-            if campaign.result(mutant, again) is None:
-                tests, taken = campaign.choose(nearest(mutant.file), seconds, spare)
-                tried.append(pool.submit(attempt, mutant, tests, taken))
-                if jobs == 1:
-                    tried[-1].result()
-        for each in tried:
-            each.result()
+    left = [mutant for mutant in mutants if campaign.result(mutant, again) is None]
+    while left:
+        with ThreadPoolExecutor(jobs) as pool:
+            for done in [pool.submit(attempt, mutant) for mutant in left]:
+                done.result()
+        left = campaign.distrust(left, spare)
 
 
 def table(mutants: list[Mutant], campaign: Campaign) -> list[str]:
@@ -447,7 +493,7 @@ def table(mutants: list[Mutant], campaign: Campaign) -> list[str]:
     heads = ("package", "mutants", *states, "killed of those that count")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for package in (*PACKAGES, "all"):
-        found = [campaign.result(each, False) for each in mutants if package in ("all", each.file.split("/")[0])]
+        found = [campaign.result(each) for each in mutants if package in ("all", each.file.split("/")[0])]
         counts = [sum(each is not None and each["status"] == state for each in found) for state in states]
         if total := sum(counts):
             share = f"{100 * (counts[0] + counts[1]) / max(total - counts[3], 1):.0f}%"
@@ -460,13 +506,14 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=300, help="how many faults to draw (300)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (0)")
     parser.add_argument("--only", action="append", default=[], help="files whose path begins so; may be repeated")
-    parser.add_argument("--seconds", type=float, default=120, help="of tests per fault, nearest first (120)")
+    parser.add_argument("--exclude", action="append", default=[], help="files whose path begins so; may be repeated")
+    parser.add_argument("--seconds", type=float, default=60, help="of tests per fault, nearest first (60)")
     parser.add_argument("--jobs", type=int, default=1, help="faults at the same time, each in a copy of its own (1)")
     parser.add_argument("--again", action="store_true", help="try those again that survived")
     parser.add_argument("--list", action="store_true", help="print what would be tried, and end")
     parser.add_argument("--results", type=Path, default=ROOT / ".mutants.json", help="is continued where it ended")
     arguments = parser.parse_args()
-    mutants = draw(arguments.only, arguments.num, arguments.seed)
+    mutants = draw(arguments.only, arguments.exclude, arguments.num, arguments.seed)
     if arguments.list:
         print("\n".join(f"{each.file}:{each.line}  {each.kind}: {each.before} -> {each.after}" for each in mutants))
         return
@@ -475,7 +522,7 @@ def main() -> None:
         run(mutants, campaign, seconds=arguments.seconds, jobs=arguments.jobs, again=arguments.again, work=Path(work))
     print("\n".join(table(mutants, campaign)))
     for mutant in mutants:
-        if (campaign.result(mutant, False) or {}).get("status") == "survived":
+        if (campaign.result(mutant) or {}).get("status") == "survived":
             print(f"{mutant.file}:{mutant.line}: {mutant.kind}: {mutant.before} -> {mutant.after}")
 
 

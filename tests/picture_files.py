@@ -1,9 +1,11 @@
 """Picture files that no library writes: any depth, order and damage; and what a model sees of a file."""
 
+import io
 import struct
 import zlib
 
 import numpy as np
+from PIL import Image
 
 from runtime.pictures.load import load_pixels
 
@@ -90,6 +92,33 @@ def _bits(rows, depth):
 
 def _numbers(order, type_, content):
     return struct.pack(f"{order}{len(content)}{ {1: 'B', 3: 'H', 4: 'I', 9: 'i', 11: 'f', 12: 'd'}[type_] }", *content)
+
+
+def gif(pixels, profile=b""):
+    """`pixels` [H, W, 3] of at most 256 colours."""
+    colours, indices = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    image = Image.fromarray(indices.reshape(pixels.shape[:2]).astype(np.uint8), "P")
+    image.putpalette(colours.astype(np.uint8).tobytes())
+    file = io.BytesIO()
+    image.save(file, "GIF", optimize=False)
+    content = file.getvalue()
+    start = 13 + 3 * (2 << (content[10] & 7))  # behind the palette
+    parts = [profile[at : at + 255] for at in range(0, len(profile), 255)]
+    blocks = b"".join(bytes((len(part),)) + part for part in parts)
+    extension = b"\x21\xff\x0bICCRGBG1012" + blocks + b"\0" if profile else b""
+    return content[:start] + extension + content[start:]
+
+
+def bmp(pixels, profile=b""):
+    """`pixels` [H, W, 3], with a header of the fifth version."""
+    height, width = pixels.shape[:2]
+    rows = [row[:, ::-1].astype(np.uint8).tobytes() + bytes(-3 * width % 4) for row in pixels[::-1]]
+    packed = b"".join(rows)
+    space = b"DEBM" if profile else b"BGRs"
+    header = struct.pack("<IiiHHIIiiII", 124, width, height, 1, 24, 0, len(packed), 2835, 2835, 0, 0)
+    header += bytes(16) + space + bytes(48) + struct.pack("<IIII", 4, 124 + len(packed), len(profile), 0)
+    start = 14 + len(header)
+    return struct.pack("<2sIII", b"BM", start + len(packed) + len(profile), 0, start) + header + packed + profile
 
 
 def exif(orientation, order="<", more=()):

@@ -170,17 +170,17 @@ class CheckerScorer:
 
 def _draw_eager(path: Path, demands: list[Demand], options: EvaluationOptions) -> Iterator[Picture]:
     import torch
-    from tokenizers import Tokenizer
 
-    from rf_export.checkpoint import load_checkpoint
+    from rf_export.checkpoint import load_checkpoint, open_tokenizer
     from rf_export.training.samples import draw_eager
 
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     model = load_checkpoint(path)
-    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer = open_tokenizer(path, model.config)
     for i, demand in enumerate(demands):
-        yield draw_eager(model, tokenizer, demand.caption, options.seed + i, with_rep=not options.without_rep)[0]
+        ids = tokenizer.encode(demand.caption, model.config.max_positions)
+        yield draw_eager(model, ids, options.seed + i, with_rep=not options.without_rep)[0]
 
 
 def _write_sheet(path: Path, pictures: list[Picture], demands: list[Demand], score: SceneScore) -> None:

@@ -22,11 +22,10 @@ from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.errors import RFError
 from runtime.events import Progress
 from runtime.signature import Precision
+from runtime.text.tokenizer import MAX_PROMPT_CHARACTERS, PromptTokenizer
 from verification.measures.token_agreement import Reading, TokenAgreement, compare_answers, merge, read_answer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from rf_export.model import RFModel
 
 Picture = NDArray[np.uint8]  # [H, W, 3]
@@ -158,26 +157,32 @@ def open_answerer(
     Raises:
         RFError: the model cannot answer.
     """
-    from tokenizers import Tokenizer
-
     if (model / MANIFEST_NAME).is_file():
-        answer, file, called = _compiled_answerer(model, precision, num_threads)
-        tokenizer = Tokenizer.from_file(str(file))
+        answer, tokenizer, called = _compiled_answerer(model, precision, num_threads)
     else:
         import torch
 
-        from rf_export.checkpoint import load_checkpoint
+        from rf_export.checkpoint import load_checkpoint, open_tokenizer
 
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         loaded = load_checkpoint(model)
-        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        tokenizer = open_tokenizer(model, loaded.config)
         answer, called = eager_answerer(loaded, tokenizer), "eager PyTorch, fp32"
-    unknown = tokenizer.token_to_id("[UNK]")
-    return answer, lambda question: unknown not in tokenizer.encode(question).ids, called
+
+    def is_known(question: str) -> bool:
+        try:
+            tokenizer.encode(question, MAX_PROMPT_CHARACTERS)
+        except RFError:
+            return False
+        return True
+
+    return answer, is_known, called
 
 
-def _compiled_answerer(model: Path, precision: Precision, num_threads: int | None) -> tuple[Answerer, Path, str]:
+def _compiled_answerer(
+    model: Path, precision: Precision, num_threads: int | None
+) -> tuple[Answerer, PromptTokenizer, str]:
     from runtime.pipeline import Pipeline
 
     pipeline = Pipeline.load(model, precision, num_threads=num_threads)
@@ -189,10 +194,10 @@ def _compiled_answerer(model: Path, precision: Precision, num_threads: int | Non
         return [read_answer(conversation, question) for question in questions]
 
     graphs = "ONNX graphs" if pipeline.engine is None else "engine"
-    return answer, pipeline.bundle.file(pipeline.bundle.manifest.tokenizer.file), f"runtime, {precision} {graphs}"
+    return answer, pipeline.model.tokenizer, f"runtime, {precision} {graphs}"
 
 
-def eager_answerer(model: "RFModel", tokenizer: "Tokenizer", size: tuple[int, int] | None = None) -> Answerer:
+def eager_answerer(model: "RFModel", tokenizer: PromptTokenizer, size: tuple[int, int] | None = None) -> Answerer:
     """What answers with a model in eager PyTorch about pictures fitted into a size, the model's default.
 
     Raises:
@@ -213,7 +218,7 @@ def eager_answerer(model: "RFModel", tokenizer: "Tokenizer", size: tuple[int, in
     def answer(picture: Picture, questions: Sequence[str]) -> list[Reading]:
         readings, pixels = [], torch.from_numpy(load_pixels(picture, height, width))
         for question in questions:
-            ids = torch.tensor([how.start_id, *tokenizer.encode(question, add_special_tokens=False).ids])
+            ids = torch.tensor([how.start_id, *tokenizer.encode(question, model.config.max_positions, "question")])
             request = EagerQuestion(images=[pixels], ids=ids, max_tokens=how.max_tokens, stop_ids=tuple(how.stop_ids))
             found = answer_eager(model, request)
             words = [token for token in found.ids if token not in how.stop_ids]

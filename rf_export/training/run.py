@@ -11,6 +11,7 @@ from rf_export.checkpoint import save_checkpoint
 from rf_export.config import ModelConfig
 from rf_export.training.curves import draw_curves
 from rf_export.training.samples import SHEET_PROMPTS, draw_eager
+from rf_export.training.tokens import UNKNOWN_ID
 from rf_export.training.trainer import StepReport, TrainConfig, Trainer, write_json
 from runtime.bundle.atomic import locked
 from runtime.bundle.strict_json import read_json
@@ -74,13 +75,16 @@ def _keep(trainer: Trainer, step: int, flush: object) -> None:
 
 
 def write_samples(trainer: Trainer) -> None:
-    """Redraw `samples.png` with the averaged parameters."""
+    """Redraw `samples.png` with the averaged parameters, of the prompts whose words this run's scenes have."""
+    encoded = {prompt: trainer.tokenizer.encode(prompt).ids for prompt in SHEET_PROMPTS}
+    known = {prompt: ids for prompt, ids in encoded.items() if UNKNOWN_ID not in ids}
     pictures = [
-        draw_eager(trainer.average, trainer.tokenizer, prompt, seed, with_rep=trainer.config.with_rep)[0]
-        for seed, prompt in enumerate(SHEET_PROMPTS)
+        draw_eager(trainer.average, ids, seed, with_rep=trainer.config.with_rep)[0]
+        for seed, ids in enumerate(known.values())
     ]
-    parameters = {"step": trainer.step, "prompts": SHEET_PROMPTS}
-    save_png(trainer.folder / "samples.png", contact_sheet(pictures, SHEET_PROMPTS), parameters)
+    if pictures:
+        parameters = {"step": trainer.step, "prompts": list(known)}
+        save_png(trainer.folder / "samples.png", contact_sheet(pictures, list(known)), parameters)
 
 
 def _claim(folder: Path, trainer: Trainer, *, resume: bool) -> None:

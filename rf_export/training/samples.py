@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from rf_export.eager import EagerRequest, EagerResult, generate
 from rf_export.model import RFModel
@@ -51,9 +50,8 @@ def eager_request(model: RFModel, prompt_ids: Sequence[int], seed: int, *, with_
 
 
 def draw_eager(
-    model: RFModel, tokenizer: Tokenizer, prompt: str, seed: int, *, with_rep: bool = True
+    model: RFModel, prompt_ids: Sequence[int], seed: int, *, with_rep: bool = True
 ) -> tuple[np.ndarray, EagerResult]:
     """A picture `uint8 [H, W, 3]` of a prompt, and the steps that led there."""
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    result = generate(model, eager_request(model, ids, seed, with_rep=with_rep))
+    result = generate(model, eager_request(model, prompt_ids, seed, with_rep=with_rep))
     return to_picture(result.pixels.numpy()), result

@@ -25,7 +25,7 @@ from rf_export.model import RFModel
 from rf_export.training.objective import Batch, Draws, Losses, describe_loss, joint_losses
 from rf_export.training.questions import QUESTIONS_VERSION, questions_about
 from rf_export.training.scenes import DATA_VERSION, SceneConfig, make_scene
-from rf_export.training.tokens import build_tokenizer, make_batch
+from rf_export.training.tokens import SPECIAL, UNKNOWN_ID, build_tokenizer, make_batch
 from rf_export.vision import ImageEncoder, pooled_features
 from runtime.bundle.atomic import write_file
 from runtime.errors import RFError
@@ -324,9 +324,15 @@ def check_extension(tokenizer: Tokenizer, start: Path) -> None:
     """
     file = start / "tokenizer.json"
     try:
-        before: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab()
+        started = Tokenizer.from_file(str(file))
+        before: dict[str, int] = started.get_vocab()
     except Exception as error:  # tokenizers raises nothing narrower
         raise RFError(f"{file} is not a tokenizer ({error}); name a checkpoint written by rf-export train") from error
+    if type(started.model) is not type(tokenizer.model) or SPECIAL[UNKNOWN_ID] not in before:
+        raise RFError(
+            f"{start} has a vocabulary of its own, and this command trains with the words of its scenes; train it in a "
+            "loop of your own (docs/porting.md), or name a checkpoint written by rf-export train"
+        )
     words = tokenizer.get_vocab()
     changed = sorted(word for word, number in before.items() if words.get(word) != number)
     if changed:

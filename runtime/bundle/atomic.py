@@ -156,7 +156,9 @@ def write_file(out: Path) -> Iterator[Path]:
 
 def _not_written(out: Path, error: OSError) -> RFError:
     reason = error.strerror or str(error)
-    return RFError(f"{out} was not written: {reason}. Make room, or choose another output path.")
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)  # some libraries tell no number
+    remedy = "Make room, or choose another" if is_full else "Choose another"
+    return RFError(f"{out} was not written: {reason}. {remedy} output path.")
 
 
 def write_text(out: Path, text: str) -> None:

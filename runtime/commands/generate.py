@@ -12,13 +12,14 @@ import click
 
 from runtime.commands import parameters as arg
 from runtime.commands.outputs import Outputs
+from runtime.commands.provenance import common_parameters, parameters_of
 from runtime.commands.terminal import progress
 from runtime.options import MAX_GUIDANCE, MAX_SHIFT, MAX_STEPS, MAX_TEMPERATURE, MAX_WINDOW
 
 if TYPE_CHECKING:
     from runtime.commands.outputs import Frame
     from runtime.events import PictureEvent, StepEvent
-    from runtime.options import DrawingPlan, GenerationOptions
+    from runtime.options import GenerationOptions
     from runtime.pictures.token_file import RepGrid
     from runtime.pipeline import Pipeline
     from runtime.request import Request
@@ -122,8 +123,8 @@ def generate(
     requests = pipeline.check(prompts, seed=seed, options=chosen, rep_ids=rep_ids)
     pictures, strips = draw(pipeline, requests, batch_size, keep_steps=outputs.preview is not None)
     seconds = time.perf_counter() - started
-    common = _parameters(pipeline, chosen, {"name": str(named), **_facts(plan)}, edits)
-    files = outputs.write(pictures, strips, [_parameters_of(each, common, pipeline) for each in pictures])
+    common = common_parameters(pipeline, chosen, edits, str(named))
+    files = outputs.write(pictures, strips, [parameters_of(each, common, pipeline) for each in pictures])
     agreements = [agreement(p.prompt, pipeline.understand(p.picture)) for p in pictures] if then_understand else []
     facts = {**common, "files": files, "seconds": seconds}
     text = _json(facts, pictures, agreements) if as_json else "\n".join([*files, *format_agreements(agreements)])
@@ -175,15 +176,16 @@ def fitting_batch(pipeline: "Pipeline", requests: "Sequence[Request]") -> int:
     from runtime.errors import RFError
 
     plan, longest = requests[0].plan, max(len(request.ids) for request in requests)
-    work = Workload(height=plan.height, width=plan.width, prompt_tokens=longest)
+    build = {} if pipeline.engine is None else pipeline.engine.record.build
+    most = str(build.get("dims", {}).get("batch", "")).rpartition(":")[2]  # such as 1:1:4, of TensorRT
+    is_bounded = most.isdecimal()
+    work = Workload(height=plan.height, width=plan.width, prompt_tokens=longest, on_cpu=not is_bounded)
     memory, fitting = usable_memory(), BATCH
     with contextlib.suppress(RFError):  # an old bundle does not tell how much a picture takes
         if memory is not None:
             model = pipeline.bundle.manifest.model
             fitting = largest_batch(model, pipeline.precision, 0, work, memory.available // 2)
-    build = {} if pipeline.engine is None else pipeline.engine.record.build
-    most = str(build.get("dims", {}).get("batch", "")).rpartition(":")[2]  # such as 1:1:4, of TensorRT
-    return max(1, min(BATCH, fitting, int(most) if most.isdecimal() else BATCH))
+    return max(1, min(BATCH, fitting, int(most) if is_bounded else BATCH))
 
 
 def draw(
@@ -222,33 +224,3 @@ def _strip(steps: "Sequence[StepEvent]", index: int) -> "list[Frame]":
     from runtime.events import to_picture
 
     return [(to_picture(step.x_pred[index]), f"step {step.step + 1}") for step in steps]
-
-
-def _parameters(
-    pipeline: "Pipeline", chosen: "GenerationOptions", plan: Mapping[str, Any], edits: tuple[str, ...]
-) -> dict[str, Any]:
-    """What all pictures have in common: what was chosen, and every value that came of it."""
-    return {
-        "bundle_id": pipeline.bundle.manifest.bundle_id,
-        "precision": pipeline.precision,
-        "dialect": pipeline.dialect,
-        **{name: value for name, value in vars(chosen).items() if value is not None},
-        "plan": plan,
-        **({"edits": edits} if edits else {}),
-    }
-
-
-def _facts(plan: "DrawingPlan") -> dict[str, Any]:
-    """Every value that decides a picture besides its prompt and seed; the times in as many digits as float32 has."""
-    return {
-        **dataclasses.asdict(plan),
-        "temperature": 0.0 if plan.greedy else plan.temperature,
-        "times": [float(f"{t:.9g}") for t in plan.times],
-    }
-
-
-def _parameters_of(picture: "PictureEvent", common: Mapping[str, Any], pipeline: "Pipeline") -> dict[str, Any]:
-    from runtime.pictures.token_file import PNG_KEY, RepGrid
-
-    tokens = RepGrid.of(picture, pipeline.bundle.manifest).to_dict()
-    return {"prompt": picture.prompt, "seed": picture.seed, **common, PNG_KEY: tokens}

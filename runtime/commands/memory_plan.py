@@ -2,7 +2,8 @@
 
 Knows nothing of files. Weights and cache are exact; activations are an upper estimate for graphs whose attention is not
 fused, so that all scores of a layer are held: measured peaks of ONNX Runtime were 0.2 to 0.9 of it
-(`python docs/memory_table.py BUNDLE` measures again). With fused attention a GPU needs less.
+(`python docs/memory_table.py BUNDLE` measures again). With fused attention a GPU needs less; half precision takes half
+there, and not on a CPU, whose kernels compute in fp32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ BOARDS_GIB = (8, 16, 32, 64)  # of one memory for CPU and GPU, as Jetson boards 
 RESERVE_MIB = 2560  # system, CUDA context and libraries; an assumption, not measured
 SCORE_COPIES = 3  # of a layer's attention scores: raw, masked, softmax
 SLACK = 1.75  # of the allocator, so that no measured peak was above the estimate
+HALVES_ON_CPU = 1.1  # of what fp32 takes there: numbers are copied from one type to the other
 FIRST_RUN_MIB = 32  # small buffers of all graphs
 
 
@@ -29,6 +31,7 @@ class Workload:
     height: int | None = None
     width: int | None = None
     prompt_tokens: int = 32
+    on_cpu: bool = False  # by ONNX Runtime, which computes there in fp32 whatever the graphs keep
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def drawing_memory(model: ModelSpec, precision: Precision, weights: int, work: W
     return Memory(
         weights,
         cache_bytes(model, precision, work.num_requests, slots),
-        _activations(model, precision, work.num_requests, 4 * rows * columns, slots),
+        _activations(model, precision, work, 4 * rows * columns, slots),
     )
 
 
@@ -117,14 +120,15 @@ def format_fits(rows: Sequence[Fit]) -> str:
     return "\n".join(lines)
 
 
-def _activations(model: ModelSpec, precision: Precision, num_requests: int, patches: int, slots: int) -> int:
+def _activations(model: ModelSpec, precision: Precision, work: Workload, patches: int, slots: int) -> int:
     """A denoising step, the largest of all: every patch sees the cache and every patch."""
     if model.num_heads is None or model.ffn_size is None:
         raise RFError("This bundle was exported before its manifest told the widths of its layers. Export it again.")
     linear = 4 * model.hidden_size + 3 * model.ffn_size + (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     scores = SCORE_COPIES * model.num_heads * (slots + patches)
-    values = 2 * num_requests * patches * (linear + scores)
-    return int(SLACK * values * _value_bytes(precision)) + FIRST_RUN_MIB * MIB
+    values = 2 * work.num_requests * patches * (linear + scores)
+    size = 4 * HALVES_ON_CPU if work.on_cpu and is_half(precision) else _value_bytes(precision)
+    return int(SLACK * values * size) + FIRST_RUN_MIB * MIB
 
 
 def _grid(model: ModelSpec, work: Workload) -> tuple[int, int]:

@@ -211,13 +211,15 @@ def choose_tokens(
             "Leave out --size."
         )
     require_fit(edits, grid, manifest)
-    _apply(np.zeros(grid, np.int64), edits, manifest)  # refuses files before anything is drawn
+    apply_edits(np.zeros(grid, np.int64), edits, manifest)  # refuses files before anything is drawn
     if base is None:
         rep_ids = draw_rep_ids(pipeline, prompts, seed=seed, options=options, batch_size=batch_size)
     else:
         rep_ids = np.stack([base.rep_ids.ravel()] * len(prompts))
         pipeline.check(prompts, seed=seed, options=options, rep_ids=rep_ids)
-    changed = np.stack([_apply(each, edits, manifest) for each in rep_ids.reshape(-1, *grid)])  # [R, rows, columns]
+    changed = np.stack(
+        [apply_edits(each, edits, manifest) for each in rep_ids.reshape(-1, *grid)]
+    )  # [R, rows, columns]
     for edit in edits:
         if isinstance(edit.source, Redraw):
             for each in changed:
@@ -256,7 +258,7 @@ def _first_stage(pipeline: "Pipeline", requests: Sequence["Request"]) -> npt.NDA
     return np.stack(drawn, axis=1)
 
 
-def _apply(rep_ids: npt.NDArray[np.int64], edits: Sequence[Edit], manifest: Manifest) -> npt.NDArray[np.int64]:
+def apply_edits(rep_ids: npt.NDArray[np.int64], edits: Sequence[Edit], manifest: Manifest) -> npt.NDArray[np.int64]:
     """Fill and copy, [rows, columns]; regions that the model draws again stay as they are."""
     changed: npt.NDArray[np.int64] = rep_ids.copy()
     for edit in edits:

@@ -1,24 +1,25 @@
 """A decoded picture as red, green and blue of sRGB, upright and on white. Knows nothing of files but their notes."""
 
 import io
+from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from runtime.pictures.colour import to_srgb
-from runtime.pictures.grey import FLOAT, Samples, eight_bits, require_full_range
+from runtime.pictures.grey import FLOAT, Samples, eight_bits, full, require_full_range
 from runtime.pictures.notes import Notes, orientation
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
-    from PIL.ImageFile import ImageFile
 
 _STRAIGHT: Final = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}  # modes whose colours are multiplied by their opacity
+_WITH_OPACITY: Final = {1: {1: "La", 3: "RGBa"}, 2: {1: "LA", 3: "RGBA"}}  # modes, by TIFF's ExtraSamples
 _PLAIN: Final = ("L", "RGB", "CMYK", "LAB")
 
 
-def flatten(image: "ImageFile", content: bytes, notes: Notes, name: str) -> "Image":
+def flatten(image: "Image", content: bytes, notes: Notes, name: str) -> "Image":
     """Apply the notes of a picture.
 
     Args:
@@ -35,6 +36,8 @@ def flatten(image: "ImageFile", content: bytes, notes: Notes, name: str) -> "Ima
     """
     from PIL import Image
 
+    if notes.samples is not None and notes.samples.colours:
+        image, notes = _narrow(image, notes.samples, notes.extra, name), replace(notes, samples=None)
     opaque = _opaque(image, content, notes)
     own = image.info.get("icc_profile")
     flat = to_srgb(_without_opacity(image, notes, name), (own, *notes.profiles) if own else notes.profiles)
@@ -45,7 +48,25 @@ def flatten(image: "ImageFile", content: bytes, notes: Notes, name: str) -> "Ima
     return flat if turn is None else flat.transpose(turn)
 
 
-def _opaque(image: "ImageFile", content: bytes, notes: Notes) -> "Image | None":
+def _narrow(image: "Image", samples: Samples, extra: int, name: str) -> "Image":
+    """Wide numbers, which the decoder took for pixels of grey each, in 8 bits."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False).reshape(len(values), -1, samples.channels)
+    if samples.is_differences:
+        values = np.cumsum(values, axis=1, dtype=values.dtype)
+    levels = eight_bits(values[..., : samples.colours], samples, name)
+    if samples.channels > samples.colours and extra in _WITH_OPACITY and samples.colours < 4:
+        whole = replace(samples, low=0, high=full(samples.bits, samples.kind), is_inverted=False)
+        opacity = eight_bits(values[..., samples.colours, None], whole, name)
+        mode, levels = _WITH_OPACITY[extra][samples.colours], np.concatenate((levels, opacity), axis=2)
+    else:
+        mode = {1: "L", 3: "RGB", 4: "CMYK"}[samples.colours]
+    return Image.frombytes(mode, (levels.shape[1], levels.shape[0]), levels.tobytes())
+
+
+def _opaque(image: "Image", content: bytes, notes: Notes) -> "Image | None":
     """Mode L, 0 where the picture is transparent; None where nothing is."""
     if notes.alphas:  # as bytes for every colour, which Pillow does not take for the index of one
         image.info["transparency"] = notes.alphas[:256].ljust(256, b"\xff")
@@ -60,7 +81,7 @@ def _straight(image: "Image") -> "Image":
     return image.convert(_STRAIGHT.get(image.mode, image.mode))
 
 
-def _unlike(image: "ImageFile", content: bytes, notes: Notes) -> "Image":
+def _unlike(image: "Image", content: bytes, notes: Notes) -> "Image":
     """Mode L, 0 where a PNG file has its one transparent colour, compared with all its bits."""
     from PIL import Image, ImageChops
 
@@ -90,7 +111,7 @@ def _low_bytes(content: bytes) -> "Image":
     return image
 
 
-def _without_opacity(image: "ImageFile", notes: Notes, name: str) -> "Image":
+def _without_opacity(image: "Image", notes: Notes, name: str) -> "Image":
     """Of a mode that has a colour profile."""
     from PIL import Image
 

@@ -1,9 +1,10 @@
-"""Grey of more than 8 bits as grey of 8. Knows nothing of files but what they say of their numbers.
+"""Numbers of more than 8 bits as levels of 8. Knows nothing of files but what they say of their numbers.
 
 A file of 8 bits is black at 0 and white at 255. Wider numbers seldom fill their type: a camera stores 12 bits in 16, a
 microscope counts in 32, a simulation writes floats. What is black and white is taken from what the file says, or else
-from the type that the numbers fill; where they fill less than an eighth of it, nobody can know, and the picture is
-refused: read as it stands, it would be nearly black.
+from the type that the numbers fill. Numbers that leave more than seven eighths of 16 bits empty were made by a camera
+or a scanner of 8, 10, 12 or 14. Where that fits neither, nobody can know, and the picture is refused: read as it
+stands, it would be nearly black.
 """
 
 from collections.abc import Iterator
@@ -23,11 +24,17 @@ SIGNED: Final = 2
 FLOAT: Final = 3
 _ROWS_AT_ONCE: Final = 64
 _LEAST_SHARE: Final = 1 / 8  # of a type's range, that numbers which mean it fill
+_CONTAINERS: Final = {  # what is white in numbers that may have been of a smaller type
+    (UNSIGNED, 32): (255, 65535, 2**32 - 1),
+    (SIGNED, 32): (255, 65535, 2**31 - 1),
+    (FLOAT, 32): (1, 255, 65535),
+}
+_CAMERA_BITS: Final = (8, 10, 12, 14)  # that are stored in 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """How a file stores grey."""
+    """How a file stores its numbers."""
 
     bits: int
     kind: int = UNSIGNED
@@ -35,18 +42,21 @@ class Samples:
     low: float | None = None  # of the range from black to white, where the file says it
     high: float | None = None
     largest: float | None = None  # that its bits can hold
+    colours: int = 0  # for each pixel, where the decoder gives all channels side by side, as if each were a pixel
+    channels: int = 1  # those and opacity
+    is_differences: bool = False  # of each number from the one of the pixel before
 
 
 def eight_bits(values: npt.NDArray[Any], samples: Samples | None, name: str) -> npt.NDArray[np.uint8]:
-    """Scale grey.
+    """Scale numbers.
 
     Args:
-        values: [H, W].
+        values: [H, W], or [H, W, channels] of one range.
         samples: None for numbers that are known to fill 16 bits.
         name: Of the picture, for messages.
 
     Returns:
-        [H, W], 0 is black.
+        Of the same shape, 0 is black.
 
     Raises:
         RFError: Nobody can tell which numbers are black and white.
@@ -66,6 +76,11 @@ def eight_bits(values: npt.NDArray[Any], samples: Samples | None, name: str) -> 
     return result
 
 
+def full(bits: int, kind: int) -> int:
+    """The largest number of a type; 1 for floats, of which it is white."""
+    return 1 if kind == FLOAT else 2 ** (bits - (kind == SIGNED)) - 1
+
+
 def require_full_range(image: "Image", samples: Samples, name: str) -> None:
     """Refuse colours of 16 bits that fill less than an eighth of them; raises RFError."""
     largest = int(np.asarray(image).max())
@@ -83,11 +98,9 @@ def _range(values: npt.NDArray[Any], samples: Samples, name: str) -> tuple[float
     if samples.largest is not None and largest <= samples.largest:
         limit = samples.largest
     else:
-        limits = {
-            (UNSIGNED, 32): (255, 65535, 2**32 - 1),
-            (SIGNED, 32): (255, 65535, 2**31 - 1),
-            (FLOAT, 32): (1, 255, 65535),
-        }.get((samples.kind, samples.bits), (2 ** (samples.bits - (samples.kind == SIGNED)) - 1,))
+        limits: tuple[int, ...] = _CONTAINERS.get((samples.kind, samples.bits), (full(samples.bits, samples.kind),))
+        if samples.bits == 16 and largest < limits[-1] * _LEAST_SHARE:
+            limits = tuple(2**used - 1 for used in _CAMERA_BITS)
         limit = next((limit for limit in limits if largest <= limit), 0)
         is_guessed = samples.bits >= 16  # 12 bits or 8 are no container
         if not limit or (is_guessed and 0 < largest < limit * _LEAST_SHARE):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from runtime.errors import RFError
 from runtime.pictures.flatten import flatten
-from runtime.pictures.notes import read_notes
+from runtime.pictures.notes import Notes, read_notes
 from runtime.pictures.png import read_file, require_safe_size
 
 if TYPE_CHECKING:
@@ -63,13 +63,16 @@ def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
     """Decode a file: red, green and blue, upright and without transparency."""
     from PIL import Image, UnidentifiedImageError
 
+    notes = Notes()
     try:
         content, notes = read_notes(picture if isinstance(picture, bytes) else read_file(picture))
         with _decoder(content) as image:
-            require_safe_size(*image.size)
+            num_wide = notes.samples.channels if notes.samples else 1  # pixels of the decoder for one of the picture
+            require_safe_size(image.width // num_wide, image.height)
             image.draft("RGB", (4 * side, 4 * side))  # a large JPEG is decoded at a fraction of its size
             image.load()
-            require_safe_size(*image.size)  # the file in an icon may be larger than the icon says
+            # The file in an icon may be larger than the icon says.
+            require_safe_size(image.width // num_wide, image.height)
             return flatten(image, content, notes, name)
     except RFError:
         raise
@@ -87,7 +90,8 @@ def _open(picture: str | Path | bytes, name: str, side: int) -> "Image":
         ) from None
     except Exception as error:  # Pillow's readers raise whatever a damaged file makes of them
         what = "or of a kind that is not read" if isinstance(error, SyntaxError) else "and cannot be read"
-        raise RFError(f"{name} is damaged {what} ({error}). Save it again, as a PNG file.") from error
+        why = f"{error}, {notes.samples.bits} bits for each number" if notes.samples else error
+        raise RFError(f"{name} is damaged {what} ({why}). Save it again, as a PNG file of 8 or 16 bits.") from error
 
 
 def _decoder(content: bytes) -> "ImageFile":

@@ -10,12 +10,12 @@ import re
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from runtime.pictures import png
 from runtime.pictures.colour import SRGB, gamma_profile, video_profile
-from runtime.pictures.grey import Samples
+from runtime.pictures.grey import FLOAT, SIGNED, UNSIGNED, Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Notes:
     orientation: int = 1  # of EXIF: 1 is upright
     profiles: tuple[bytes, ...] = ()  # ICC; the first sound one counts, and SRGB ends the search
     samples: Samples | None = None  # of a TIFF file
+    extra: int = 0  # of TIFF: what follows the colours of a pixel; 1 and 2 are opacity
     transparent: tuple[int, ...] = ()  # the one transparent colour of a PNG file, a number per channel
     alphas: bytes = b""  # the opacity of every colour of the palette of a PNG file
     depth: int = 8  # bits of a channel of a PNG file
@@ -38,10 +39,14 @@ _SHORT, _LONG, _DOUBLE = 3, 4, 12
 _ORIENTATION: Final = 274
 _PROFILE: Final = 34675
 _XMP: Final = 700
+_EXTRA: Final = 338
 # What a decoder needs of TIFF: sizes, places and packing of the pixels, and their meaning.
 _NEEDED: Final = frozenset(
     (*range(256, 260), 262, 266, 273, *range(277, 280), 284, 292, 293, 317, 320, *range(322, 326), 332, 334, 338, 339)
 ) | {347, *range(512, 516), *range(517, 522), *range(529, 533), 50674}
+_COLOURS: Final = {0: 1, 1: 1, 2: 3, 5: 4}  # channels by their meaning: grey (white or black is 0), RGB, CMYK
+_LOSSLESS: Final = (1, 5, 8, 32773, 32946)  # kinds of packing: none, LZW, deflate, PackBits
+_STRAIGHT_OPACITY: Final = 2
 _LISTS: Final = frozenset((258, 273, 279, 320, 324, 325, 338, 339, 347, 519, 520, 521, 529, 530, 532, 50674))
 
 
@@ -162,12 +167,70 @@ def _tiff(content: bytes) -> Read:
         # Not meant for this, but where it is a number of bits, it tells how many are used.
         largest=most[0] if most and bits[0] >= 16 and (int(most[0]) + 1).bit_count() == 1 else None,
     )
+    changed = {262: 1} if is_inverted else {}
+    if wide := _as_wide_grey(directory, samples):
+        samples = replace(
+            samples,
+            colours=_COLOURS[directory.numbers(262)[0]],
+            channels=(directory.numbers(277) or (1,))[0],
+            is_differences=directory.numbers(317)[:1] == (2,),
+        )
+        changed = wide
     profile = directory.content(_PROFILE)
-    return directory.with_only(_NEEDED, {262: 1} if is_inverted else {}), Notes(
+    return directory.with_only(_NEEDED - {_EXTRA} if wide else _NEEDED, changed), Notes(
         orientation=orientation(content, directory.content(_XMP)),
         profiles=(profile,) if profile else (),
         samples=samples,
+        extra=(directory.numbers(_EXTRA) or (_STRAIGHT_OPACITY,))[0],
     )
+
+
+def _as_wide_grey(directory: "_Directory", samples: Samples) -> dict[int, int]:
+    """What makes a decoder take several wide numbers a pixel for several pixels of grey; nothing where it need not.
+
+    Decoders know few such files, and take the upper 8 bits of those they know. The numbers lie in one row all the same.
+    """
+
+    def said(tag: int, default: int) -> int:
+        return int((directory.numbers(tag) or (default,))[0])
+
+    colours, channels, predictor = _COLOURS.get(said(262, 0)), said(277, 1), said(317, 1)
+    is_even = len({*directory.numbers(258)}) == 1 and len({*directory.numbers(339)}) <= 1
+    if not (
+        colours
+        and is_even
+        and colours <= channels <= 16
+        and (channels > 1 or (samples.bits == 32 and samples.kind == UNSIGNED))
+        and (samples.bits, samples.kind) in ((16, UNSIGNED), (16, SIGNED), (32, UNSIGNED), (32, SIGNED), (32, FLOAT))
+        and said(284, 1) == 1  # not one colour after the other
+        and said(259, 1) in _LOSSLESS
+        and (predictor == 1 or (predictor == 2 and samples.kind != FLOAT and not directory.numbers(322)))
+    ):
+        return {}
+    widths = {tag: said(tag, 0) * channels for tag in (256, 322) if directory.numbers(tag)}
+    kind = {16: UNSIGNED, 32: SIGNED}[samples.bits] if samples.kind != FLOAT else FLOAT  # which every decoder knows
+    return {**widths, 258: samples.bits, 262: 1, 277: 1, 317: 1, 339: kind}
+
+
+def _gif(content: bytes) -> Read:
+    """Its profile lies in blocks of up to 255 bytes, before the pixels."""
+    at, parts = content.find(_GIF_PROFILE), []
+    at = at + len(_GIF_PROFILE) if at >= 0 else len(content)
+    while at < len(content) and content[at]:
+        parts.append(content[at + 1 : at + 1 + content[at]])
+        at += 1 + content[at]
+    return content, Notes(profiles=(b"".join(parts),) if parts else ())
+
+
+_GIF_PROFILE: Final = b"\x21\xff\x0bICCRGBG1012"
+
+
+def _bmp(content: bytes) -> Read:
+    """Its fifth header tells where a profile lies, counted from behind the 14 bytes of the file."""
+    if len(content) < 14 + 124 or content[70:74] != b"DEBM":  # PROFILE_EMBEDDED
+        return content, Notes()
+    start, size = struct.unpack_from("<II", content, 14 + 112)
+    return content, Notes(profiles=(content[14 + start : 14 + start + size],))
 
 
 def _avif(content: bytes) -> Read:
@@ -188,6 +251,8 @@ _KINDS: Final[dict[bytes, Callable[[bytes], Read]]] = {
     rb"\x89PNG\r\n\x1a\n": _png,
     rb"\xff\xd8\xff": _jpeg,
     rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]": _tiff,
+    rb"GIF8": _gif,
+    rb"BM.{12}\x7c\0\0\0": _bmp,
     rb"....ftyp": _avif,
     rb"\0\0\0\x0cjP  ": _jpeg2000,
 }
@@ -244,7 +309,7 @@ class _Directory:
         return struct.unpack_from(f"{self._order}{min(count, most)}{_TYPES[kind]}", self.content(tag))
 
     def with_only(self, tags: frozenset[int], changed: dict[int, int]) -> bytes:
-        """The file with a directory of these tags alone, and some changed to a number, at its end; never a BigTIFF."""
+        """The file with a directory of these tags alone at its end, and some changed to a number; never a BigTIFF."""
         if not self._entries:
             return self._content
         entries = {}
@@ -255,7 +320,7 @@ class _Directory:
                 if _SIZES[kind] == 8 and kind in _TYPES and kind != _DOUBLE:
                     kind, content = _LONG, struct.pack(f"{self._order}{count}I", *self.numbers(tag, count))
                 entries[tag] = kind, count, content
-        entries |= {tag: (_SHORT, 1, struct.pack(f"{self._order}H", value)) for tag, value in changed.items()}
+        entries |= {tag: (_LONG, 1, struct.pack(f"{self._order}I", value)) for tag, value in changed.items()}
         start = len(self._content) + len(self._content) % 2
         room = start + 2 + 12 * len(entries) + 4
         rows, rest = b"", b""

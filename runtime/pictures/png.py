@@ -78,17 +78,27 @@ def read_parameters(path: str | Path) -> dict[str, Any]:
     """How a picture was made; empty for a picture of somebody else. Raises RFError for no or a damaged PNG file."""
     try:
         content = read_file(path)
-        found = list(chunks(content))
-        _require_header(content, found)
     except (OSError, ValueError) as error:
         raise RFError(f"{path} is not a readable PNG file: {error}.") from error
+    return parameters_in(content, str(path))
+
+
+def parameters_in(content: bytes, where: str) -> dict[str, Any]:
+    """The same of the content of a file; messages call it `where`."""
+    try:
+        found = list(chunks(content))
+        _require_header(content, found)
+    except ValueError as error:
+        raise RFError(f"{where} is not a readable PNG file: {error}.") from error
     mine = [chunk for chunk in found if chunk.kind in _TEXTS and keyword(chunk) == KEYWORD]
     try:
         parameters = json.loads(text(mine[-1])) if mine else {}
     except (ValueError, RecursionError):
         parameters = None
     if not isinstance(parameters, dict):
-        raise RFError(f"{path} has damaged parameters: its text {KEYWORD!r} is no JSON object. Draw the picture again.")
+        raise RFError(
+            f"{where} has damaged parameters: its text {KEYWORD!r} is no JSON object. Draw the picture again."
+        )
     return parameters
 
 

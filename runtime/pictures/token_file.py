@@ -21,7 +21,7 @@ from runtime.bundle.strict_json import NotNegative, Record, read_as, read_docume
 from runtime.errors import RFError
 from runtime.events import PictureEvent
 from runtime.noise import MAX_SEED
-from runtime.pictures.png import read_parameters
+from runtime.pictures.png import parameters_in, read_parameters
 from runtime.signature import Positive
 
 FORMAT: Final = "rf-export-tokens"
@@ -135,7 +135,15 @@ def _is_png(path: Path) -> bool:
 
 def stored_grid(path: Path) -> RepGrid | None:
     """The tokens in a PNG file that `generate` wrote, or None; raises RFError where they are damaged or many."""
-    parameters = read_parameters(path) if _is_png(path) else {}
+    return _grid_of(read_parameters(path), str(path)) if _is_png(path) else None
+
+
+def grid_in(content: bytes, where: str) -> RepGrid | None:
+    """The same of the content of a PNG file; messages call it `where`."""
+    return _grid_of(parameters_in(content, where), where)
+
+
+def _grid_of(parameters: dict[str, Any], where: str) -> RepGrid | None:
     if "pictures" in parameters:
-        raise RFError(f"{path} is a sheet of several pictures. Draw them with --each, and give one of those files.")
-    return RepGrid.from_dict(parameters[PNG_KEY], f"{path}: {PNG_KEY}") if PNG_KEY in parameters else None
+        raise RFError(f"{where} is a sheet of several pictures. Draw them with --each, and give one of those files.")
+    return RepGrid.from_dict(parameters[PNG_KEY], f"{where}: {PNG_KEY}") if PNG_KEY in parameters else None

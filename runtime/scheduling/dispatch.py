@@ -24,6 +24,7 @@ from runtime.errors import RFError
 from runtime.scheduling.batches import Job, PixelBatch, TokenBatch
 
 WhenFull: TypeAlias = Literal["refuse", "wait"]
+OnStep: TypeAlias = Callable[[Literal["tokens", "pixels"], int, float], None]  # stage, requests of its batch, seconds
 
 
 @dataclass(eq=False)
@@ -47,16 +48,22 @@ class Dispatcher(ProcessBound):
         max_batch: int,
         max_queue: int,
         clock: Callable[[], float],
+        on_step: OnStep | None = None,
     ) -> None:
         super().__init__()
         self._tokens = _Turn(tokens)
         self._pixels = [_Turn(batch) for batch in pixels]
-        self._max_batch, self._max_queue, self._clock = max_batch, max_queue, clock
+        self._max_batch, self._max_queue, self._clock, self._on_step = max_batch, max_queue, clock, on_step
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
         self._waiting: deque[Job] = deque()  # have their tokens, and no place in a pixel batch yet
         self._closed = False
         self._now_s = 0.0  # what the batches that are never idle have had
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._closed
 
     def submit(self, job: Job, when_full: WhenFull) -> None:
         """Put a request at the end of the queue.
@@ -127,10 +134,13 @@ class Dispatcher(ProcessBound):
         except Exception as error:  # whatever it is, it is of this batch alone, and its callers must not wait for ever
             for job in turn.batch.jobs:
                 job.handle.fail(error)
+        seconds, num_jobs = self._clock() - start, len(turn.batch.jobs)
         with self._changed:
-            turn.used_s += self._clock() - start
+            turn.used_s += seconds
             self._give_back(turn, finished)
             self._changed.notify_all()
+        if self._on_step is not None:
+            self._on_step("tokens" if turn is self._tokens else "pixels", num_jobs, seconds)
         return True
 
     def _take(self) -> _Turn | None:

@@ -23,7 +23,7 @@ from runtime.errors import RFError
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
 from runtime.scheduling.batches import PixelBatch, TokenBatch, make_job
-from runtime.scheduling.dispatch import Dispatcher, WhenFull
+from runtime.scheduling.dispatch import Dispatcher, OnStep, WhenFull
 from runtime.scheduling.handle import DrawingHandle, Reports
 
 
@@ -44,6 +44,8 @@ class Scheduler:
             little from a second thread, and workers do not wait for one another.
         num_pixel_batches: Batches that the pictures in denoising are spread over; None makes one for every
             worker. Where one run fills the device, as on a GPU, one is better.
+        on_step: Called by a worker after each step with the stage, the requests of its batch and the seconds it
+            took: for counting, so it must be quick and raise nothing.
 
     Raises:
         RFError: A number below 1, or a pipeline in the modern dialect: requests come and go by laying their
@@ -58,6 +60,7 @@ class Scheduler:
         max_queue: int = 64,
         num_workers: int | None = None,
         num_pixel_batches: int | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         if num_workers is None:
             num_workers = _workers_for(pipeline.num_threads, max_batch)
@@ -84,6 +87,7 @@ class Scheduler:
             max_batch=max_batch,
             max_queue=max_queue,
             clock=time.perf_counter,
+            on_step=on_step,
         )
         self._workers = [
             threading.Thread(target=_work, args=(self._dispatcher,), name=f"rf-scheduler-{index}", daemon=True)
@@ -94,6 +98,11 @@ class Scheduler:
         self._finalizer = weakref.finalize(self, _end, self._dispatcher, self._workers)
         for worker in self._workers:
             worker.start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests: it was closed, or a bug ended a worker."""
+        return self._dispatcher.closed
 
     def submit(
         self,

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import MODEL
 
 from engines import DimRange, EngineConfig, TensorRTConfig, parse_dims
 from engines.build import create_builder
@@ -15,23 +16,7 @@ from runtime import RFError
 from runtime.backends.cuda.layout import ALIGNMENT, cache_slots, padded_prompt
 from runtime.backends.interface import Target
 from runtime.bundle.compatibility import any_device, device_fits, from_capability, from_version, version_fits
-from runtime.signature import GRAPHS, GraphSignature, ModelSpec, Variant
-
-MODEL = ModelSpec(
-    patch_size=4,
-    hidden_size=32,
-    num_layers=2,
-    num_kv_heads=2,
-    head_dim=8,
-    vocab_size=61,
-    rep_vocab_size=40,
-    rep_start_id=40,
-    max_grid=4,
-    max_positions=128,
-    default_height=16,
-    default_width=24,
-    num_parameters=1,
-)
+from runtime.signature import GRAPHS, GraphSignature, Variant
 
 
 def test_a_range_is_read_and_written():

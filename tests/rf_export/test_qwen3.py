@@ -161,6 +161,22 @@ def test_weights_are_written_in_the_type_that_is_asked_for(tmp_path: Path, dtype
 
 
 @pytest.mark.parametrize(
+    ("value", "dtype", "would"),
+    [(1e5, "fp16", "inf"), (1e-8, "fp16", "0"), (-3e-9, "fp16", "-0"), (3.4e38, "bf16", "inf")],
+)
+def test_a_type_that_would_lose_a_weight_is_refused(
+    source: Path, tmp_path: Path, value: float, dtype: qwen3.DType, would: str
+) -> None:
+    weights = torch.eye(32, 48)
+    weights[3, 3] = value
+    _resave(source, "model.layers.1.self_attn.o_proj.weight", weights)
+    with pytest.raises(RFError, match=rf" do not fit .*would become {would}\. Choose --dtype fp32"):
+        import_qwen3(source, tmp_path / "out", ImportOptions(parts="tiny", dtype=dtype))
+    assert not (tmp_path / "out").exists()
+    import_qwen3(source, tmp_path / "out", ImportOptions(parts="tiny", dtype="fp32"))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_type": "llama"}, "model_type 'llama'"),

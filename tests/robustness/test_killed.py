@@ -86,7 +86,7 @@ def test_a_place_where_no_folder_can_be_is_refused(tiny_checkpoint: Path, tmp_pa
     result = CliRunner().invoke(cli.main, ["export", str(tiny_checkpoint), "-o", str(tmp_path / place)])
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
-    assert "hoose another output path" in result.stderr
+    assert ". Choose another output path." in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

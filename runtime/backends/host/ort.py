@@ -51,6 +51,8 @@ def session_options(num_threads: int | None) -> ort.SessionOptions:
     # 0 is a thread per core of the whole machine, each bound to its core, whatever this process may use.
     options.intra_op_num_threads = num_threads or (usable_cores() if is_confined() else 0)
     options.log_severity_level = _ERRORS_ONLY
+    # From the second run of a shape on, a pattern would take all its memory once more in one block; no run is faster.
+    options.enable_mem_pattern = False
     # INT8 weights times inputs that are rounded to INT8 by block: the way that has kernels for VNNI and AMX.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     return options

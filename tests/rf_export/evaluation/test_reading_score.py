@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli import main
-from rf_export.checkpoint import save_checkpoint
+from rf_export.checkpoint import open_tokenizer, save_checkpoint
 from rf_export.config import preset
+from rf_export.evaluation.evaluate import EvaluationOptions, _draw_eager
 from rf_export.evaluation.understanding import (
     SCENE_SEED,
     SETS,
@@ -23,16 +25,23 @@ from rf_export.evaluation.understanding import (
     Picture,
     eager_answerer,
     everything_to_ask,
+    open_answerer,
     score_answers,
     true_captions,
 )
 from rf_export.model import RFModel
 from rf_export.training.objective import describe_loss
 from rf_export.training.questions import caption_of, kinds_for, questions_about
-from rf_export.training.scenes import RELATIONS, SceneConfig, atlas_layout, make_scene, relation_holds
+from rf_export.training.scenes import RELATIONS, Demand, SceneConfig, atlas_layout, make_scene, relation_holds
 from rf_export.training.tokens import build_tokenizer, make_batch
+from runtime.errors import RFError
+from runtime.text.tokenizer import PromptTokenizer
 from verification.measures.token_agreement import Reading, TokenAgreement, compare_answers, merge
 
+VOCAB = {piece: n for n, piece in enumerate(["a", "b", "c", "e", "r", "z", " ", "ca", "car", "br", "ebr"])}
+MERGES = [("c", "a"), ("ca", "r"), ("b", "r"), ("e", "br")]
+EMPTY_TOKENIZER = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+EMPTY_TOKENIZER |= {"version": "1.0", "added_tokens": []}
 SCENES = SceneConfig(size=16, num_objects=4)
 REFERENCE = Path(__file__).parents[3] / "examples/reference"
 
@@ -102,7 +111,31 @@ def test_the_sets_hold_what_training_never_showed() -> None:
     assert [held_out for _, held_out in SETS.values()] == [False, True, False, False]
 
 
-def test_a_model_that_learnt_its_answers_gives_them() -> None:
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({"model": {"type": "BPE", "vocab": VOCAB, "merges": MERGES, "dropout": 0.5}}, ()),
+        ({"model": {"type": "BPE", "vocab": {k: VOCAB[k] for k in VOCAB if k != "z"}, "merges": MERGES}}, ("a zebra",)),
+        ({"model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1}, "unk_token": "[UNK]"}}, ("a zebra", "a car")),
+    ],
+)
+def test_texts_for_eager_models_are_encoded_as_the_runtime_encodes_them(
+    tmp_path: Path, change: dict[str, Any], refused: tuple[str, ...]
+) -> None:
+    """One encoding for one text, and no part of it lost."""
+    save_checkpoint(RFModel(preset("tiny")), json.dumps(EMPTY_TOKENIZER | change), tmp_path / "checkpoint")
+    _, is_known, _ = open_answerer(tmp_path / "checkpoint")
+    assert [text for text in ("a zebra", "a car") if not is_known(text)] == list(refused)
+    tokenizer = open_tokenizer(tmp_path / "checkpoint", preset("tiny"))
+    if not refused:
+        assert len({tuple(tokenizer.encode("a car a car a car", 99)) for _ in range(30)}) == 1
+    else:
+        demand = Demand(kind="single", items=(("car", "zebra"),))
+        with pytest.raises(RFError, match=r"in the prompt .a car zebra."):
+            next(_draw_eager(tmp_path / "checkpoint", [demand], EvaluationOptions()))
+
+
+def test_a_model_that_learnt_its_answers_gives_them(tmp_path: Path) -> None:
     """Ties asking to training: a model that knows a few pictures by heart answers every question about them."""
     torch.manual_seed(0)
     model = RFModel(preset("tiny"))
@@ -118,7 +151,9 @@ def test_a_model_that_learnt_its_answers_gives_them() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    answer = eager_answerer(model.eval(), tokenizer, (SCENES.size, SCENES.size))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    known = PromptTokenizer(tmp_path / "tokenizer.json", model.config.vocab_size)
+    answer = eager_answerer(model.eval(), known, (SCENES.size, SCENES.size))
     for scene, asked in zip(scenes, questions, strict=True):
         texts = (caption_of(scene), *asked)
         readings = answer(scene.picture, [one.text for one in texts])

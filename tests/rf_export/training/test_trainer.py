@@ -455,6 +455,10 @@ def test_a_checkpoint_without_questions_is_a_start_and_one_with_other_words_is_n
     (start / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(RFError, match=r"have other ids than these scenes' \(car, fish\)"):
         Trainer(CONFIG, MODEL, tmp_path, start)
+    tokenizer["model"] = {"type": "BPE", "vocab": {"[UNK]": 1, "a": 0}, "merges": []}
+    (start / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(RFError, match=r"has a vocabulary of its own, .*train it in a loop of your own"):
+        Trainer(CONFIG, MODEL, tmp_path, start)
     (start / "tokenizer.json").unlink()
     with pytest.raises(RFError, match=r"tokenizer\.json is not a tokenizer"):
         Trainer(CONFIG, MODEL, tmp_path, start)

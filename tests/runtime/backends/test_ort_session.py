@@ -1,6 +1,8 @@
 """A bound graph reads and writes the memory that it was given, for as long as it can run; errors are told apart."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -10,6 +12,34 @@ import pytest
 from engines.probe import probe_inputs
 from runtime.backends.host.ort import OrtSession, open_session, session_options
 from runtime.signature import GRAPHS
+
+_RUNS = """
+import sys
+from pathlib import Path
+import numpy as np
+from runtime.backends.host.machine import process_memory
+from runtime.backends.host.ort import OrtSession, open_session, session_options
+
+session = OrtSession(open_session(Path(sys.argv[1]), session_options(1)))
+num = 2000
+sizes = {"request": num, "2*request": 2 * num, "height": 8, "width": 8}
+inputs = {}
+for spec in session.signature.inputs:
+    shape = [sizes.get(size, 4) if isinstance(size, str) else size for size in spec.shape]
+    inputs[spec.name] = np.ones(shape, spec.dtype)
+inputs["past_length"][:] = 3
+for _ in range(3):
+    session.run(inputs)
+    print(process_memory().peak >> 20)
+"""
+
+
+def test_the_second_run_of_a_shape_takes_no_more_memory_than_the_first(tiny_bundle):
+    file = tiny_bundle / "graphs/denoiser.fp32.classic.onnx"
+    run = subprocess.run([sys.executable, "-c", _RUNS, str(file)], capture_output=True, text=True, check=True)
+    first, *others = map(int, run.stdout.split())
+    assert first > 100, "it takes enough to be seen"
+    assert max(others) <= first + 10
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

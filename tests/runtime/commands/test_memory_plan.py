@@ -8,14 +8,15 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import sample_model
 
 import cli
 from runtime.backends.host.cache import KVCache
 from runtime.commands.memory_plan import MIB, Workload, cache_bytes, drawing_memory, fits, largest_batch
 from runtime.errors import RFError
-from runtime.signature import ModelSpec, Variant
+from runtime.signature import Variant
 
-MODEL = ModelSpec(
+MODEL = sample_model(
     patch_size=16,
     hidden_size=512,
     num_layers=8,
@@ -47,6 +48,32 @@ def test_the_estimate_is_above_what_was_measured_and_below_twice_it(requests, si
     work = Workload(num_requests=requests, height=side, width=side, prompt_tokens=1)  # python docs/memory_table.py
     estimate = drawing_memory(MODEL, "fp32", 0, work).total / MIB
     assert measured_mib < estimate < 2 * measured_mib
+
+
+SMALL = sample_model(
+    patch_size=6,
+    max_grid=8,
+    default_height=48,
+    default_width=48,
+    hidden_size=192,
+    num_layers=6,
+    num_kv_heads=2,
+    head_dim=32,
+    num_heads=6,
+    ffn_size=640,
+)
+
+
+@pytest.mark.parametrize(
+    ("precision", "requests", "measured_mib"),
+    [("fp32", 1, 9), ("fp32", 8, 39), ("fp32", 64, 272), ("fp16", 1, 9), ("fp16", 8, 40), ("fp16", 64, 294)],
+)
+def test_the_estimate_of_many_pictures_on_a_cpu_is_above_what_the_reference_model_took(
+    precision, requests, measured_mib
+):
+    work = Workload(num_requests=requests, prompt_tokens=3, on_cpu=True)
+    estimate = drawing_memory(SMALL, precision, 0, work).total / MIB
+    assert measured_mib < estimate < 1.2 * measured_mib + 32
 
 
 @given(st.integers(1, 2**36), st.sampled_from([256, 512, 1024]), st.integers(1, 512))

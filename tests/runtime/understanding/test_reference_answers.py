@@ -4,9 +4,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from tokenizers import Tokenizer
 
 from rf_export.checkpoint import load_checkpoint
+from rf_export.checkpoint import open_tokenizer as checkpoint_tokenizer
 from rf_export.evaluation.understanding import SCENE_SEED, eager_answerer, everything_to_ask
 from rf_export.model import RFModel, model_spec
 from rf_export.trace import trace
@@ -39,8 +39,7 @@ def loaded(model: RFModel, reference_bundle: Path, tmp_path_factory: pytest.Temp
 
 def check_answers(model: RFModel, loaded: LoadedModel, num_scenes: int) -> tuple[TokenAgreement, int]:
     """Compare captions and answers about held-out scenes with eager PyTorch's, in tokens; and how many are right."""
-    tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
-    eager, config = eager_answerer(model, tokenizer), SceneConfig()
+    eager, config = eager_answerer(model, checkpoint_tokenizer(CHECKPOINT, model.config)), SceneConfig()
     pairs, right = [], 0
     for index in range(num_scenes):
         scene = make_scene(SCENE_SEED, index, config, held_out=True)

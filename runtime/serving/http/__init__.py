@@ -1,0 +1,1 @@
+"""The protocol of OpenAI's API over a drawer: routes, their texts, and what guards them."""

@@ -1,0 +1,57 @@
+"""What a server counts, for Prometheus: drawings, steps, refusals, waiting times. Knows nothing of HTTP."""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_STEPS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_WAITS_S: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Metrics:
+    """The numbers of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("rf_http_requests", "Answered requests.", ["route", "status"], registry=self.registry)
+        self.pictures = Counter("rf_pictures", "Finished pictures.", registry=self.registry)
+        self.answers = Counter("rf_answers", "Finished answers.", registry=self.registry)
+        self.cancelled = Counter("rf_cancelled", "Work that its caller gave up.", ["work"], registry=self.registry)
+        self.refused = Counter("rf_refused", "Work that was refused or failed.", ["kind"], registry=self.registry)
+        self.picture_seconds = Histogram(
+            "rf_picture_seconds",
+            "From the request to its picture, waiting included.",
+            buckets=_WAITS_S,
+            registry=self.registry,
+        )
+        self.first_preview_seconds = Histogram(
+            "rf_first_preview_seconds",
+            "From the request to its first preview.",
+            buckets=_WAITS_S,
+            registry=self.registry,
+        )
+        self.step_seconds = Histogram(
+            "rf_step_seconds", "A step of a batch.", ["stage"], buckets=_STEPS_S, registry=self.registry
+        )
+        self.batch_size = Histogram(
+            "rf_batch_size", "Requests of a batch at a step.", ["stage"], buckets=_BATCHES, registry=self.registry
+        )
+
+    def watch(self, stages: Mapping[str, Callable[[], float]]) -> None:
+        """Tell how many requests are in a stage, by asking when somebody looks."""
+        gauge = Gauge("rf_in_flight", "Requests in a stage.", ["stage"], registry=self.registry)
+        for stage, count in stages.items():
+            gauge.labels(stage).set_function(count)
+
+    def on_step(self, stage: str, num_requests: int, seconds: float) -> None:
+        """Count a step of the scheduler."""
+        self.step_seconds.labels(stage).observe(seconds)
+        self.batch_size.labels(stage).observe(num_requests)
+
+    def text(self) -> bytes:
+        """All of them, as Prometheus reads it."""
+        return generate_latest(self.registry)

@@ -1,0 +1,56 @@
+"""The application: OpenAI's API over a drawer, the page that uses it, and what guards both.
+
+Knows nothing of sockets and processes: server.py runs it, and so may any ASGI server.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, cast
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+from starlette.types import ExceptionHandler
+
+from runtime.errors import RFError
+from runtime.serving.drawer import Drawer
+from runtime.serving.http import chat, images, models
+from runtime.serving.http.errors import ClientGoneError, RefusalError, respond
+from runtime.serving.http.guard import Guard, Limits
+
+WEB: Final = Path(__file__).parents[1] / "web"
+_ROUTERS: Final = (images.router, chat.router, models.router)
+_ERRORS: Final = (RFError, RefusalError, ClientGoneError, RequestValidationError, HTTPException)
+
+
+def create_app(drawer: Drawer, limits: Limits | None = None, *, model_name: str = "rf-export") -> FastAPI:
+    """The application.
+
+    Args:
+        drawer: Does the work; warmed up when the application starts, and closed when it ends.
+        limits: Who may ask, and how much.
+        model_name: What clients call the model.
+    """
+    limits = limits or Limits()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        await drawer.warm_up()
+        yield
+        await drawer.close()
+
+    app = FastAPI(title="rf-export", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.drawer, app.state.limits, app.state.model_name = drawer, limits, model_name
+    app.state.info, app.state.started = drawer.info(), int(time.time())
+    for router in _ROUTERS:
+        app.include_router(router)
+    routes = {route.path for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)}
+    app.mount("/", StaticFiles(directory=WEB, html=True))
+    for error in _ERRORS:
+        app.add_exception_handler(error, cast(ExceptionHandler, respond))
+    app.add_middleware(Guard, limits=limits, metrics=drawer.metrics, routes={*routes, "/"})
+    return app
