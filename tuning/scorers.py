@@ -9,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -101,17 +102,18 @@ class CommandScorer:
             )
         except OSError as error:
             raise RFError(f"The scorer {words[0]!r} cannot be run: {error.strerror}. Correct --score.") from error
-        try:
-            out, told = process.communicate(timeout=self._timeout)
-        except BaseException as error:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            if isinstance(error, subprocess.TimeoutExpired):
-                raise RFError(
-                    f"{self._what(prompt)} did not answer within {self._timeout:g} seconds. Look why it hangs, or give "
-                    "it more with --score-timeout."
-                ) from None
-            raise
+        with process:  # closes its pipes, also where what left its group holds them open
+            try:
+                out, told = process.communicate(timeout=self._timeout)
+            except BaseException as error:
+                with suppress(ProcessLookupError):  # it may end in this moment
+                    os.killpg(process.pid, signal.SIGKILL)
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise RFError(
+                        f"{self._what(prompt)} did not answer within {self._timeout:g} seconds. Look why it hangs, or "
+                        "give it more with --score-timeout."
+                    ) from None
+                raise
         return process.returncode, out, told
 
     def _what(self, prompt: str) -> str:

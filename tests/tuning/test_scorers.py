@@ -91,6 +91,23 @@ def test_a_scorer_that_hangs_is_ended_with_all_that_it_started(tmp_path):
     pytest.fail("the child of the scorer goes on")
 
 
+def test_a_child_that_leaves_its_group_holds_nobody_up():
+    started = time.monotonic()
+    with pytest.raises(RFError, match="did not answer within"):
+        score("setsid sleep 15 & wait", timeout=0.5)
+    assert time.monotonic() - started < 12
+
+
+def test_an_interrupt_is_passed_on_also_where_the_scorer_has_just_ended(monkeypatch):
+    def interrupted(process, timeout):
+        process.wait()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score("echo 1")
+
+
 @pytest.mark.parametrize("command", ["", "judge", "judge {prompt}", "{png}", "judge '{png}"])
 def test_a_command_that_cannot_be_run_on_a_picture_is_refused(command):
     with pytest.raises(RFError, match="score "):

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 
 from rf_export.evaluation.checker import Detection
-from rf_export.evaluation.evaluate import EvaluationOptions, evaluate_model
+from rf_export.evaluation.evaluate import CheckerScorer, EvaluationOptions, evaluate_model
 from rf_export.evaluation.metric import Rate, evaluation_demands, judge
-from rf_export.training.scenes import KINDS, Demand, SceneConfig, held_out_pairs
+from rf_export.training.scenes import KINDS, Demand, SceneConfig, held_out_pairs, make_scene
 from runtime.errors import RFError
 
 CONFIG = SceneConfig(size=48, num_objects=16, styles=("fluent-flat", "fluent-3d"))
@@ -97,3 +97,19 @@ def test_options_of_the_other_kind_of_model_are_refused(tiny_bundle, tiny_checkp
         evaluate_model(tiny_bundle, EvaluationOptions(num_prompts=1, without_rep=True))
     with pytest.raises(RFError, match="is no bundle: a checkpoint is drawn in fp32, and int8 was asked for"):
         evaluate_model(tiny_checkpoint, EvaluationOptions(num_prompts=1, precision="int8"))
+
+
+def test_the_checker_scores_pictures_for_a_search() -> None:
+    scenes = [make_scene(3, index, SceneConfig()) for index in range(12)]
+    captions = [scene.demand.caption for scene in scenes]
+    pictures = [scene.picture for scene in scenes]
+    right, wrong = (
+        CheckerScorer().score(pictures, captions),
+        CheckerScorer().score(pictures, captions[1:] + captions[:1]),
+    )
+    assert sum(right) >= 11  # it accepts 99% of right pictures
+    assert sum(wrong) <= 1
+    with pytest.raises(RFError, match=r"cannot judge these pictures: expected a caption.*got 'a zebra'.*--score"):
+        CheckerScorer().score(pictures[:1], ["a zebra"])
+    with pytest.raises(RFError, match="cannot judge these pictures: pictures must be"):
+        CheckerScorer().score([picture[:16, :24] for picture in pictures[:1]], captions[:1])

@@ -21,6 +21,7 @@ from rf_export.training.scenes import (
     atlas_layout,
     held_out_pairs,
     make_scene,
+    read_caption,
     relation_holds,
     sprite,
     vocabulary,
@@ -250,3 +251,18 @@ def test_at_most_one_relation_holds_and_its_opposite_holds_the_other_way(x: int,
 def test_a_wrong_configuration_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SceneConfig(**changes)
+
+
+@given(configs, seeds, indices, st.booleans())
+def test_a_caption_is_read_back_as_what_it_demands(config: SceneConfig, seed: int, index: int, held_out: bool) -> None:
+    demand = make_scene(seed, index, config, held_out=held_out).demand
+    assert read_caption(demand.caption, config) == demand
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["", "a car", "a red zebra", "five red cars", "a red car and", "a red car near a blue fish", "two red car!"],
+)
+def test_another_text_demands_nothing(caption: str) -> None:
+    with pytest.raises(ValueError, match="expected a caption such as"):
+        read_caption(caption, CONFIGS[0])
