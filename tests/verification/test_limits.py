@@ -12,7 +12,7 @@ def test_the_limits_are_those_of_the_page():
     row = r"^\| ((?:fp|int)[^|]*) \| ([0-9.][^|]*) \| ([^|]*) \| ([^|]*%[^|]*) \| ([^|]*dB[^|]*) \|$"
     told = {}
     for names, *cells in re.findall(row, PAGE.read_text(), re.MULTILINE):
-        told |= dict.fromkeys(names.split(", "), [re.findall(r"[0-9.]+", cell) for cell in cells])
+        told |= {name: [re.findall(r"[0-9.]+", cell) for cell in cells] for name in names.split(", ")}
     assert set(told) == set(LIMITS)
     for name, limits in LIMITS.items():
         for place, of in enumerate((limits, _INT8_OTHER_SIZES)):
