@@ -180,3 +180,24 @@ def test_values_that_are_not_finite_are_refused_with_their_place(value):
 def test_options_out_of_range_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         CalibrationConfig(**change)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1, 300])
+def test_bins_begin_at_zero_hold_every_count_and_the_first_is_as_the_second(scale):
+    values = np.random.default_rng(4).uniform(0, scale, 20_000).astype(np.float32)
+    values[:9_000] = 0
+    counts = Histogram.of(values)._linear(8)
+    expected, _ = np.histogram(values[9_000:], 8, (0, values.max()))
+    assert counts[0] == counts[1]
+    assert np.abs(counts[1:] - expected[1:]).max() < 0.1 * expected.max()
+
+
+@pytest.mark.parametrize("changes", [{"percentile": 100}, {"percentile": 50.1}, {"block": 16}, {"block": 0}])
+def test_limits_of_the_options_are_taken(changes):
+    CalibrationConfig(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"percentile": 50}, {"percentile": 100.1}, {"block": 8}, {"block": 17}])
+def test_what_is_beyond_the_limits_is_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        CalibrationConfig(**changes)

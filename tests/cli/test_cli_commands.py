@@ -15,7 +15,7 @@ from running import run
 
 import cli
 from runtime.commands.generate import is_shown
-from runtime.commands.inspection import format_vocabulary
+from runtime.commands.inspection import _engine_text, format_vocabulary
 from runtime.pictures.png import read_parameters
 
 ROOT = Path(__file__).parents[2]
@@ -165,3 +165,7 @@ def test_a_blank_prompt_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
     assert "note: the prompt is blank, so the model draws whatever it likes" in note(" ")
     assert "note: prompt 1, 3 of 3 is blank" in note("", "a car", "\t")
     assert "blank" not in note("a car")
+
+
+def test_a_broken_engine_is_told_by_its_path() -> None:
+    assert _engine_text({"path": "engines/x", "error": "cut off"}) == "engines/x: cut off"

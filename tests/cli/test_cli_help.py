@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from running import run
 
 import cli
 from runtime.backends import BACKENDS
@@ -91,3 +92,7 @@ def test_the_terminal_is_for_commands_only() -> None:
         name = path.relative_to(ROOT).as_posix()
         if name not in allowed and not name.startswith("runtime/commands/"):
             assert not re.search(r"^\s*(import|from) (click|rich)\b", path.read_text("utf-8"), re.MULTILINE), name
+
+
+def test_a_seed_has_64_bits_in_help() -> None:
+    assert "0<=x<2**64" in run("generate", "--help")

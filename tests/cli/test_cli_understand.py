@@ -46,7 +46,7 @@ def test_json_has_the_answer_its_options_and_times(tiny_bundle: Path, pipeline: 
         assert row["images"] == [str(image)]
         assert row["seed"] == 5 + number
         assert row["answer"] == pipeline.understand(image, seed=5 + number, options=chosen)
-        assert 0 < row["seconds_to_first_token"] <= row["seconds"]
+        assert 0 < row["seconds_to_first_token"] <= row["seconds"] < 600
     assert {name: told[name] for name in vars(chosen)} == vars(chosen)
 
 

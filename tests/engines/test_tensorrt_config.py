@@ -10,12 +10,13 @@ from manifests import MODEL
 
 from engines import DimRange, EngineConfig, TensorRTConfig, parse_dims
 from engines.build import create_builder
-from engines.probe import probe_inputs
+from engines.probe import _room, probe_inputs
 from engines.tensorrt.profiles import probe_sizes, profiles, resolve_dims
 from runtime import RFError
 from runtime.backends.cuda.layout import ALIGNMENT, cache_slots, padded_prompt
 from runtime.backends.interface import Target
 from runtime.bundle.compatibility import any_device, device_fits, from_capability, from_version, version_fits
+from runtime.bundle.folder import open_bundle
 from runtime.signature import GRAPHS, GraphSignature, Variant
 
 
@@ -207,3 +208,10 @@ def test_devices_are_compared_as_they_are_where_they_say_nothing_else():
     ort = Target("ort", from_version("1"), "x86_64 avx avx2")
     assert device_fits(ort, ort)
     assert not device_fits(msgspec.structs.replace(ort, device="x86_64 avx"), ort)
+
+
+@pytest.mark.parametrize(("graph", "new"), [("text_decoder", 5), ("rep_decoder", 1)])
+def test_a_probe_leaves_room_for_what_a_graph_writes_into_its_cache(fixed_bundle, graph, new):
+    entry = open_bundle(fixed_bundle).graph(graph, Variant("fp32", "modern"))
+    assert entry.signature.cache_slots == 20
+    assert _room(entry.signature, {"sequence": 5, "cache": 9}) == 20 - new

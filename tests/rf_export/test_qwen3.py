@@ -255,3 +255,15 @@ def test_an_existing_checkpoint_is_replaced_by_force_only(source: Path, tmp_path
     (tmp_path / "other/letter.txt").write_text("dear")
     with pytest.raises(RFError, match="is not a checkpoint"):
         import_qwen3(source, tmp_path / "other", ImportOptions(parts="tiny", force=True))
+
+
+def test_a_shard_holds_all_that_fits_exactly() -> None:
+    assert list(qwen3._shards({"a": 2, "b": 3, "c": 1}, 5)) == [["a", "b"], ["c"]]
+    assert list(qwen3._shards({"a": 9, "b": 1}, 5)) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [("cab", "a, b, c"), ("dcab", "a, b, c and 1 more"), ("edcab", "a, b, c and 2 more")]
+)
+def test_three_names_are_told_and_others_are_counted(names: str, said: str) -> None:
+    assert qwen3._some(names) == said

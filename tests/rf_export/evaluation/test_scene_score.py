@@ -2,12 +2,17 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from rf_export.checkpoint import load_checkpoint, open_tokenizer
+from rf_export.evaluation import evaluate
 from rf_export.evaluation.checker import Detection
 from rf_export.evaluation.evaluate import CheckerScorer, EvaluationOptions, evaluate_model
 from rf_export.evaluation.metric import Rate, evaluation_demands, judge
+from rf_export.training.samples import draw_eager
 from rf_export.training.scenes import KINDS, Demand, SceneConfig, held_out_pairs, make_scene
 from runtime.errors import RFError
 
@@ -113,3 +118,32 @@ def test_the_checker_scores_pictures_for_a_search() -> None:
         CheckerScorer().score(pictures[:1], ["a zebra"])
     with pytest.raises(RFError, match="cannot judge these pictures: pictures must be"):
         CheckerScorer().score([picture[:16, :24] for picture in pictures[:1]], captions[:1])
+
+
+def test_every_demand_is_drawn_with_a_seed_of_its_own(pipeline, tiny_checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "BATCH", 2)
+    demands = evaluation_demands(3, 0, SceneConfig(), False)
+    for i, picture in enumerate(evaluate.draw_demands(pipeline, demands, 5)):
+        *_, alone = pipeline.generate([demands[i].caption], seed=5 + i, previews=False)
+        assert np.abs(picture.astype(int) - alone.picture).max() <= 2
+    model = load_checkpoint(tiny_checkpoint)
+    tokenizer = open_tokenizer(tiny_checkpoint, model.config)
+    for i, picture in enumerate(evaluate._draw_eager(tiny_checkpoint, demands[:2], EvaluationOptions(seed=5))):
+        alone, _ = draw_eager(model, tokenizer.encode(demands[i].caption, 99), 5 + i)
+        assert (picture == alone).all()
+
+
+def test_the_scorer_of_calibration_draws_the_first_prompts_of_the_evaluation(monkeypatch) -> None:
+    drawn = []
+
+    def draw(pipeline, demands, seed):
+        drawn.append((demands, seed))
+        return iter([np.zeros((48, 48, 3), np.uint8)] * len(demands))
+
+    monkeypatch.setattr(evaluate, "draw_demands", draw)
+    steps = []
+    pipeline = SimpleNamespace(precision="fp32")
+    right = evaluate.scene_scorer(4, seed=3)(pipeline, lambda what, done, total: steps.append((what, done, total)))
+    assert drawn == [(evaluation_demands(4, 0, SceneConfig(), False), 3)]
+    assert right == [False] * 4
+    assert steps == [("scene score in fp32", n, 4) for n in (1, 2, 3, 4)]

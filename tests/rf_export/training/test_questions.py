@@ -152,3 +152,16 @@ def test_a_wrong_colour_is_often_the_other_objects() -> None:
 def test_a_caption_is_the_answer_to_no_question(index: int) -> None:
     scene = make_scene(0, index, CONFIG)
     assert caption_of(scene) == Question(kind="caption", text="", answer=scene.demand.caption)
+
+
+def test_one_object_alone_is_asked_for_and_places_are_asked_from_both_sides() -> None:
+    config = SceneConfig()
+    scenes = [make_scene(3, index, config) for index in range(80)]
+    assert all("object" in kinds_for(scene) for scene in scenes if len(scene.items) == 1)
+    places = [
+        (question.text.split()[3], scene.items[0].object)
+        for index, scene in enumerate(scenes)
+        for question in questions_about(scene, 3, index, 6, config)
+        if question.text.startswith("where is")
+    ]
+    assert {asked == first for asked, first in places} == {True, False}

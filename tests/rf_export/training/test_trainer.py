@@ -490,3 +490,18 @@ def test_the_command_goes_on_from_a_checkpoint_with_its_shape_and_a_falling_rate
     ((config, model, begun),) = calls
     assert (config.learning_rate, config.rate_decay, config.describe_steps) == (rate, decay, describe_steps)
     assert (begun, model) == ((start, MODEL) if options else (None, preset("reference")))
+
+
+def test_snapshots_begin_with_the_first_joint_step(tmp_path: Path) -> None:
+    run_training(dataclasses.replace(CONFIG, snapshot_every=1), MODEL, tmp_path / "run", resume=False)
+    assert sorted(path.name for path in (tmp_path / "run").glob("snapshot-*")) == [
+        f"snapshot-{step:06}" for step in (1, 2, 3)
+    ]
+
+
+def test_a_batch_has_as_many_slots_as_its_longest_texts() -> None:
+    config = SceneConfig(num_objects=16)
+    tokenizer = build_tokenizer(config)
+    scenes = [make_scene(1, index, config) for index in range(200)]
+    batch = make_batch(scenes, tokenizer, [questions_about(scene, 1, i, 6, config) for i, scene in enumerate(scenes)])
+    assert int((batch.text_ids != 0).sum(-1).max()) == batch.text_ids.shape[-1]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.backends.host.machine import (
+    _ARM_PARTS,
     ProcessMemory,
     UsableMemory,
     cpu_features,
@@ -319,3 +320,10 @@ def test_the_peak_stays_when_the_memory_is_given_back():
     assert during.now - before.now > 60 * MIB and after.now < during.now
     assert after.peak > during.now - MIB  # the kernel counts pages of each processor in batches
     assert after.peak_mib == after.peak // MIB
+
+
+def test_processors_of_one_implementer_have_one_number():
+    names = {}
+    for (implementer, _), name in _ARM_PARTS.items():
+        names.setdefault(name.split("-")[0], set()).add(implementer)
+    assert names["Cortex"] == names["Neoverse"] == {0x41}

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from engines import DimRange, EngineConfig, TensorRTConfig, build
 from engines.tensorrt import network as tensorrt_network
 from engines.tensorrt.refit import refit
 from runtime import Pipeline, RFError
+from runtime.backends.cuda.tensorrt_library import _EXPECTED, Messages
 from runtime.bundle.engine import open_engine
 from runtime.bundle.folder import describe_file, open_bundle, write_manifest
 from tests.emulation.api import DUMPS, VERSIONS, read_api
@@ -322,3 +324,18 @@ def test_the_dump_is_what_the_real_bindings_say(version):
     if done.returncode:
         pytest.skip(f"no bindings: {done.stderr.strip().splitlines()[-1]}")
     assert json.loads(done.stdout) == json.loads((DUMPS / f"{version}.json").read_text())
+
+
+def test_what_is_expected_is_not_warned_of_and_every_word_is_handed_on(caplog):
+    heard = []
+    library = SimpleNamespace(last_error="", _on_text=heard.append)
+    expected = f"so {_EXPECTED[0]} then"
+    with caplog.at_level("INFO"):
+        for severity, text in (("WARNING", expected), ("WARNING", "odd"), ("ERROR", "broken"), ("INFO", "fine")):
+            Messages._hear(library, severity, text)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "TensorRT: odd"),
+        ("INFO", "TensorRT: broken"),
+    ]
+    assert heard == [expected, "odd", "broken", "fine"]
+    assert library.last_error == "broken"

@@ -210,7 +210,7 @@ def test_a_file_appears_as_a_whole_and_what_a_kill_left_goes(tmp_path):
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
     for out in (tmp_path / "none" / "a", tmp_path / ("x" * 256)):
-        with pytest.raises(RFError, match=r"was not written: .*choose another"), write_file(out) as partial:
+        with pytest.raises(RFError, match=r"was not written: .*Choose another"), write_file(out) as partial:
             partial.write_text("x")
     with pytest.raises(RFError, match=r"a was not written: No space left"), write_file(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "No space left on device")

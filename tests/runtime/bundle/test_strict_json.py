@@ -24,6 +24,7 @@ from runtime.bundle.strict_json import (
     read_document,
     read_json,
     seal,
+    shortened,
 )
 from runtime.errors import RFError
 from runtime.signature import GRAPHS
@@ -236,3 +237,9 @@ def test_a_wrong_value_of_an_engine_is_refused_with_its_place(path: list[str], v
     with pytest.raises(RFError) as caught:
         EngineRecord.from_dict(content, "engine.json")
     assert str(caught.value).startswith("engine.json") and message in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [57, 58, 59, 100])
+def test_a_value_in_a_message_has_sixty_characters_at_most(length):
+    text = shortened("x" * length)
+    assert text == (f'"{"x" * length}"' if length <= 58 else '"' + "x" * 56 + "...")

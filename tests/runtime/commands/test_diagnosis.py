@@ -84,6 +84,8 @@ def test_a_missing_gpu_is_no_package(tmp_path):
     found = tasks(examine(machine(tmp_path, {**JETSON, "tensorrt-rtx": "1.7.1"})))
     assert found["run, tensorrt"]["missing"] == ["no driver is installed"]
     assert found["run, tensorrt"]["command"] == ""
+    for name in ("build, tensorrt", "run, ort-cuda", "run, tensorrt-rtx"):
+        assert "no driver is installed" in found[name]["missing"]
     assert found["build, tensorrt-rtx"]["possible"], "ahead of time"
     assert not found["run, tensorrt-rtx"]["possible"]
 

@@ -121,3 +121,9 @@ def test_inspect_shows_it_for_every_precision(tiny_bundle):
     assert four["memory"]["cache"] == 4 * one["memory"]["cache"]
     refused = CliRunner().invoke(cli.main, [*arguments, "--size", "17x16"])
     assert refused.exit_code == 2 and "--size" in refused.stderr and "multiple of 8" in refused.stderr
+
+
+@pytest.mark.parametrize("prompt_tokens", [1, 32])
+def test_the_cache_has_room_for_the_prompt_the_tokens_and_one_more(prompt_tokens):
+    work = Workload(prompt_tokens=prompt_tokens, height=64, width=96)  # 2 x 3 tokens
+    assert drawing_memory(MODEL, "fp32", 0, work).cache == cache_bytes(MODEL, "fp32", 1, prompt_tokens + 6 + 1)

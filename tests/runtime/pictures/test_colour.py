@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_files import GREY, RGB, bmp, chunk, cmyk_icc, gif, jpeg_segment, levels, png
+from picture_files import GREY, RGB, bmp, chunk, cmyk_icc, gif, icc, jpeg_segment, levels, png
 from PIL import Image, ImageCms, features
 
 from runtime.errors import RFError
@@ -211,8 +211,51 @@ def test_lab_becomes_srgb_with_and_without_a_profile():
     srgb = Image.fromarray(inner_colours(9).astype(np.uint8))
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     lab = ImageCms.profileToProfile(srgb, ImageCms.createProfile("sRGB"), profile, outputMode="LAB")
+    lab.info.clear()  # or else it is saved with its profile
     for options in ({}, {"icc_profile": profile.tobytes()}):
         file = io.BytesIO()
         lab.save(file, "TIFF", **options)
         differences = np.abs(levels(file.getvalue(), (6, 7)) - np.asarray(srgb))
         assert np.percentile(differences, 95) <= 3  # eight bits of Lab hold strong colours coarsely
+
+
+# ITU-T H.273, table 2: white, then red, green and blue.
+PLACES = {
+    1: (0.3127, 0.3290, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),
+    2: (0.3127, 0.3290, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),
+    4: (0.310, 0.316, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
+    5: (0.3127, 0.3290, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
+    6: (0.3127, 0.3290, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    7: (0.3127, 0.3290, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+    9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
+    11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    12: (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    22: (0.3127, 0.3290, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),
+}
+
+
+@pytest.mark.parametrize("code", range(24))
+def test_every_code_of_primaries_stands_for_its_places_and_others_for_none(code):
+    gammas = {4: 1 / 2.2, 5: 1 / 2.8, 8: 1.0, 17: 1 / 2.6}
+    if code not in PLACES:
+        assert video_profile(code, 8) is None
+        return
+    for transfer, gamma in gammas.items():
+        if transfer != 4:  # near enough to sRGB that a gamma means that
+            assert video_profile(code, transfer) == gamma_profile(gamma, PLACES[code])
+    for transfer in (1, 6, 7, 13, 14, 15):
+        is_srgb = PLACES[code] == PLACES[1]
+        assert video_profile(code, transfer) == (b"" if is_srgb else gamma_profile(None, PLACES[code]))
+
+
+def test_a_grey_profile_counts_in_colours_that_are_grey_and_in_no_others():
+    white = b"XYZ " + struct.pack(">I3i", 0, 63190, 65536, 54061)
+    curve = b"curv" + struct.pack(">IIH", 0, 1, 512)  # a gamma of 2
+    profile = icc(b"GRAY", [(b"wtpt", white), (b"kTRC", curve)])
+    grey = np.repeat(np.arange(40, 216, 8).reshape(2, 11, 1), 3, axis=2)
+    before = [chunk(b"iCCP", b"x\0\0" + zlib.compress(profile))]
+    found = levels(png(grey, 8, RGB, before), grey.shape)
+    assert (found < grey - 10).all()
+    assert np.abs(found - levels(png(grey[..., 0], 8, GREY, before), grey.shape)).max() <= 1
+    coloured = grey + np.array([0, 3, 0])
+    assert (levels(png(coloured, 8, RGB, before), grey.shape) == coloured).all()

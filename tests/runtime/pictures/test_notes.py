@@ -232,3 +232,13 @@ def test_inks_and_colours_of_a_jpeg_are_told_apart_by_what_is_kept():
     file = io.BytesIO()
     rgb.save(file, "JPEG", quality=100, keep_rgb=True)  # told by the segment of Adobe alone
     assert np.abs(levels(file.getvalue(), (6, 9)) - np.asarray(rgb)).max() <= 3
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 7])
+def test_fill_bytes_before_a_segment_of_a_jpeg_are_passed_over(num):
+    file = io.BytesIO()
+    pixels = np.arange(6 * 9 * 3).reshape(6, 9, 3).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", quality=100, subsampling=0)
+    plain = file.getvalue()
+    padded = plain[:2] + b"\xff" * num + jpeg_segment(0xE1, b"Exif\0\0" + exif(3)) + b"\xff" * num + plain[2:]
+    assert (levels(padded, (6, 9)) == levels(plain, (6, 9))[::-1, ::-1]).all()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from runtime.errors import RFError
-from runtime.text.tokenizer import PromptTokenizer
+from runtime.text.tokenizer import PromptTokenizer, _listed
 
 WORDS = ("a", "red", "car", "blue", "fish", ".")
 MERGES = [("r", "e"), ("re", "d"), ("c", "a"), ("ca", "r")]
@@ -394,3 +394,8 @@ def test_long_texts_are_judged_quickly(text, tmp_path):
     with contextlib.suppress(RFError):
         loaded.encode(text, 100_000)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(("num", "more"), [(8, ""), (9, " and 1 more"), (11, " and 3 more")])
+def test_eight_unknown_parts_are_named_and_others_are_counted(num, more):
+    assert _listed([f"w{n}" for n in range(num)] * 2) == ", ".join(f"'w{n}'" for n in range(8)) + more
