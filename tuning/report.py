@@ -3,6 +3,7 @@
 Knows nothing of how figures come about.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tuning.tune import TuneResult
 from verification.pages.page import Bar, Picture, render
 
 _WIDTH, _HEIGHT = 400.0, 220.0
+_ROOM = 20.0  # of a number below the axis
 
 
 def write_report(path: Path, name: str, result: TuneResult) -> None:
@@ -75,22 +77,29 @@ def _chart(evidence: Mapping[str, Any]) -> dict[str, Any]:
         points.append((evidence["rows"][1], full, evidence["tried"][0]["pictures"], "full plan"))
     if not points:
         return {"points": [], "unit": "", "width": _WIDTH, "height": _HEIGHT, "ticks": [], "marks": []}
-    most = max(rows for rows, *_ in points)
+    fewest, most = (end(rows for rows, *_ in points) for end in (min, max))
     low = min(each["low"] for _, each, *_ in points)
     high = max(each["high"] for _, each, *_ in points)
 
     def y(value: float) -> float:
         return _HEIGHT * (1 - float(value - low) / float(max(high - low, 1e-9)))
 
+    def x(rows: int) -> float:
+        return _WIDTH * (math.log(rows / fewest) / math.log(most / fewest) if most > fewest else 0.5)
+
+    marks: list[tuple[float, int]] = []
+    for rows in sorted({rows for rows, *_ in points}):
+        if not marks or x(rows) - marks[-1][0] >= _ROOM:
+            marks.append((x(rows), rows))
     return {
         "width": _WIDTH,
         "height": _HEIGHT,
         "unit": "score, %" if full is not None else "PSNR to the full plan, dB",
         "ticks": [(y(value), f"{value:.0f}") for value in (low, (low + high) / 2, high)],
-        "marks": [(_WIDTH * rows / most, rows) for rows in sorted({rows for rows, *_ in points})],
+        "marks": marks,
         "points": [
             {
-                "x": _WIDTH * rows / most,
+                "x": x(rows),
                 "y": y(each["value"]),
                 "low": y(each["low"]),
                 "high": y(each["high"]),
