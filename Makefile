@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow bench lint clean
+.PHONY: help setup demo serve test test-slow native bench lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,8 +42,12 @@ test: lint ## Everything but the slow tests, a process for each core (at most fo
 test-slow: $(STAMP) ## The slow tests: bundles beyond 2 GB, more kills (16 GiB of memory, 12 GiB of disk, minutes)
 	$(PY) -m pytest -m slow
 
+native: ## Build the native host, librf_runtime, and its examples in build/native (a C++ compiler and CMake)
+	cmake -S runtime/native -B build/native
+	cmake --build build/native
+
 bench: $(STAMP) ## Measure three model sizes against eager PyTorch and torch.compile, and write docs/benchmarks-cpu.md (half an hour)
 	$(PY) benchmarks/cpu.py reference base-90m qwen3-0.6b --stage-seconds 60 --write docs/benchmarks-cpu.md
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

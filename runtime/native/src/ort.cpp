@@ -1,0 +1,211 @@
+#include "ort.hpp"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+
+#include "error.hpp"
+#include "machine.hpp"
+#include "utf8.hpp"
+
+namespace rf {
+namespace {
+
+bool is_out_of_memory(const std::string &what) {
+  for (const char *sign : {"Failed to allocate memory", "bad_alloc", "bad allocation"})
+    if (what.find(sign) != std::string::npos) return true;
+  return false;
+}
+
+const char *type_name(int type) {
+  switch (type) {
+    case ort::kFloat32: return "float32";
+    case ort::kFloat16: return "float16";
+    case ort::kInt64: return "int64";
+    default: return "another type";
+  }
+}
+
+void *opened(const std::string &path) {
+  // Its official builds write a device id and call their maker while a graph runs: a device at the edge is silent.
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  const char *named = std::getenv("RF_ONNXRUNTIME");
+  std::vector<std::string> names = {"libonnxruntime.so.1", "libonnxruntime.so"};
+  if (!path.empty()) names = {path};
+  else if (named && *named) names = {named};
+  std::string problem;
+  for (auto &name : names) {
+    if (void *library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
+    problem = dlerror();
+  }
+  throw Error("ONNX Runtime cannot be opened: " + problem + ". Name its shared library, of ONNX Runtime 1.18 or newer, in "
+              "the options (library) or in RF_ONNXRUNTIME; the package onnxruntime of Python has it in "
+              "onnxruntime/capi.",
+              RF_MISSING);
+}
+
+}  // namespace
+
+size_t num_elements(const std::vector<int64_t> &shape) {
+  size_t product = 1;
+  for (int64_t size : shape)
+    if (size < 0 || __builtin_mul_overflow(product, size_t(size), &product) || product > size_t(1) << 46) throw std::bad_alloc();
+  return product;
+}
+
+Tensor tensor(const float *data, std::vector<int64_t> shape) {
+  return {const_cast<float *>(data), num_elements(shape) * sizeof(float), ort::kFloat32, std::move(shape)};
+}
+
+Tensor tensor(const int64_t *data, std::vector<int64_t> shape) {
+  return {const_cast<int64_t *>(data), num_elements(shape) * sizeof(int64_t), ort::kInt64, std::move(shape)};
+}
+
+Tensor kv_tensor(const uint8_t *data, size_t bytes_each, std::vector<int64_t> shape) {
+  return {const_cast<uint8_t *>(data), num_elements(shape) * bytes_each, bytes_each == 2 ? ort::kFloat16 : ort::kFloat32,
+          std::move(shape)};
+}
+
+const OrtLibrary &OrtLibrary::open(const std::string &path) {
+  static std::mutex mutex;
+  static const OrtLibrary *library = nullptr;  // never unloaded: its threads outlive every pipeline
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!library) library = new OrtLibrary(path);
+  return *library;
+}
+
+OrtLibrary::OrtLibrary(const std::string &path) {
+  void *library = opened(path);
+  auto get_base = reinterpret_cast<const ort::ApiBase *(*)()>(dlsym(library, "OrtGetApiBase"));
+  if (!get_base) throw Error((path.empty() ? "The library" : path) + " is not ONNX Runtime. Name its shared library.", RF_MISSING);
+  version_ = get_base()->get_version();
+  const void *const *table = get_base()->get_api(ort::kApiVersion);
+  if (!table)
+    throw Error("ONNX Runtime " + version_ + " is too old: 1.18 or newer is needed. Install a newer one.", RF_MISSING);
+#define RF_ORT_TAKE(position, name, ...) std::memcpy(&api_.name, &table[position], sizeof(void *));
+  RF_ORT_FUNCTIONS(RF_ORT_TAKE)
+#undef RF_ORT_TAKE
+  check(api_.CreateEnv(ort::kErrorsOnly, "rf", &env_));
+  const char *telemetry = std::getenv("ORT_DISABLE_TELEMETRY");
+  if (telemetry && std::strcmp(telemetry, "0")) check(api_.DisableTelemetryEvents(env_));
+}
+
+Target OrtLibrary::target() const {
+  std::string build = api_.GetBuildInfoString(), key = "git-commit-id=", commit;
+  size_t at = build.find(", " + key);
+  if (at != std::string::npos) commit = build.substr(at + 2 + key.size(), build.find(", ", at + 2) - at - 2 - key.size());
+  return {"ort", commit.empty() ? version_ : version_ + " " + commit, cpu_features()};
+}
+
+void OrtLibrary::check(ort::Status *status, const std::string &doing) const {
+  if (!status) return;
+  std::string what = api_.GetErrorMessage(status);
+  api_.ReleaseStatus(status);
+  if (is_out_of_memory(what)) throw std::bad_alloc();
+  if (doing.empty()) throw Error("ONNX Runtime " + version_ + " failed: " + what, RF_FAULT);
+  throw Error("ONNX Runtime " + version_ + " cannot load " + doing + ": " + what +
+                  " Install a newer onnxruntime, or export the bundle again.",
+              RF_DAMAGED);
+}
+
+OrtSession::OrtSession(const OrtLibrary &library, const std::string &path, int num_threads, bool compiled)
+    : library_(library), process_(getpid()) {
+  if (!is_utf8(path)) throw Error("ONNX Runtime opens no file whose path is not UTF-8: " + quoted(path) + ". Rename it.");
+  auto &api = library.api();
+  ort::SessionOptions *made = nullptr;
+  library.check(api.CreateSessionOptions(&made));
+  std::unique_ptr<ort::SessionOptions, void (*)(ort::SessionOptions *)> options(made, api.ReleaseSessionOptions);
+  // 0 is a thread per core of the whole machine, each bound to its core, whatever this process may use.
+  library.check(api.SetIntraOpNumThreads(made, num_threads ? num_threads : is_confined() ? usable_cores() : 0));
+  library.check(api.SetSessionLogSeverityLevel(made, ort::kErrorsOnly));
+  // INT8 weights times inputs that are rounded to INT8 by block: the way that has kernels for VNNI and AMX.
+  library.check(api.AddSessionConfigEntry(made, "session.qdq_matmulnbits_accuracy_level", "4"));
+  if (compiled) library.check(api.SetSessionGraphOptimizationLevel(made, ort::kNone));
+  library.check(api.CreateSession(library.env(), path.c_str(), made, &session_), path);
+  try {
+    signature_ = {read(true), read(false)};
+  } catch (...) {
+    api.ReleaseSession(session_);
+    throw;
+  }
+}
+
+OrtSession::~OrtSession() {
+  if (process_ == getpid()) library_.api().ReleaseSession(session_);  // its threads stayed with the parent
+}
+
+std::vector<TensorSpec> OrtSession::read(bool is_input) const {
+  auto &api = library_.api();
+  size_t count = 0;
+  library_.check((is_input ? api.SessionGetInputCount : api.SessionGetOutputCount)(session_, &count));
+  ort::Allocator *allocator = nullptr;
+  library_.check(api.GetAllocatorWithDefaultOptions(&allocator));
+  std::vector<TensorSpec> specs;
+  for (size_t i = 0; i < count; ++i) {
+    TensorSpec spec;
+    char *name = nullptr;
+    library_.check((is_input ? api.SessionGetInputName : api.SessionGetOutputName)(session_, i, allocator, &name));
+    spec.name = name;
+    library_.check(api.AllocatorFree(allocator, name));
+    ort::TypeInfo *made = nullptr;
+    library_.check((is_input ? api.SessionGetInputTypeInfo : api.SessionGetOutputTypeInfo)(session_, i, &made));
+    std::unique_ptr<ort::TypeInfo, void (*)(ort::TypeInfo *)> type(made, api.ReleaseTypeInfo);
+    const ort::TensorInfo *info = nullptr;
+    library_.check(api.CastTypeInfoToTensorInfo(made, &info));
+    int element = 0;
+    size_t num_dims = 0;
+    if (info) {
+      library_.check(api.GetTensorElementType(info, &element));
+      library_.check(api.GetDimensionsCount(info, &num_dims));
+      std::vector<int64_t> sizes(num_dims);
+      std::vector<const char *> names(num_dims);
+      library_.check(api.GetDimensions(info, sizes.data(), num_dims));
+      library_.check(api.GetSymbolicDimensions(info, names.data(), num_dims));
+      for (size_t d = 0; d < num_dims; ++d)
+        spec.shape.push_back(sizes[d] >= 0 ? Dim{sizes[d], ""} : Dim{0, names[d] && *names[d] ? names[d] : "?"});
+    }
+    spec.dtype = type_name(element);
+    specs.push_back(std::move(spec));
+  }
+  return specs;
+}
+
+OrtBinding::OrtBinding(const OrtSession &session) : session_(session) {
+  auto &library = session.library();
+  library.check(library.api().CreateCpuMemoryInfo(1, 0, &memory_));  // the arena's allocator, memory of the default kind
+  library.check(library.api().CreateIoBinding(session.handle(), &binding_));
+}
+
+OrtBinding::~OrtBinding() {
+  auto &api = session_.library().api();
+  for (auto value : values_) api.ReleaseValue(value);
+  if (binding_) api.ReleaseIoBinding(binding_);
+  if (memory_) api.ReleaseMemoryInfo(memory_);
+}
+
+ort::Value *OrtBinding::value(const Tensor &tensor) {
+  ort::Value *value = nullptr;
+  auto &library = session_.library();
+  library.check(library.api().CreateTensorWithDataAsOrtValue(memory_, tensor.data, tensor.num_bytes, tensor.shape.data(),
+                                                             tensor.shape.size(), tensor.type, &value));
+  values_.push_back(value);
+  return value;
+}
+
+void OrtBinding::input(const std::string &name, const Tensor &tensor) {
+  session_.library().check(session_.library().api().BindInput(binding_, name.c_str(), value(tensor)));
+}
+
+void OrtBinding::output(const std::string &name, const Tensor &tensor) {
+  session_.library().check(session_.library().api().BindOutput(binding_, name.c_str(), value(tensor)));
+}
+
+void OrtBinding::run() {
+  session_.library().check(session_.library().api().RunWithBinding(session_.handle(), nullptr, binding_));
+}
+
+}  // namespace rf

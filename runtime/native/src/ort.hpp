@@ -1,0 +1,89 @@
+// Runs graphs on the CPU with ONNX Runtime, which is opened at run time. Knows nothing of the model: names and memory in
+// and out.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine.hpp"
+#include "ort_api.hpp"
+#include "signature.hpp"
+
+namespace rf {
+
+// Memory of a tensor; what is bound has to outlive its binding.
+struct Tensor {
+  void *data;
+  size_t num_bytes;
+  int type;  // ort::ElementType
+  std::vector<int64_t> shape;
+};
+
+Tensor tensor(const float *data, std::vector<int64_t> shape);
+Tensor tensor(const int64_t *data, std::vector<int64_t> shape);
+// Numbers of a cache or of image features, of `bytes_each`.
+Tensor kv_tensor(const uint8_t *data, size_t bytes_each, std::vector<int64_t> shape);
+// Product of sizes that came from a file; raises std::bad_alloc where it is beyond memory.
+size_t num_elements(const std::vector<int64_t> &shape);
+
+class OrtLibrary {
+ public:
+  // The library of the process: opened by the first call, never closed. "" for where it is by default.
+  static const OrtLibrary &open(const std::string &path);
+
+  const ort::Api &api() const { return api_; }
+  ort::Env *env() const { return env_; }
+  const std::string &version() const { return version_; }
+  Target target() const;
+  void check(ort::Status *status, const std::string &doing = "") const;
+
+ private:
+  explicit OrtLibrary(const std::string &path);
+  ort::Api api_;
+  ort::Env *env_ = nullptr;
+  std::string version_;
+};
+
+class OrtSession;
+
+class OrtBinding {  // runs that copy nothing: ONNX Runtime reads and writes the memory that was bound
+ public:
+  explicit OrtBinding(const OrtSession &session);
+  ~OrtBinding();
+  OrtBinding(const OrtBinding &) = delete;
+  OrtBinding &operator=(const OrtBinding &) = delete;
+
+  void input(const std::string &name, const Tensor &tensor);
+  void output(const std::string &name, const Tensor &tensor);
+  void run();
+
+ private:
+  ort::Value *value(const Tensor &tensor);
+  const OrtSession &session_;
+  ort::MemoryInfo *memory_ = nullptr;
+  ort::IoBinding *binding_ = nullptr;
+  std::vector<ort::Value *> values_;
+};
+
+class OrtSession {
+ public:
+  // `num_threads` 0: one per core that the process may use. `compiled`: nothing is left to optimise.
+  OrtSession(const OrtLibrary &library, const std::string &path, int num_threads, bool compiled);
+  ~OrtSession();
+  OrtSession(const OrtSession &) = delete;
+  OrtSession &operator=(const OrtSession &) = delete;
+
+  const GraphSignature &signature() const { return signature_; }
+  const OrtLibrary &library() const { return library_; }
+  ort::Session *handle() const { return session_; }
+
+ private:
+  std::vector<TensorSpec> read(bool is_input) const;
+  const OrtLibrary &library_;
+  ort::Session *session_ = nullptr;
+  int process_;
+  GraphSignature signature_;
+};
+
+}  // namespace rf

@@ -1,0 +1,81 @@
+// The part of ONNX Runtime's C API that this library calls, declared by position.
+//
+// The API is a table of function pointers whose order never changes: entries are only added at its end. So the table of
+// any version can be used through this declaration, and no header of theirs is needed, which no Python wheel and few
+// distributions have. The positions are those that the bindings of other languages use.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rf::ort {
+
+struct Status;
+struct Env;
+struct Session;
+struct SessionOptions;
+struct RunOptions;
+struct Value;
+struct MemoryInfo;
+struct IoBinding;
+struct Allocator;
+struct TypeInfo;
+struct TensorInfo;
+
+constexpr uint32_t kApiVersion = 18;  // the oldest table that is asked for; every later library has it
+enum ElementType : int { kFloat32 = 1, kInt64 = 7, kFloat16 = 10 };
+enum Logging : int { kErrorsOnly = 3 };
+enum Optimisation : int { kNone = 0 };
+
+struct ApiBase {
+  const void *const *(*get_api)(uint32_t version);
+  const char *(*get_version)();
+};
+
+// position, name, result, parameters
+#define RF_ORT_FUNCTIONS(F)                                                                                        \
+  F(2, GetErrorMessage, const char *, const Status *)                                                              \
+  F(3, CreateEnv, Status *, int level, const char *name, Env **)                                                   \
+  F(6, DisableTelemetryEvents, Status *, const Env *)                                                              \
+  F(7, CreateSession, Status *, const Env *, const char *path, const SessionOptions *, Session **)                 \
+  F(10, CreateSessionOptions, Status *, SessionOptions **)                                                         \
+  F(22, SetSessionLogSeverityLevel, Status *, SessionOptions *, int)                                               \
+  F(23, SetSessionGraphOptimizationLevel, Status *, SessionOptions *, int)                                         \
+  F(24, SetIntraOpNumThreads, Status *, SessionOptions *, int)                                                     \
+  F(30, SessionGetInputCount, Status *, const Session *, size_t *)                                                 \
+  F(31, SessionGetOutputCount, Status *, const Session *, size_t *)                                                \
+  F(33, SessionGetInputTypeInfo, Status *, const Session *, size_t, TypeInfo **)                                   \
+  F(34, SessionGetOutputTypeInfo, Status *, const Session *, size_t, TypeInfo **)                                  \
+  F(36, SessionGetInputName, Status *, const Session *, size_t, Allocator *, char **)                              \
+  F(37, SessionGetOutputName, Status *, const Session *, size_t, Allocator *, char **)                             \
+  F(49, CreateTensorWithDataAsOrtValue, Status *, const MemoryInfo *, void *, size_t, const int64_t *, size_t, int, \
+    Value **)                                                                                                      \
+  F(55, CastTypeInfoToTensorInfo, Status *, const TypeInfo *, const TensorInfo **)                                 \
+  F(60, GetTensorElementType, Status *, const TensorInfo *, int *)                                                 \
+  F(61, GetDimensionsCount, Status *, const TensorInfo *, size_t *)                                                \
+  F(62, GetDimensions, Status *, const TensorInfo *, int64_t *, size_t)                                            \
+  F(63, GetSymbolicDimensions, Status *, const TensorInfo *, const char **, size_t)                                \
+  F(69, CreateCpuMemoryInfo, Status *, int allocator, int memory, MemoryInfo **)                                   \
+  F(76, AllocatorFree, Status *, Allocator *, void *)                                                              \
+  F(78, GetAllocatorWithDefaultOptions, Status *, Allocator **)                                                    \
+  F(93, ReleaseStatus, void, Status *)                                                                             \
+  F(94, ReleaseMemoryInfo, void, MemoryInfo *)                                                                     \
+  F(95, ReleaseSession, void, Session *)                                                                           \
+  F(96, ReleaseValue, void, Value *)                                                                               \
+  F(98, ReleaseTypeInfo, void, TypeInfo *)                                                                         \
+  F(100, ReleaseSessionOptions, void, SessionOptions *)                                                            \
+  F(130, AddSessionConfigEntry, Status *, SessionOptions *, const char *, const char *)                            \
+  F(133, RunWithBinding, Status *, Session *, const RunOptions *, const IoBinding *)                               \
+  F(134, CreateIoBinding, Status *, Session *, IoBinding **)                                                       \
+  F(135, ReleaseIoBinding, void, IoBinding *)                                                                      \
+  F(136, BindInput, Status *, IoBinding *, const char *, const Value *)                                            \
+  F(137, BindOutput, Status *, IoBinding *, const char *, const Value *)                                           \
+  F(254, GetBuildInfoString, const char *)
+
+struct Api {
+#define RF_ORT_MEMBER(position, name, result, ...) result (*name)(__VA_ARGS__) = nullptr;
+  RF_ORT_FUNCTIONS(RF_ORT_MEMBER)
+#undef RF_ORT_MEMBER
+};
+
+}  // namespace rf::ort

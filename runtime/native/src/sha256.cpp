@@ -1,0 +1,76 @@
+#include "sha256.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace rf {
+namespace {
+
+constexpr uint32_t kRound[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01,
+    0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc,
+    0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
+    0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08,
+    0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
+    0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+uint32_t rotated(uint32_t value, int by) { return value >> by | value << (32 - by); }
+
+}  // namespace
+
+void Sha256::block(const uint8_t *data) {
+  uint32_t words[64];
+  for (int i = 0; i < 16; ++i)
+    words[i] = uint32_t(data[4 * i]) << 24 | uint32_t(data[4 * i + 1]) << 16 | uint32_t(data[4 * i + 2]) << 8 |
+               data[4 * i + 3];
+  for (int i = 16; i < 64; ++i) {
+    uint32_t a = words[i - 15], b = words[i - 2];
+    words[i] = words[i - 16] + (rotated(a, 7) ^ rotated(a, 18) ^ a >> 3) + words[i - 7] +
+               (rotated(b, 17) ^ rotated(b, 19) ^ b >> 10);
+  }
+  auto s = state_;
+  for (int i = 0; i < 64; ++i) {
+    uint32_t one = s[7] + (rotated(s[4], 6) ^ rotated(s[4], 11) ^ rotated(s[4], 25)) + ((s[4] & s[5]) ^ (~s[4] & s[6])) +
+                   kRound[i] + words[i];
+    uint32_t two = (rotated(s[0], 2) ^ rotated(s[0], 13) ^ rotated(s[0], 22)) +
+                   ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
+    s = {one + two, s[0], s[1], s[2], s[3] + one, s[4], s[5], s[6]};
+  }
+  for (int i = 0; i < 8; ++i) state_[i] += s[i];
+}
+
+void Sha256::update(const void *data, size_t size) {
+  auto at = static_cast<const uint8_t *>(data);
+  while (size) {
+    size_t used = size_ % 64, step = std::min<size_t>(64 - used, size);
+    if (step == 64) {
+      block(at);
+    } else {
+      std::memcpy(&pending_[used], at, step);
+      if (used + step == 64) block(pending_.data());
+    }
+    at += step, size -= step, size_ += step;
+  }
+}
+
+std::string Sha256::hex() {
+  uint64_t bits = size_ * 8;
+  uint8_t end[72] = {0x80};
+  size_t zeros = (size_ % 64 < 56 ? 56 : 120) - size_ % 64;
+  for (int i = 0; i < 8; ++i) end[zeros + i] = uint8_t(bits >> (56 - 8 * i));
+  update(end, zeros + 8);
+  std::string text;
+  for (uint32_t word : state_)
+    for (int shift = 28; shift >= 0; shift -= 4) text += "0123456789abcdef"[word >> shift & 15];
+  return text;
+}
+
+std::string sha256(const std::string &text) {
+  Sha256 digest;
+  digest.update(text.data(), text.size());
+  return digest.hex();
+}
+
+}  // namespace rf
