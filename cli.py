@@ -435,6 +435,7 @@ def tune(
 @arg.option("--dialect", "Spelling of the graphs to compile; modern ones have --cache-slots.", arg.DIALECT, "classic")
 @arg.flag("--force", "Build again where a fitting engine is there already.")
 @arg.option("--threads num_threads", "CPU threads of the build and of its check.", arg.COUNT, shown="the backend's")
+@arg.SPINNING
 @arg.option("--window", "Image tokens of a pass; 1 draws them one by one.", arg.COUNT, shown="measured")
 @arg.many(
     "--dim dims",
@@ -478,6 +479,7 @@ def build_engine(bundle: Path, as_json: bool, dims: tuple[str, ...], **options: 
         )
     common = ("backend", "precision", "dialect", "force", "num_threads", "allow_unverified", "output", "window")
     chosen = {name: options.pop(name) for name in common}
+    chosen["allow_spinning"] = not options.pop("no_spinning")
     with arg.usage_errors():
         tensorrt = TensorRTConfig(dims=parse_dims(dims), **options)
         config = EngineConfig(tensorrt=tensorrt, **chosen)

@@ -44,12 +44,14 @@ def _create_ort(config: EngineConfig) -> Builder:
             f"Engines of ONNX Runtime are built from classic graphs, and {config.dialect} was asked for. "
             "Use classic, or draw with the ONNX graphs: rf-export generate --dialect modern."
         )
-    return OrtBuilder()
+    return OrtBuilder(allow_spinning=config.allow_spinning)
 
 
 def _create_tensorrt(config: EngineConfig) -> Builder:
     from engines.tensorrt.builder import TensorRTBuilder
 
+    if not config.allow_spinning:
+        raise RFError(f"Threads are kept from spinning with the backend ort alone, and {config.backend} was asked for.")
     name: TensorRTName = "tensorrt-rtx" if config.backend == "tensorrt-rtx" else "tensorrt"
     return TensorRTBuilder(name, config.tensorrt, config.dialect)
 

@@ -23,6 +23,7 @@ class EngineConfig:
         precision: Which graphs of the bundle.
         dialect: How these are spelt: TensorRT builds both, ONNX Runtime classic.
         num_threads: Threads of the build and of its check; None leaves it to the backend.
+        allow_spinning: They wait busily for the next run, also while windows are measured.
         force: Build also where an engine is there that fits.
         window: Representation tokens of a pass; None measures which is best on this machine.
         tensorrt: Options of the backends tensorrt and tensorrt-rtx.
@@ -34,6 +35,7 @@ class EngineConfig:
     precision: Precision = "fp32"
     dialect: Dialect = "classic"
     num_threads: int | None = None
+    allow_spinning: bool = True
     force: bool = False
     window: int | None = None
     tensorrt: TensorRTConfig = field(default_factory=TensorRTConfig)

@@ -40,8 +40,8 @@ _OPTIONS: Final = {
 class OrtBuilder:
     """See `engines.config.Builder`."""
 
-    def __init__(self) -> None:
-        self._backend = create_backend("ort")
+    def __init__(self, *, allow_spinning: bool = True) -> None:
+        self._backend = create_backend("ort", allow_spinning=allow_spinning)
 
     def target(self) -> Target:
         """This version on this CPU."""

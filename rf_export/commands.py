@@ -247,6 +247,9 @@ def _evaluate_understanding(
 @arg.option("--rounds num_rounds", "Turns of every contender per kind of step, at most.", arg.COUNT, 20)
 @arg.option("--prompt-tokens num_prompt_tokens", "Tokens of the prompt.", arg.COUNT, 32)
 @arg.option("--compile/--no-compile", "Measure torch.compile too, which takes minutes more.", default=True)
+@arg.many("--rival rivals", "Other library to measure too, over our graphs.", click.Choice(["openvino", "aotinductor"]))
+@arg.plan_option("Plan that all contenders draw by")
+@arg.SPINNING
 @arg.option("--scaling/--no-scaling", "Measure over lengths, batches and threads too.", default=True)
 @arg.option(
     "--repeat repeats",
@@ -285,6 +288,8 @@ def bench(
     min_effect: float,
     despite_differences: bool,
     clock: Literal["wall", "cpu"],
+    plan: str | Path,
+    no_spinning: bool,
     **options: Any,
 ) -> None:
     """Measure BUNDLE against eager PyTorch and torch.compile, in turns in one run, and against the machine's limits.
@@ -292,6 +297,7 @@ def bench(
     \b
     rf-export bench bundle --checkpoint examples/reference/checkpoint --threads 1 --threads 2
     rf-export bench bundle --checkpoint examples/reference/checkpoint --precision fp32 --precision int8
+    rf-export bench bundle --checkpoint examples/reference/checkpoint --plan tuned --rival openvino
     rf-export bench bundle --checkpoint examples/reference/checkpoint --repeat 5 --output new.json --report bench.html
     rf-export bench --compare old.json new.json
     """
@@ -309,7 +315,8 @@ def bench(
     from runtime.bundle.atomic import write_text
 
     with progress("bench") as report:
-        result = run_bench(bundle, checkpoint, BenchOptions(**options), report)
+        chosen = BenchOptions(plan=arg.open_plan(plan, bundle), allow_spinning=not no_spinning, **options)
+        result = run_bench(bundle, checkpoint, chosen, report)
     if output is not None:
         write_text(output, json.dumps(result, indent=1) + "\n")
     if page is not None:

@@ -33,6 +33,7 @@ class LoadedModel:
         sessions: The loaded graphs, or the engine's.
         engine: The engine in use; None for the ONNX graphs.
         num_threads: Threads per run; None leaves it to the backend.
+        allow_spinning: Whether they wait busily for the next run.
         runner: Runs drawings and conversations with the sessions.
         tokenizer: Turns texts into ids and back.
     """
@@ -42,6 +43,7 @@ class LoadedModel:
     variant: Variant = field(default_factory=Variant)
     engine: Engine | None = None
     num_threads: int | None = None
+    allow_spinning: bool = True
     runner: Runner = field(default_factory=HostRunner)
     tokenizer: PromptTokenizer
 
@@ -93,10 +95,11 @@ def load_model(
     engine: EngineChoice = "auto",
     verify: Verify = "auto",
     allow_unverified: bool = False,
+    allow_spinning: bool = True,
 ) -> LoadedModel:
     """Load a bundle; see `runtime.Pipeline.load` for the arguments and what is refused."""
     bundle = open_bundle(path)
-    runner = create_backend(backend)
+    runner = create_backend(backend, allow_spinning=allow_spinning)
     _require_known(bundle, variant, backend)
     if variant.dialect != "classic" and not runner.needs_engine:
         if backend != "ort":
@@ -122,6 +125,7 @@ def load_model(
         sessions=sessions,
         engine=chosen,
         num_threads=num_threads,
+        allow_spinning=allow_spinning,
         runner=runner,
         tokenizer=open_tokenizer(bundle),
     )

@@ -49,6 +49,7 @@ class Pipeline:
         verify: Verify = "auto",
         dialect: Dialect = "classic",
         allow_unverified: bool = False,
+        allow_spinning: bool = True,
     ) -> "Pipeline":
         """Load a bundle.
 
@@ -62,6 +63,8 @@ class Pipeline:
             verify: How the files that are read are checked, as in `Bundle.verify`.
             dialect: The graphs to run. Engines of ONNX Runtime are built from the classic ones.
             allow_unverified: Also run graphs and engines that failed a verification or that nobody verified.
+            allow_spinning: Let threads wait busily for the next run; False where others need the cores. Backend `ort`
+                alone.
 
         Raises:
             RFError: Says what is missing, damaged, not verified or does not fit.
@@ -76,6 +79,7 @@ class Pipeline:
                 engine=engine,
                 verify=verify,
                 allow_unverified=allow_unverified,
+                allow_spinning=allow_spinning,
             )
         )
 

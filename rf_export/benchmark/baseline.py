@@ -1,12 +1,13 @@
 """Eager PyTorch and torch.compile drawing the same picture: the baselines, written to be as fast as PyTorch lets them.
 
-One conditional and one unconditional row in one batch, static caches written in place (no concatenation, unlike the
-reference in `rf_export.eager`), attention that reads only what is visible. What is fastest depends on the machine, so
-layouts and attention kernels are options, and the benchmark takes the best. Everything that a step takes lies on the
-device before the first one. Axes: P cache slots, M patches, B = 2 rows.
+One conditional and one unconditional row in one batch, or one row where nothing is guided; static caches written in
+place (no concatenation, unlike the reference in `rf_export.eager`), attention that reads only what is visible. What is
+fastest depends on the machine, so layouts and attention kernels are options, and the benchmark takes the best.
+Everything that a step takes lies on the device before the first one. Axes: P cache slots, M patches, B = 2 rows.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -72,10 +73,12 @@ class StaticDecoder(nn.Module):
         self.values = [torch.zeros(shape, dtype=dtype) for _ in range(self.config.num_layers)]
 
     def decode(self, expert: Expert, hidden: Tensor, positions: Tensor, slots: Tensor, seen: Seen) -> Tensor:
-        """Write the tokens `[B, S, d]` into `slots [S]` and attend, all layers."""
+        """Write the tokens `[B, S, d]` into `slots [S]` of the first B rows and attend, all layers."""
         tables = rotation(positions, self.config.head_dim, self.config.rope_theta)
         for layer, keys, values in zip(self.model.decoder_layers, self.keys, self.values, strict=True):
             q, k, v = layer.project(expert, hidden, tables)
+            if len(hidden) < len(keys):
+                keys, values = keys[: len(hidden)], values[: len(hidden)]
             keys.index_copy_(2, slots, k.transpose(1, 2))
             values.index_copy_(2, slots, v.transpose(1, 2))
             visible = seen[0] if isinstance(seen, tuple) else seen.shape[-1]
@@ -172,7 +175,8 @@ class Baseline:
             self.firsts = torch.tensor([0, num_slots])  # the unconditional row sees neither text nor tokens
             self.slots = torch.arange(num_slots + self.num_patches)
             self.spots = torch.tensor([divmod(max(n - 1, 0), columns) for n in range(num_runs)])  # [N + 1, 2]
-            self.temperature, self.top_k = torch.tensor(plan.temperature), torch.full((1, 1, 1), plan.top_k)
+            self.temperature = torch.full((1, 1, 1), plan.temperature)
+            self.top_k = torch.full((1, 1, 1), plan.top_k)
             self.start = torch.tensor([workload.rep_start_id])
         gumbel = torch.from_numpy(workload.gumbel)
         self.gumbel = torch.cat([gumbel, gumbel[-1:]]).to(device)  # [N + 1, K]
@@ -233,17 +237,20 @@ class Baseline:
     def rep_step(self, last: Tensor, spot: Tensor, slot: Tensor, gumbel: Tensor, visible: int) -> Tensor:
         """One representation token: `[1]`, `[1, 2]`, `[1]`, `[1, K]`, the slots to look at `-> [1]`."""
         plan, end = self.work.plan, len(self.work.prompt_ids)
-        hidden = self.model.embed_rep(last[:, None], spot[:, None]).expand(2, -1, -1)
+        num_rows = 1 + (plan.rep_guidance_scale != 1)
+        starts = self.starts[:num_rows]
+        hidden = self.model.embed_rep(last[:, None], spot[:, None]).expand(num_rows, -1, -1)
         seen: Seen
         if self.spelling.attention == "split" and self.spelling.compile is None and not self.spelling.graphs:
-            seen = (visible, (0, end))
+            seen = (visible, (0, end)[:num_rows])
         else:
             slots = self.slots[:visible]
-            seen = ((slots >= self.starts[:, None]) & (slots <= slot))[:, None, None]
-        hidden = self.decoder.decode("representation", hidden, (slot - self.starts)[:, None], slot, seen)
-        with_text, without_text = self.model.rep_head(hidden[:, 0]).float().unbind(0)
-        logits = without_text + plan.rep_guidance_scale * (with_text - without_text)
-        return sample(logits[None, None], gumbel, self.temperature, self.top_k)[0]
+            seen = ((slots >= starts[:, None]) & (slots <= slot))[:, None, None]
+        hidden = self.decoder.decode("representation", hidden, (slot - starts)[:, None], slot, seen)
+        logits = rows = self.model.rep_head(hidden[:, 0]).float()
+        if num_rows > 1:
+            logits = rows[1:] + plan.rep_guidance_scale * (rows[:1] - rows[1:])
+        return sample(logits[None], gumbel[None], self.temperature, self.top_k)[0]
 
     @torch.no_grad()
     def denoise(self, num_steps: int) -> NDArray[np.float32]:
@@ -252,21 +259,27 @@ class Baseline:
             return self._steps.denoise(num_steps)
         x = self.noise
         for i in range(num_steps):
-            x = self._stepped(self._denoise_step, x, self.times[i : i + 1], self.times[i + 1 : i + 2])
+            times = self.times[i : i + 1], self.times[i + 1 : i + 2]
+            x = self._stepped(self._denoise_step, x, *times, self.num_rows(i))
         return x[0].cpu().numpy()
 
-    def denoise_step(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """One Euler step: `[1, 3, H, W]`, `[1]`, `[1] -> [1, 3, H, W]`."""
+    def num_rows(self, step: int) -> int:
+        """2 where the step is guided."""
+        return 1 + self.work.plan.is_guided(self.work.plan.times[step])
+
+    def denoise_step(self, x: Tensor, t: Tensor, t_next: Tensor, num_rows: int) -> Tensor:
+        """One Euler step: `[1, 3, H, W]`, `[1]`, `[1]`, and the rows that it takes `-> [1, 3, H, W]`."""
         prefix, plan = self.work.num_slots, self.work.plan
-        hidden = self.model.embed_pixels(x, t).expand(2, -1, -1)
-        seen: Seen = (prefix + self.num_patches, (0, prefix))
+        hidden, firsts = self.model.embed_pixels(x, t).expand(num_rows, -1, -1), self.firsts[:num_rows]
+        seen: Seen = (prefix + self.num_patches, (0, prefix)[:num_rows])
         if self.spelling.attention != "split":
-            seen = (self.slots >= self.firsts[:, None])[:, None, None]
-        positions = (prefix - self.firsts)[:, None].expand(-1, self.num_patches)
+            seen = (self.slots >= firsts[:, None])[:, None, None]
+        positions = (prefix - firsts)[:, None].expand(-1, self.num_patches)
         hidden = self.decoder.decode("pixel", hidden, positions, self.slots[prefix:], seen)
         rows = unpatchify(self.model.pixel_out(hidden), self.model.config.patch_size, *x.shape[2:]).float()
-        with_prefix, without_prefix = rows.chunk(2)
-        x_pred = without_prefix + plan.pix_guidance_scale * (with_prefix - without_prefix)
+        x_pred = rows[:1]
+        if num_rows > 1:
+            x_pred = rows[1:] + plan.pix_guidance_scale * (x_pred - rows[1:])
         return x + (t_next - t) / (1 - t) * (x_pred - x)
 
 
@@ -301,11 +314,12 @@ class GraphedSteps:
 
     def denoise(self, num_steps: int) -> NDArray[np.float32]:
         """See `Baseline.denoise`."""
-        replay = self._replay("pixels", self._pixels)
+        rows = [self._baseline.num_rows(step) for step in range(num_steps)]
+        replays = {num: self._replay(f"{num} rows", functools.partial(self._pixels, num)) for num in set(rows)}
         self._n.zero_()
         self._x.copy_(self._baseline.noise)
-        for _ in range(num_steps):
-            replay()
+        for num in rows:
+            replays[num]()
         return self._x[0].cpu().numpy()
 
     def _token(self) -> None:
@@ -315,8 +329,8 @@ class GraphedSteps:
         self._ids.index_copy_(0, n, self._last)
         n.add_(1)
 
-    def _pixels(self) -> None:
+    def _pixels(self, num_rows: int) -> None:
         times, n = self._baseline.times, self._n
         t, t_next = times.index_select(0, n), times.index_select(0, n + 1)
-        self._x.copy_(self._baseline.denoise_step(self._x, t, t_next))
+        self._x.copy_(self._baseline.denoise_step(self._x, t, t_next, num_rows))
         n.add_(1)

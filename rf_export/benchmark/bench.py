@@ -1,4 +1,4 @@
-"""The comparison: our engine, its plain ONNX graphs, eager PyTorch and torch.compile, interleaved in one run.
+"""The comparison: our engine, its plain ONNX graphs, eager PyTorch, torch.compile and rivals, interleaved in one run.
 
     open_task -> per number of threads: choose the best baselines -> agreement -> time in turns -> floor;
     then a picture step by step, scaling, what a fresh process costs, and the same timings again in fresh processes
@@ -9,30 +9,28 @@ two yardsticks that took turns with the contenders; with `repeats`, from several
 hold two results against each other.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from rf_export.benchmark.contenders import Contender
+from rf_export.benchmark.compare import OURS
 from rf_export.benchmark.energy import EnergyMeter
+from rf_export.benchmark.entrants import Entrant, entrants
 from rf_export.benchmark.environment import describe_machine, describe_state
 from rf_export.benchmark.floor import measure_floors
 from rf_export.benchmark.footprint import measure_footprint
 from rf_export.benchmark.repeats import in_fresh_process
 from rf_export.benchmark.scaling import measure_scaling, measure_timeline
-from rf_export.benchmark.selection import LAYOUTS, TRIAL_STEPS, baseline_spellings, choose_baselines
 from rf_export.benchmark.stage_timing import as_dicts, time_stages
 from rf_export.benchmark.tables import FORMAT
-from rf_export.benchmark.task import BenchOptions, BenchTask, open_task, our_contenders
+from rf_export.benchmark.task import BenchOptions, BenchTask, open_task
 from runtime.errors import RFError
 from runtime.events import Progress
 from runtime.pipeline import Pipeline
-from verification.limits import LIMITS
-from verification.measures.metrics import cosine, psnr_db
 from verification.measures.timing import ratio
 
 
@@ -61,7 +59,13 @@ def run_bench(
     runs = _runs(task, report)
     report("a picture step by step, and scaling", len(options.threads))
     # From here on, what was measured above and no other graph: nothing is refused any more.
-    pipeline = Pipeline.load(bundle, options.precisions[0], num_threads=options.threads[0], allow_unverified=True)
+    pipeline = Pipeline.load(
+        bundle,
+        options.precisions[0],
+        num_threads=options.threads[0],
+        allow_unverified=True,
+        allow_spinning=options.allow_spinning,
+    )
     num_pictures = 0 if "whole pictures" in task.left_out else options.num_picture_rounds
     timeline = measure_timeline(pipeline, task.work, num_pictures)
     scaling = {} if "scaling" in task.left_out else measure_scaling(pipeline, task.work, options.stage_seconds / 3)
@@ -118,29 +122,26 @@ def _describe(task: BenchTask) -> dict[str, Any]:
 
 def _run(task: BenchTask, num_threads: int, report: Callable[[str], None]) -> dict[str, Any]:
     """Everything with one number of threads."""
-    options = task.options
-    lean = "eager weights as [out, in]" in task.left_out
-    spellings = baseline_spellings(
-        compiled="torch.compile" not in task.left_out, layouts=LAYOUTS[:1] if lean else LAYOUTS
-    )
-    baselines, trials = choose_baselines(task.model, task.work, task.questions, spellings, report)
-    ours = our_contenders(task, num_threads)
-    report("agreement")
-    agreement = {contender.name: _agreement(contender, task) for contender in (*ours, *baselines)}
+    with entrants(task, num_threads, report) as (found, trials):
+        report("agreement")
+        return {"threads": num_threads, **_compared(task, found, report), "trials": trials}
+
+
+def _compared(task: BenchTask, found: list[Entrant], report: Callable[[str], None]) -> dict[str, Any]:
+    """What they do, and how long it takes."""
+    ours = [each.name for each in found if each.name.startswith(OURS)]
+    agreement = {each.name: each.agreement() for each in found}
     wrong = [name for name, each in agreement.items() if not each["passed"]]
-    if set(wrong) & {contender.name for contender in ours}:
+    if set(wrong) & set(ours):
         raise RFError(f"{wrong[0]} does not do what the checkpoint does: {agreement[wrong[0]]}. Run rf-export verify.")
-    contenders = [contender for contender in (*ours, *baselines) if contender.name not in wrong]
+    contenders = [each for each in found if each.name not in wrong]
     report("the machine's limits")
     costs = task.costs()
     floors = measure_floors(costs)
     timings, yards = time_stages(task, contenders, costs, floors, report)
-    bests = {
-        precision: next(c.name for c in ours if c.name.endswith(f" {precision}")) for precision in options.precisions
-    }
+    bests = [next(name for name in ours if name.endswith(f" {each}")) for each in task.options.precisions]
     return {
-        "threads": num_threads,
-        "ours": ours[0].name,
+        "ours": ours[0],
         "timings": as_dicts(timings),
         "yardsticks": as_dicts(yards),
         "speedups": {
@@ -148,48 +149,17 @@ def _run(task: BenchTask, num_threads: int, report: Callable[[str], None]) -> di
                 stage: {name: ratio(timing, rows[best]) for name, timing in rows.items() if name != best}
                 for stage, rows in timings.items()
             }
-            for best in bests.values()
+            for best in bests
         },
         "floor": floors,
         "agreement": agreement,
-        "trials": trials,
         "joules_per_picture": _energy(contenders, task),
     }
 
 
-def _agreement(contender: Contender, task: BenchTask) -> dict[str, Any]:
-    """Against the independent eager loops in fp32, in the state that is timed.
-
-    Tokens, the picture after the trial's steps, words after the same history. Only fp32 has to agree: what fewer bits
-    may change is judged where a bundle is made, by pictures, not here.
-    """
-    drawn = contender.prepare()
-    ids = drawn[contender.tokens]
-    pixels = contender.pixels.denoise(TRIAL_STEPS)
-    words = np.array(contender.readers["next_word"].words(task.read.words))
-    firsts = contender.readers["first_word"].first_word(), contender.readers["second_question"].second_question()
-    result = {
-        "tokens_equal": int((ids == task.drawn.rep_ids.numpy()).sum()),
-        "tokens": len(ids),
-        "psnr_db": psnr_db(pixels, task.drawn.pixels.numpy()),
-        "words_equal": int((words == task.read.words).sum()),
-        "words": len(words),
-        "first_words_equal": firsts == (task.read.words[0], task.read.second_word),
-        "features_cosine": cosine(contender.readers["encode_image"].encode(), task.read.features),
-    }
-    right = (
-        result["tokens_equal"] == len(ids)
-        and result["words_equal"] == len(words)
-        and result["first_words_equal"]
-        and result["psnr_db"] >= LIMITS["fp32"].psnr_db
-    )
-    return {**result, "passed": bool(right) or not contender.name.endswith("fp32")}
-
-
-def _energy(contenders: list[Contender], task: BenchTask) -> dict[str, float]:
+def _energy(contenders: list[Entrant], task: BenchTask) -> dict[str, float]:
     """Of one whole picture each; nothing where the board does not tell, or a picture takes too long."""
     meter = EnergyMeter()
     if meter.source is None or "whole pictures" in task.left_out:
         return {}
-    steps = task.work.plan.num_steps
-    return {each.name: meter.joules(lambda each=each: each.picture(steps)) for each in contenders}  # type: ignore[misc]
+    return {each.name: meter.joules(functools.partial(each.turn, "picture")) for each in contenders}

@@ -1,7 +1,7 @@
 """Our engine drawing the same picture and answering the same questions, through the runtime's own stages.
 
-Knows nothing of torch. What is timed is what ships: the noise and the cache writes are in it. Stages are the
-backend's: loops over sessions, or on a GPU one CUDA graph each.
+Knows nothing of torch. What is timed is what ships: the noise, the cache writes, and windows of tokens as the engine's
+build has measured them. Stages are the backend's: loops over sessions, or on a GPU one CUDA graph each.
 """
 
 from collections.abc import Generator, Sequence
@@ -14,6 +14,7 @@ from rf_export.benchmark.workload import DrawingWork, ReadingWork
 from runtime.backends.interface import TextRow
 from runtime.options import AnswerPlan
 from runtime.pipeline import Pipeline
+from runtime.plans import plan_drawing
 from runtime.understanding.answers import answer
 
 Value = TypeVar("Value")
@@ -33,9 +34,9 @@ class Compiled:
         self, pipeline: Pipeline, workload: DrawingWork, *, num_requests: int = 1, previews: bool = False
     ) -> None:
         self.pipeline, self.work, self._num_requests = pipeline, workload, num_requests
-        plan = workload.plan
+        self.plan = plan_drawing(workload.options, pipeline.bundle.manifest, pipeline.model.window)
         self.stages = pipeline.model.start(
-            num_requests, len(workload.prompt_ids), plan.num_rep_tokens, previews=previews
+            num_requests, len(workload.prompt_ids), self.plan.num_rep_tokens, previews=previews
         )
 
     def prefill(self) -> None:
@@ -45,12 +46,12 @@ class Compiled:
     def token_events(self, forced: NDArray[np.int64] | None = None) -> Generator[Any, None, NDArray[np.int64]]:
         """The representation stage after `prefill`, its events, and what was drawn: `[R, N]`."""
         rows = None if forced is None else np.tile(forced, (self._num_requests, 1))
-        return self.stages.draw_tokens(self.work.plan, self._fill_noise, rows)
+        return self.stages.draw_tokens(self.plan, self._fill_noise, rows)
 
     def pixel_events(self, num_steps: int) -> Generator[Any, None, NDArray[np.float32]]:
         """The first `num_steps` Euler steps after the tokens, their events, and `[R, 3, H, W]`."""
         noise = np.tile(self.work.noise, (self._num_requests, 1, 1, 1))
-        return self.stages.denoise(self.work.plan, self.work.times[: num_steps + 1], noise)
+        return self.stages.denoise(self.plan, self.work.times[: num_steps + 1], noise)
 
     def draw_tokens(self, forced: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """The representation stage after `prefill`, `[N]`: what was drawn; it goes on with `forced` where given."""

@@ -94,6 +94,7 @@ def draw_reference(model: RFModel, work: DrawingWork, num_steps: int) -> EagerRe
         timesteps=torch.from_numpy(work.times[: num_steps + 1]).to(device),
         rep_guidance_scale=plan.rep_guidance_scale,
         pix_guidance_scale=plan.pix_guidance_scale,
+        guided=plan.guided,
         temperature=plan.temperature,
         top_k=plan.top_k,
     )

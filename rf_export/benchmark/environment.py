@@ -22,6 +22,7 @@ PACKAGES = (
     "triton",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt_rtx",
     "pycuda",

@@ -5,45 +5,36 @@ Jones 2013, "Rigorous benchmarking in reasonable time"; Mytkowicz et al. 2009, "
 anything obviously wrong!").
 """
 
-import json
-import subprocess
-import sys
-from dataclasses import asdict, replace
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rf_export.benchmark.entrants import entrants
 from rf_export.benchmark.floor import measure_floors
-from rf_export.benchmark.selection import plain_baseline
 from rf_export.benchmark.stage_timing import Timings, as_dicts, time_stages
-from rf_export.benchmark.task import BenchOptions, open_task, our_contenders
+from rf_export.benchmark.task import BenchOptions, open_task
 from runtime.errors import RFError
 
 ROUNDS_AGAIN = 8  # more processes tell more than more rounds
 
-_CODE = """
-import json, sys
-from pathlib import Path
-from rf_export.benchmark.repeats import time_again
-from rf_export.benchmark.task import BenchOptions
-
-bundle, checkpoint, options = sys.argv[1:]
-options = {name: tuple(each) if isinstance(each, list) else each for name, each in json.loads(options).items()}
-print(json.dumps(time_again(Path(bundle), Path(checkpoint), BenchOptions(**options))))
-"""
 _KEPT = ("samples_ms", "cpu_samples_ms")
 
 
 def in_fresh_process(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[dict[str, Any]]:
     """What `time_again` measures there; raises RFError where the process fails."""
-    command = [sys.executable, "-c", _CODE, str(bundle), str(checkpoint), json.dumps(asdict(options))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise RFError(f"A fresh process could not repeat the benchmark: {last}. Measure without --repeat.")
-    result: list[dict[str, Any]] = json.loads(done.stdout)
-    return result
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as process:
+        try:
+            return process.submit(time_again, bundle, checkpoint, options).result()
+        except Exception as error:  # whatever it is, and the end of the process
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise RFError(
+                f"A fresh process could not repeat the benchmark: {last} Measure without --repeat."
+            ) from error
 
 
 def time_again(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[dict[str, Any]]:
@@ -60,13 +51,17 @@ def time_again(bundle: Path, checkpoint: Path, options: BenchOptions) -> list[di
     runs = []
     for num_threads in options.threads:
         torch.set_num_threads(num_threads)
-        contenders = [*our_contenders(task, num_threads), plain_baseline(task.model, task.work, task.questions)]
-        for each in contenders:
-            each.prepare()
-        costs = task.costs()
-        timings, yards = time_stages(task, contenders, costs, measure_floors(costs), lambda stage: None)
+        with entrants(task, num_threads, _silent, plain=True) as (found, _):
+            for each in found:
+                each.prepare()
+            costs = task.costs()
+            timings, yards = time_stages(task, found, costs, measure_floors(costs), _silent)
         runs.append({"threads": num_threads, "timings": _samples(timings), "yardsticks": _samples(yards)})
     return runs
+
+
+def _silent(what: str) -> None:
+    """Nobody hears of it."""
 
 
 def _samples(timings: Timings) -> dict[str, Any]:

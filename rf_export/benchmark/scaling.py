@@ -10,10 +10,8 @@ from functools import partial
 from typing import Any
 
 from rf_export.benchmark.compiled import Compiled
-from rf_export.benchmark.selection import TRIAL_STEPS
 from rf_export.benchmark.workload import DrawingWork
 from runtime.backends.host.machine import usable_cpus
-from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
 from verification.measures.timing import interleave, quantile
 
@@ -65,12 +63,11 @@ def measure_scaling(pipeline: Pipeline, work: DrawingWork, most_seconds: float) 
     manifest, plan = pipeline.bundle.manifest, work.plan
     room = manifest.model.max_positions - plan.num_rep_tokens - 2
     fixed = pipeline.sessions["rep_decoder"].signature.cache_slots
-    options = GenerationOptions(height=plan.height, width=plan.width, num_steps=plan.num_steps)
     lengths = [length for length in PROMPT_TOKENS if length <= min(room, 8 * work.num_slots) and fixed is None]
     threads = [count for count in (1, 2, 4, 8, 16) if count <= usable_cpus()]
     return {
         "prompt_tokens": _measure(
-            {n: Compiled(pipeline, DrawingWork.of(manifest, n, options)) for n in lengths}, most_seconds
+            {n: Compiled(pipeline, DrawingWork.of(manifest, n, work.options)) for n in lengths}, most_seconds
         ),
         "batch": _measure(
             {n: Compiled(pipeline, work, num_requests=n) for n in BATCHES}, most_seconds, pictures=lambda n: n
@@ -87,6 +84,7 @@ def _with_threads(pipeline: Pipeline, num_threads: int) -> Pipeline:
         engine="none" if pipeline.engine is None else pipeline.engine.path,
         verify="size",
         allow_unverified=True,
+        allow_spinning=pipeline.model.allow_spinning,
     )
 
 
@@ -101,8 +99,9 @@ def _measure(
         return drawers[n].turn_tokens() * pictures(n)
 
     def pixels(n: int) -> int:
-        drawers[n].denoise(TRIAL_STEPS)
-        return TRIAL_STEPS * pictures(n)
+        drawer = drawers[n]
+        drawer.denoise(drawer.work.num_trial_steps)
+        return drawer.work.num_trial_steps * pictures(n)
 
     stages = {
         stage: interleave({str(n): partial(run, n) for n in drawers}, NUM_ROUNDS, most_seconds=most_seconds / 2)

@@ -17,7 +17,6 @@ from verification.measures.timing import interleave
 
 LAYOUTS: tuple[Layout, ...] = ("in_out", "out_in")
 ATTENTIONS: tuple[Attention, ...] = ("sdpa", "matmul")
-TRIAL_STEPS = 2  # denoising steps of a trial and of a timed turn
 TRIAL_RUNS = 16  # of the representation decoder in a trial, from the middle
 
 
@@ -78,22 +77,23 @@ def plain_baseline(model: RFModel, work: DrawingWork, questions: ReadingWork) ->
     return Contender(name=spelling.family, tokens=drawer, pixels=drawer, readers=dict.fromkeys(READING_STAGES, reader))
 
 
-def drawing_runs(contender: Contender, work: DrawingWork, num_steps: int = TRIAL_STEPS) -> dict[str, Callable[[], int]]:
+def drawing_runs(contender: Contender, work: DrawingWork, num_steps: int | None = None) -> dict[str, Callable[[], int]]:
     """What is timed of a drawing: functions that end when their results are in the host's memory, as `reading_runs`.
 
     Args:
         contender: Who draws.
         work: What.
-        num_steps: Euler steps of a turn.
+        num_steps: Euler steps of a turn; None for those of a trial.
     """
+    steps = num_steps or work.num_trial_steps
 
     def tokens() -> int:
         contender.tokens.draw_tokens()
         return work.num_decoder_runs
 
     def pixels() -> int:
-        contender.pixels.denoise(num_steps)
-        return num_steps
+        contender.pixels.denoise(steps)
+        return steps
 
     return {"rep_step": tokens, "denoise_step": pixels, "picture": lambda: contender.picture(work.plan.num_steps)}
 

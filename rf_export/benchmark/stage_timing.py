@@ -1,11 +1,12 @@
 """Times every stage: the contenders in turns with yardsticks. Knows nothing of who they are and what comes of it."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rf_export.benchmark.contenders import READING_STAGES, STAGES, Contender, reading_runs
+from rf_export.benchmark.contenders import READING_STAGES, STAGES
+from rf_export.benchmark.entrants import Entrant
 from rf_export.benchmark.floor import StepCost
-from rf_export.benchmark.selection import drawing_runs
 from rf_export.benchmark.task import BenchTask
 from rf_export.benchmark.yardstick import NAMES, bounding, yardsticks
 from verification.measures.timing import Timing, interleave
@@ -15,7 +16,7 @@ Timings = dict[str, dict[str, Timing]]  # stage -> who
 
 def time_stages(
     task: BenchTask,
-    contenders: list[Contender],
+    contenders: list[Entrant],
     costs: Mapping[str, StepCost],
     floors: Mapping[str, Any],
     report: Callable[[str], None],
@@ -49,10 +50,10 @@ def _picture_seconds(task: BenchTask, timings: Timings) -> float:
 
 
 def _time_stage(
-    stage: str, contenders: list[Contender], marks: dict[str, Callable[[], int]], task: BenchTask
+    stage: str, contenders: list[Entrant], marks: dict[str, Callable[[], int]], task: BenchTask
 ) -> tuple[dict[str, Timing], dict[str, Timing]]:
     """Of the contenders, and of the yardsticks that took turns with them."""
-    runs = {each.name: {**drawing_runs(each, task.work), **reading_runs(each.readers)}[stage] for each in contenders}
+    runs = {each.name: functools.partial(each.turn, stage) for each in contenders}
     num_rounds = task.options.num_picture_rounds if stage == "picture" else task.options.num_rounds
     timings = interleave(
         {**runs, **{f"yardstick {name}": run for name, run in marks.items()}},

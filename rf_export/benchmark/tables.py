@@ -42,8 +42,8 @@ def describe(result: Mapping[str, Any]) -> list[str]:
         ", ".join(f"{name} {version}" for name, version in machine["versions"].items()),
         f"{model['num_parameters'] / 1e6:.1f} M parameters, {model['height']} x {model['width']} px: "
         f"{model['rep_tokens']} tokens, {model['patches']} patches, {model['num_steps']} steps, "
-        f"{model['cache_slots']} cache slots; both guidance rows in every step; questions of "
-        f"{model['question_tokens']} tokens",
+        f"{model['cache_slots']} cache slots; guided in {model.get('guided_steps', model['num_steps'])} steps; "
+        f"questions of {model['question_tokens']} tokens",
     ]
 
 

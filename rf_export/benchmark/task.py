@@ -1,24 +1,30 @@
-"""What is measured and against what: the options, a model with its work, and our contenders. Measures nothing."""
+"""What is measured and against what: options, a model with its work, our contenders and rivals. Measures nothing."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from rf_export.benchmark.compiled import Compiled, CompiledReader
 from rf_export.benchmark.contenders import READING_STAGES, Contender, ReadReference, draw_reference, read_reference
 from rf_export.benchmark.environment import free_bytes
 from rf_export.benchmark.floor import StepCost, drawing_costs, encode_cost, read_cost
-from rf_export.benchmark.selection import TRIAL_STEPS
+from rf_export.benchmark.rivals import RIVALS, OpenVinoKind, Rival, openvino_kinds, openvino_pipeline
 from rf_export.benchmark.workload import DrawingWork, ReadingWork
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
 from rf_export.model import RFModel
+from runtime.backends import create_backend
+from runtime.bundle.engine import find_engine
 from runtime.bundle.folder import Bundle
-from runtime.options import GenerationOptions
+from runtime.loading import EngineChoice
+from runtime.options import GenerationOptions, Plan
 from runtime.pipeline import Pipeline
 from runtime.signature import Precision, Variant
 
 MEMORY_SHARE = 8  # all contenders together take about so many times the weights in fp32
+PLAIN_GRAPHS = "plain ONNX graphs beside an engine"
 SLOWEST_SCALING = 500e6  # parameters; beyond, a single round takes minutes
 
 
@@ -35,6 +41,9 @@ class BenchOptions:
         stage_seconds: Begin no further round of a stage after so long.
         compile: Measure torch.compile too, which takes minutes.
         scaling: Measure over lengths, batches and threads too.
+        rivals: Other libraries that run our graphs.
+        plan: How all contenders draw.
+        allow_spinning: Let the threads of our sessions wait busily for the next run.
         allow_unverified: Also measure graphs and engines that failed a verification or that nobody verified.
         repeats: Fresh processes in which our graphs and eager PyTorch are timed again.
     """
@@ -47,6 +56,9 @@ class BenchOptions:
     stage_seconds: float = 60.0
     compile: bool = True
     scaling: bool = True
+    rivals: tuple[Rival, ...] = ()
+    plan: Plan | Literal["paper", "tuned"] = "paper"
+    allow_spinning: bool = True
     allow_unverified: bool = False
     repeats: int = 0
 
@@ -57,11 +69,15 @@ class BenchOptions:
             raise ValueError("repeats must be >= 0")
 
 
+Candidates: TypeAlias = dict[str, Callable[[], Contender]]  # who would compete, loaded by a call
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchTask:
     """A model and what it has to do."""
 
     opened: Bundle
+    checkpoint: Path
     model: RFModel
     work: DrawingWork
     questions: ReadingWork
@@ -71,7 +87,7 @@ class BenchTask:
     @functools.cached_property
     def drawn(self) -> EagerResult:
         """What eager PyTorch draws in the steps of a trial."""
-        return draw_reference(self.model, self.work, TRIAL_STEPS)
+        return draw_reference(self.model, self.work, self.work.num_trial_steps)
 
     @functools.cached_property
     def read(self) -> ReadReference:
@@ -96,7 +112,7 @@ def open_task(bundle: Path, checkpoint: Path, options: BenchOptions) -> BenchTas
     """A bundle and the checkpoint that it was exported from; raises RFError where they do not belong together."""
     opened, model = open_exported(bundle, checkpoint)
     options = _with_precisions(options, opened)
-    work = DrawingWork.of(opened.manifest, options.num_prompt_tokens, GenerationOptions())
+    work = DrawingWork.of(opened.manifest, options.num_prompt_tokens, GenerationOptions(plan=options.plan))
     questions = ReadingWork.of(opened.manifest)
     left_out = left_out_for_memory(opened.manifest.model.num_parameters, free_bytes())
     if not options.compile:
@@ -104,7 +120,15 @@ def open_task(bundle: Path, checkpoint: Path, options: BenchOptions) -> BenchTas
     if not options.scaling or opened.manifest.model.num_parameters > SLOWEST_SCALING:
         asked = "it takes minutes at this size" if options.scaling else "it was not asked for"
         left_out["scaling"] = asked
-    return BenchTask(opened=opened, model=model, work=work, questions=questions, options=options, left_out=left_out)
+    return BenchTask(
+        opened=opened,
+        checkpoint=checkpoint,
+        model=model,
+        work=work,
+        questions=questions,
+        options=options,
+        left_out=left_out,
+    )
 
 
 def left_out_for_memory(num_parameters: int, free: int | None) -> dict[str, str]:
@@ -113,7 +137,7 @@ def left_out_for_memory(num_parameters: int, free: int | None) -> dict[str, str]
     if free is None or needed <= free:
         return {}
     why = f"all contenders take about {needed >> 30} GiB, and {free >> 30} GiB are free"
-    return dict.fromkeys(("torch.compile", "eager weights as [out, in]", "plain ONNX graphs beside an engine"), why)
+    return dict.fromkeys(("torch.compile", "eager weights as [out, in]", PLAIN_GRAPHS, *RIVALS), why)
 
 
 def _with_precisions(options: BenchOptions, opened: Bundle) -> BenchOptions:
@@ -125,28 +149,48 @@ def _with_precisions(options: BenchOptions, opened: Bundle) -> BenchOptions:
     return replace(options, precisions=present)
 
 
-def our_contenders(task: BenchTask, num_threads: int) -> list[Contender]:
-    """Of all precisions."""
-    return [each for precision in task.options.precisions for each in _contenders_in(task, precision, num_threads)]
+def our_candidates(task: BenchTask, num_threads: int) -> Candidates:
+    """Of every precision the engine and the plain graphs; without an engine that fits, these alone."""
+    target, found = create_backend("ort").target(), Candidates()
+    for precision in task.options.precisions:
+        engine = find_engine(task.opened, Variant(precision), target, "size")
+        choices: dict[str, EngineChoice] = {} if engine is None else {"engine": engine.path}
+        if engine is None or PLAIN_GRAPHS not in task.left_out:
+            choices["onnx"] = "none"
+        for name, choice in choices.items():
+            load = functools.partial(_load, task, precision, choice, num_threads)
+            found[f"{name} {precision}"] = functools.partial(_contender, task, f"{name} {precision}", load)
+    return found
 
 
-def _contenders_in(task: BenchTask, precision: Precision, num_threads: int) -> list[Contender]:
-    """The engine and the plain graphs; without an engine that fits, these alone."""
-    load = functools.partial(
-        Pipeline.load,
+def rival_candidates(task: BenchTask, num_threads: int) -> Candidates:
+    """Those that were asked for and can compete here; `task.left_out` is told of the others."""
+    asked = [name for name in task.options.rivals if name not in task.left_out]
+    found: Candidates = {}
+    for kind in openvino_kinds(task.options.precisions, task.left_out) if "openvino" in asked else ():
+        found[kind.name] = functools.partial(
+            _contender, task, kind.name, functools.partial(_in_openvino, task, kind, num_threads)
+        )
+    return found
+
+
+def _contender(task: BenchTask, name: str, load: Callable[[], Pipeline]) -> Contender:
+    pipeline = load()
+    drawer, reader = Compiled(pipeline, task.work), CompiledReader(pipeline, task.questions)
+    return Contender(name=name, tokens=drawer, pixels=drawer, readers=dict.fromkeys(READING_STAGES, reader))
+
+
+def _load(task: BenchTask, precision: Precision, engine: EngineChoice, num_threads: int) -> Pipeline:
+    return Pipeline.load(
         task.opened.path,
         precision,
         num_threads=num_threads,
+        engine=engine,
         allow_unverified=task.options.allow_unverified,
+        allow_spinning=task.options.allow_spinning,
     )
-    loaded = {"engine": load()}
-    if loaded["engine"].engine is None:
-        loaded = {"onnx": loaded["engine"]}
-    elif "plain ONNX graphs beside an engine" not in task.left_out:
-        loaded["onnx"] = load(engine="none")
-    contenders = []
-    for name, pipeline in loaded.items():
-        drawer, reader = Compiled(pipeline, task.work), CompiledReader(pipeline, task.questions)
-        readers = dict.fromkeys(READING_STAGES, reader)
-        contenders.append(Contender(name=f"{name} {precision}", tokens=drawer, pixels=drawer, readers=readers))
-    return contenders
+
+
+def _in_openvino(task: BenchTask, kind: OpenVinoKind, num_threads: int) -> Pipeline:
+    """The sessions of the engine, where there is one, are exchanged: the window of tokens is the same then."""
+    return openvino_pipeline(_load(task, kind.precision, "auto", num_threads), kind, num_threads)

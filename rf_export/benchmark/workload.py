@@ -5,6 +5,7 @@ timesteps. Axes: N representation tokens, K representation vocabulary, P cache s
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ SEED = 20260529
 class DrawingWork:
     """One request: a conditional and an unconditional row."""
 
-    plan: DrawingPlan
+    options: GenerationOptions
+    plan: DrawingPlan  # what comes of them, token by token
     prompt_ids: NDArray[np.int64]  # [T]
     rep_start_id: int
     gumbel: NDArray[np.float32]  # [N, K]
@@ -36,11 +38,12 @@ class DrawingWork:
         rng = np.random.default_rng(SEED)
         rows = [noise.gumbel(SEED, n, model.rep_vocab_size) for n in range(plan.num_rep_tokens)]
         return cls(
+            options=options,
             plan=plan,
             prompt_ids=rng.integers(0, model.vocab_size, num_prompt_tokens),
             rep_start_id=model.rep_start_id,
             gumbel=np.stack(rows),
-            noise=noise.normal(SEED, (3, plan.height, plan.width)),
+            noise=noise.normal(SEED, (3, plan.height, plan.width)) * np.float32(plan.noise_scale),
             times=np.array(plan.times, np.float32),
         )
 
@@ -59,7 +62,12 @@ class DrawingWork:
         """Runs of the representation decoder: the last one only fills the cache."""
         return self.plan.num_rep_tokens + 1
 
-    def describe(self) -> dict[str, int]:
+    @property
+    def num_trial_steps(self) -> int:
+        """Denoising steps of a trial and of a timed turn: the first ones, which are guided in most plans."""
+        return min(2, self.plan.num_steps)
+
+    def describe(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "height": self.plan.height,
@@ -69,6 +77,8 @@ class DrawingWork:
             "prompt_tokens": len(self.prompt_ids),
             "cache_slots": self.num_slots,
             "num_steps": self.plan.num_steps,
+            "guided_steps": sum(map(self.plan.is_guided, self.plan.times[:-1])),
+            "times": list(self.plan.times),
         }
 
 

@@ -15,10 +15,10 @@ from runtime.errors import RFError
 switch_off()
 
 
-def _create_ort() -> Backend:
+def _create_ort(*, allow_spinning: bool = True) -> Backend:
     from runtime.backends.host.ort import OrtBackend
 
-    return OrtBackend()
+    return OrtBackend(allow_spinning=allow_spinning)
 
 
 def _create_ort_cuda() -> Backend:
@@ -51,16 +51,22 @@ _EXTRAS: Final = {"ort": "ort", "ort-cuda": "ort-cuda", "tensorrt": "tensorrt", 
 BACKENDS: Final = tuple(_CREATORS)
 
 
-def create_backend(name: str) -> Backend:
+def create_backend(name: str, *, allow_spinning: bool = True) -> Backend:
     """Import a backend.
 
+    Args:
+        name: Which one.
+        allow_spinning: Its threads wait busily for the next run; False lets them sleep, which `ort` alone can.
+
     Raises:
-        RFError: There is none of that name, or its library is not installed.
+        RFError: There is none of that name, its library is not installed, or it has no threads to let sleep.
     """
     if name not in _CREATORS:
         raise RFError(f"There is no backend {name!r}. Choose one of: {', '.join(BACKENDS)}.")
+    if not allow_spinning and name != "ort":
+        raise RFError(f"The backend ort alone can keep its threads from spinning, and {name} was asked for.")
     with naming_extra(name):
-        return _CREATORS[name]()
+        return _CREATORS[name]() if allow_spinning else _create_ort(allow_spinning=False)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime.backends.cuda.driver import Gpu, probe_gpu
-from runtime.backends.host.machine import cpu_name, usable_cpus, usable_memory
+from runtime.backends.host.machine import cpu_name, is_confined, usable_cpus, usable_memory
 from runtime.backends.host.telemetry import VARIABLE, is_off
 
 # Module -> distributions that bring it.
@@ -133,6 +133,10 @@ def _system(root: Path) -> dict[str, str]:
         "cpu": f"{cpu_name(root)}, {os.cpu_count()} threads, {usable_cpus(root)} for this process",
         "telemetry": f"ONNX Runtime's is {'off' if is_off() else 'on'} ({VARIABLE}=0 allows it)",
     }
+    if is_confined(root):
+        facts["spinning"] = (
+            "this process has a part of the processors; where others use them too, draw with --no-spinning"
+        )
     memory = usable_memory(root)
     if memory is not None:
         free = f"{memory.available >> 20} MiB free, {memory.swap >> 20} MiB of swap"

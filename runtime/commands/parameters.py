@@ -175,6 +175,7 @@ def flag(names: str, text: str) -> Callable[[Function], Function]:
 BUNDLE = click.argument("bundle", type=PATH)
 THREADS = option("--threads", "CPU threads of a run.", COUNT, shown="the backend's")
 OBJECTS = option("--objects num_objects", "Kinds of objects in the scenes, as in training.", click.IntRange(2, 32), 16)
+SPINNING = flag("--no-spinning", "Let idle threads sleep: for cores that others need too. Backend ort.")
 UNVERIFIED = flag("--allow-unverified", "Run also what failed a verification, or what nobody verified.")
 
 
@@ -205,6 +206,7 @@ def open_plan(named: "str | Path", bundle: Path) -> Any:
 def bundle_options(function: Function) -> Function:
     """The options of every command that loads a bundle."""
     for add in (
+        SPINNING,
         THREADS,
         UNVERIFIED,
         option("--engine", "Engine that runs: auto, none (the ONNX graphs), or the folder of one.", default="auto"),
@@ -229,6 +231,7 @@ def load(bundle: Path, options: dict[str, Any]) -> "Pipeline":
         engine,
         dialect=options["dialect"],
         allow_unverified=options["allow_unverified"],
+        allow_spinning=not options["no_spinning"],
     )
 
 

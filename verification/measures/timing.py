@@ -8,11 +8,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 
 _RESAMPLES: Final = 2000
+Seconds: TypeAlias = tuple[float, float]  # of a step: wall, and of all threads of the process
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,16 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], int]], num_rounds: int, *, warm: bool = False, most_seconds: float = math.inf
+    contenders: Mapping[str, Callable[[], int | Seconds]],
+    num_rounds: int,
+    *,
+    warm: bool = False,
+    most_seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Time every contender once per round, in an order that rotates, after one round that does not count.
 
     Args:
-        contenders: functions that do some steps and return how many.
+        contenders: functions that do some steps and return how many, or what they measured themselves.
         num_rounds: rounds that count.
         warm: run every contender once more, untimed, before its turn: the one before it has left the caches full of
             other weights, and what is wanted is a steady state.
@@ -83,13 +88,19 @@ def interleave(
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if warm:
                 contenders[name]()
-            wall, cpu = time.perf_counter(), time.process_time()
-            num_steps = contenders[name]()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            wall, cpu = timed(contenders[name])
             if turn:  # the first round warms caches, pools and compilers
-                timings[name].wall.append(wall / num_steps)
-                timings[name].cpu.append(cpu / num_steps)
+                timings[name].wall.append(wall)
+                timings[name].cpu.append(cpu)
     return timings
+
+
+def timed(run: Callable[[], int | Seconds]) -> Seconds:
+    """Run once; seconds per step."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = run()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return result if isinstance(result, tuple) else (wall / result, cpu / result)
 
 
 def ratio(slow: Timing, fast: Timing) -> dict[str, float]:

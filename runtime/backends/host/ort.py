@@ -29,6 +29,9 @@ class OrtBackend(HostRunner):
 
     needs_engine = False
 
+    def __init__(self, *, allow_spinning: bool = True) -> None:
+        self._allow_spinning = allow_spinning
+
     def target(self) -> Target:
         """The version with its commit: prepacked weights are a private format of the library."""
         build = dict(part.partition("=")[::2] for part in ort.get_build_info().split(", "))
@@ -37,14 +40,20 @@ class OrtBackend(HostRunner):
 
     def open(self, path: Path, *, num_threads: int | None, compiled: bool) -> "OrtSession":
         """Load a graph; see `runtime.backends.interface.Backend.open`."""
-        options = session_options(num_threads)
+        options = session_options(num_threads, allow_spinning=self._allow_spinning)
         if compiled:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return OrtSession(open_session(path, options))
 
 
-def session_options(num_threads: int | None) -> ort.SessionOptions:
-    """Options that the runtime and the engine builder share."""
+def session_options(num_threads: int | None, *, allow_spinning: bool = True) -> ort.SessionOptions:
+    """Options that the runtime and the engine builder share.
+
+    Args:
+        num_threads: Threads of a run.
+        allow_spinning: They wait busily for the next run. That is faster on cores that nobody else needs, and slower
+            by half and more where two such threads share one.
+    """
     if num_threads is not None and num_threads < 1:
         raise RFError(f"num_threads must be >= 1, got {num_threads}.")
     options = ort.SessionOptions()
@@ -53,6 +62,7 @@ def session_options(num_threads: int | None) -> ort.SessionOptions:
     options.log_severity_level = _ERRORS_ONLY
     # From the second run of a shape on, a pattern would take all its memory once more in one block; no run is faster.
     options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if allow_spinning else "0")
     # INT8 weights times inputs that are rounded to INT8 by block: the way that has kernels for VNNI and AMX.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     return options

@@ -11,6 +11,8 @@ import pytest
 
 from engines.probe import probe_inputs
 from runtime.backends.host.ort import OrtSession, open_session, session_options
+from runtime.errors import RFError
+from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS
 
 _RUNS = """
@@ -123,3 +125,15 @@ def test_any_other_error_of_a_run_stays_as_it_is(pipeline):
         with pytest.raises(RuntimeError) as caught:
             run()
         assert caught.value is error
+
+
+def test_threads_spin_unless_told_otherwise(tiny_bundle):
+    name = "session.intra_op.allow_spinning"
+    assert session_options(2).get_session_config_entry(name) == "1"
+    assert session_options(2, allow_spinning=False).get_session_config_entry(name) == "0"
+    with Pipeline.load(tiny_bundle, num_threads=2, engine="none", allow_spinning=False) as quiet:
+        options = quiet.sessions["denoiser"]._session.get_session_options()
+        assert options.get_session_config_entry(name) == "0"
+        assert not quiet.model.allow_spinning
+    with pytest.raises(RFError, match="ort alone can keep its threads from spinning, and tensorrt was asked for"):
+        Pipeline.load(tiny_bundle, backend="tensorrt", allow_spinning=False)

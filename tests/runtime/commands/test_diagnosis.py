@@ -123,13 +123,17 @@ def test_it_tells_whether_the_library_reports_home(tmp_path, monkeypatch, value,
     assert facts["system"]["telemetry"] == f"ONNX Runtime's is {state} (ORT_DISABLE_TELEMETRY=0 allows it)"
 
 
-def test_it_counts_the_threads_that_a_group_leaves(tmp_path):
+def test_it_counts_the_threads_that_a_group_leaves(tmp_path, monkeypatch):
     files = {
         "proc/self/cgroup": "0::/\n",
         "proc/self/mountinfo": "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
         "sys/fs/cgroup/cpu.max": "100000 100000\n",
     }
-    assert examine(machine(tmp_path, files=files))["system"]["cpu"].endswith(" threads, 1 for this process")
+    system = examine(machine(tmp_path, files=files))["system"]
+    assert system["cpu"].endswith(" threads, 1 for this process")
+    assert "--no-spinning" in system["spinning"]
+    monkeypatch.setattr("runtime.commands.diagnosis.is_confined", lambda root: False)
+    assert "spinning" not in examine(machine(tmp_path, files=files))["system"]
 
 
 def test_missing_graphs_and_clashing_packages_are_noted(tmp_path):
