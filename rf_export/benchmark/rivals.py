@@ -1,10 +1,8 @@
-"""Other libraries over the same graphs: what a user would run in place of our engines, as more contenders.
+"""Another library over the same graphs, which a user would run in place of our engines: OpenVINO, as more contenders.
 
-    openvino      the bundle's ONNX graphs in OpenVINO: fp32, the same with bfloat16 inside, and our INT8 graphs
-    aotinductor   the modules that the graphs were traced from, compiled ahead of time by PyTorch
-
-They are sessions that take the place of ours behind the same stages, so that noise, cache, loops and windows are the
-same for all. Knows nothing of timing.
+It runs the bundle's ONNX graphs in fp32, the same with bfloat16 inside, and our INT8 graphs. Its sessions take the
+place of ours behind the same stages, so that noise, cache, loops and windows are the same for all. Knows nothing of
+timing.
 """
 
 import functools
@@ -22,8 +20,8 @@ from runtime.bundle.folder import Bundle
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision, Variant
 
-Rival: TypeAlias = Literal["openvino", "aotinductor"]
-RIVALS: Final[tuple[Rival, ...]] = ("openvino", "aotinductor")
+Rival: TypeAlias = Literal["openvino"]
+RIVALS: Final[tuple[Rival, ...]] = ("openvino",)
 EXTRA: Final = "pip install 'rf-export[rivals]'"
 
 
