@@ -134,6 +134,8 @@ def compiled(step: Callable[..., Tensor], spelling: Spelling, decoder: StaticDec
     import torch._inductor.select_algorithm as inductor  # seconds, which eager spellings need not pay
 
     inductor.PRINT_AUTOTUNE = False  # a page of text per shape
+    # All spellings share the code of a step: beyond the usual 8 versions of it the rest would run without a compiler.
+    torch._dynamo.config.recompile_limit = 64
     # Frozen parameters: weights are packed once for the CPU's kernels, which is torch.compile at its best here.
     options = {"freezing": True, **torch._inductor.list_mode_options(spelling.compile)}
     return torch.compile(step, dynamic=False, options=options)
