@@ -33,7 +33,7 @@ from verification.limits import LIMITS
 from verification.measures.metrics import cosine, psnr_db
 from verification.measures.timing import Seconds, timed
 
-SETTLE_SECONDS: Final = 0.05  # until the threads of whoever had the turn before sleep
+_REST_SECONDS: Final = (0.02, 2.0)  # how often to look whether all threads sleep, and at most
 
 
 class Entrant(Protocol):
@@ -126,8 +126,7 @@ class Remote:
         return result
 
     def turn(self, stage: str) -> Seconds:
-        """See `Entrant`; after a run that does not count."""
-        time.sleep(SETTLE_SECONDS)
+        """See `Entrant`; after a run that does not count. It returns when the threads of the process sleep."""
         wall, cpu = self._ask("turn", stage)
         return wall, cpu
 
@@ -166,11 +165,24 @@ def _serve(
             if what == "turn":
                 entrant.turn(*arguments)
             run = functools.partial(getattr(entrant, what), *arguments)
-            pipe.send((False, timed(run) if what == "turn" else run()))
+            result = timed(run) if what == "turn" else run()
+            _rest()
+            pipe.send((False, result))
     except EOFError:  # the end
         return
     except Exception as error:
         pipe.send((True, reason(error)))
+
+
+def _rest() -> None:
+    """Wait until the threads of this process sleep, so that whoever is next has the processors."""
+    step, most = _REST_SECONDS
+    started = time.monotonic()
+    while time.monotonic() - started < most:
+        used = time.process_time()
+        time.sleep(step)
+        if time.process_time() - used < step / 10:
+            return
 
 
 @contextlib.contextmanager
