@@ -57,7 +57,9 @@ EQUIVALENT: dict[str, str] = {
         "the largest of several counts, and the graph has one above"
     ),
     "verification/polygraphy.py: np.save(file, array, allow_pickle=False): False -> True": "no array holds objects",
-    'runtime/pictures/notes.py: pixels = re.sub(rb"(infe\\x02.{7})Exif", rb"\\1none", content: 8 -> (9)': "a file has one",
+    'runtime/pictures/notes.py: pixels = re.sub(rb"(infe\\x02.{7})Exif", rb"\\1none", content,: 8 -> (9)': (
+        "a file has one"
+    ),
     "engines/build.py: session = backend.open(compiled, num_threads=config.num_thre: True -> False": (
         "a graph that is optimised already is optimised once more"
     ),
