@@ -55,7 +55,7 @@ EQUIVALENT: dict[str, str] = {
         "a cache that grows begins with one slot or two"
     ),
     "verification/compare.py: for request, (ours, right) in enumerate(zip(found, expected,: True -> False": (
-        "both have a row per request: other shapes are refused before"
+        "both sides draw the requests of one case"
     ),
     'rf_export/training/trainer.py: partial.write_text(json.dumps(content, indent=1) + "\\n"): 1 -> (2)': (
         "spaces in a file for people"
