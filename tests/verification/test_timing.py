@@ -25,12 +25,12 @@ def test_samples_are_differences_of_clocks_per_step():
 
 
 def test_of_several_builds_the_worst_verdict_counts():
-    passed, bad, failed = (
+    passed, bad, failed, worst = (
         SimpleNamespace(verdict=verdict, record={"fp32": {"cosine": cosine}})
-        for verdict, cosine in (("passed", 0.999), ("passed", 0.99), ("failed", 1.0))
+        for verdict, cosine in (("passed", 0.999), ("passed", 0.99), ("failed", 1.0), ("failed", -0.5))
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rebuilds, "worst_cosine", lambda record: record["fp32"]["cosine"])
         lost = NotRun(candidate=None, reason="gone")
-        outcomes = [lost, passed, failed, bad]
-        assert sorted(outcomes, key=rebuilds._badness) == [passed, bad, failed, lost]
+        outcomes = [lost, passed, worst, failed, bad]
+        assert sorted(outcomes, key=rebuilds._badness) == [passed, bad, failed, worst, lost]
