@@ -95,12 +95,11 @@ def graph_file(pipeline: Pipeline, name: GraphName) -> Path:
     return pipeline.bundle.file(pipeline.bundle.graph(name, pipeline.model.variant).file)
 
 
-def draw_and_see(pipeline: Pipeline, prompt: str, seed: int) -> PictureEvent:
+def draw_and_see(pipeline: Pipeline, prompt: str, seed: int) -> None:
     """Draw a picture and let the image encoder read it."""
     *_, last = pipeline.generate([prompt], seed=seed, options=GenerationOptions(window=1), previews=False)
     assert isinstance(last, PictureEvent)
     see(pipeline, last.picture)
-    return last
 
 
 def see(pipeline: Pipeline, picture: Picture) -> npt.NDArray[Any]:

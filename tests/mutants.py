@@ -42,8 +42,33 @@ EXPORT_S = 90  # that a bundle takes, where the fault is in what makes bundles
 _WITH_PROCESSES = ("tests/cli/", "tests/docs/", "tests/robustness/")  # of their own, which take long to start
 _EXPORTING = ("_bundle", "::reference_modern")  # fixtures
 
-# Faults that change nothing which a caller could see: "FILE: BEFORE -> AFTER", and why.
-EQUIVALENT: dict[str, str] = {}
+# Faults that change nothing which a caller could see: "FILE: LINE: BEFORE -> AFTER", and why.
+EQUIVALENT: dict[str, str] = {
+    "calibration/histogram.py: inner[0], inner[-1] = 0, cumulated[-1]: 1 -> (0)": (
+        "the last edge has all counts by itself, and the first bin is replaced by the second"
+    ),
+    "calibration/histogram.py: cumulated = self.num_zeros + np.concatenate([[0], np.cumsum(: 0 -> (1)": (
+        "it moves the first bin alone, which is replaced by the second"
+    ),
+    "calibration/quantise.py: node.replace_input_with(1, back.outputs[0]): 0 -> (-1)": "the node has one output",
+    "runtime/backends/host/text.py: self._cache = self._new_cache(session.signature.cache_slots : 1 -> (2)": (
+        "a cache that grows begins with one slot or two"
+    ),
+    "verification/compare.py: for request, (ours, right) in enumerate(zip(found, expected,: True -> False": (
+        "both sides draw the requests of one case"
+    ),
+    'rf_export/training/trainer.py: partial.write_text(json.dumps(content, indent=1) + "\\n"): 1 -> (2)': (
+        "spaces in a file for people"
+    ),
+    "rf_export/training/scenes.py: size: int = 0: 0 -> (-1)": "a size that is always given before it is read",
+    "verification/polygraphy.py: np.save(file, array, allow_pickle=False): False -> True": "no array holds objects",
+    'runtime/pictures/notes.py: pixels = re.sub(rb"(infe\\x02.{7})Exif", rb"\\1none", content,: 8 -> (9)': (
+        "a file has one"
+    ),
+    "engines/build.py: session = backend.open(compiled, num_threads=config.num_thre: True -> False": (
+        "a graph that is optimised already is optimised once more"
+    ),
+}
 
 _INVERSE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq,
@@ -86,11 +111,12 @@ class Mutant:
     kind: str
     before: str
     after: str
+    text: str  # of its first line
 
     @property
     def name(self) -> str:
         """What the list of equivalent ones calls it; lines may move."""
-        return f"{self.file}: {self.before} -> {self.after}"
+        return f"{self.file}: {self.text[:60]}: {self.before} -> {self.after}"
 
     @property
     def key(self) -> str:
@@ -117,8 +143,9 @@ class _Finder(ast.NodeVisitor):
         start = self.starts[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
         end = self.starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
         before = " ".join(self.source[start:end].decode().split())
+        text = self.source.splitlines()[node.lineno - 1].decode().strip()  # type: ignore[attr-defined]
         lines = node.lineno, node.end_lineno  # type: ignore[attr-defined]
-        self.found.append(Mutant(self.file, *lines, not self.depth, start, end, kind, before, after))
+        self.found.append(Mutant(self.file, *lines, not self.depth, start, end, kind, before, after, text))
 
     def visit(self, node: ast.AST) -> None:
         if isinstance(node, (ast.JoinedStr, ast.Assert)):  # what messages say; what the code itself guarantees

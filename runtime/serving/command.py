@@ -27,9 +27,10 @@ PORT = click.IntRange(0, 65535)
 @arg.option("--max-body-mib", "Size of a request, at most.", arg.COUNT, 32)
 @arg.option("--workers", "Threads that run graphs.", arg.COUNT, shown="one for each core that --threads leaves")
 @arg.option("--grace", "Seconds that running requests have to end after SIGTERM or Ctrl-C.", arg.COUNT, 60)
+@arg.option("--write-triton", "Folder to write a model repository for NVIDIA's Triton into, and no more.", arg.PATH)
 @arg.flag("--open open_page", "Open the page in a browser.")
 @arg.bundle_options
-def serve(bundle: Path, host: str, port: int, open_page: bool, **options: Any) -> None:
+def serve(bundle: Path, host: str, port: int, write_triton: Path | None, open_page: bool, **options: Any) -> None:
     """Serve BUNDLE over HTTP: OpenAI's API for pictures and chat under /v1, and a page at /.
 
     Each run of a graph takes one thread unless --threads says otherwise, and each core has a worker: that draws most
@@ -38,7 +39,11 @@ def serve(bundle: Path, host: str, port: int, open_page: bool, **options: Any) -
     \b
     rf-export serve bundle
     rf-export serve bundle --host 0.0.0.0 --port 8080 --api-key SECRET
+    rf-export serve bundle --write-triton models
     """
+    if write_triton is not None:
+        _write_triton(write_triton, bundle, options)
+        return
     from runtime.serving.drawer import Drawer
     from runtime.serving.http.guard import Limits
     from runtime.serving.openai_api import create_app
@@ -70,3 +75,13 @@ def serve(bundle: Path, host: str, port: int, open_page: bool, **options: Any) -
     run(
         create_app(drawer, limits, model_name=options["model_name"]), listening, grace_s=options["grace"], on_ready=tell
     )
+
+
+def _write_triton(folder: Path, bundle: Path, options: dict[str, Any]) -> None:
+    from runtime.bundle.folder import open_bundle
+    from runtime.serving.triton_repository import write_repository
+
+    open_bundle(bundle)  # refuses what is none
+    names = ("precision", "backend", "max_batch", "max_queue", "allow_unverified")
+    settings = {name: options[name] for name in names}
+    click.echo(write_repository(folder, bundle, {**settings, "threads": options["threads"] or 1}))

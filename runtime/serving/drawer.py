@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,39 @@ from runtime.serving.orders import (
 
 _MOST_WORDS: Final = 2000  # of a vocabulary that is told as a whole
 _LONGEST_WAIT_S: Final = 60  # that anybody is advised
+
+
+class DrawsAndAnswers(Protocol):
+    """What the application needs; a `Drawer` is one."""
+
+    metrics: Metrics
+
+    @property
+    def max_queue(self) -> int:
+        """As of `Drawer`, like all that follows."""
+
+    @property
+    def state(self) -> Literal["ready", "stopping", "broken"]:
+        """Whether it takes work."""
+
+    @property
+    def retry_after_s(self) -> int:
+        """When to come again."""
+
+    async def info(self) -> dict[str, Any]:
+        """What the model is."""
+
+    async def warm_up(self) -> None:
+        """Make ready."""
+
+    async def close(self) -> None:
+        """End."""
+
+    def draw(self, drawing: Drawing) -> AsyncGenerator[DrawingEvent, None]:
+        """Draw."""
+
+    def ask(self, question: Question) -> AsyncGenerator[AnswerEvent, None]:
+        """Answer."""
 
 
 class Drawer:
@@ -111,7 +144,7 @@ class Drawer:
         """When a caller who found the queue full should come again."""
         return max(1, min(_LONGEST_WAIT_S, math.ceil(len(self._drawings) * self._seconds_per_picture / 2)))
 
-    def info(self) -> dict[str, Any]:
+    async def info(self) -> dict[str, Any]:
         """What the model is and can do, JSON-ready."""
         manifest, vocabulary = self._manifest, self._pipeline.model.tokenizer.vocabulary
         model, defaults = manifest.model, manifest.sampling

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ExceptionHandler
 
 from runtime.errors import RFError
-from runtime.serving.drawer import Drawer
+from runtime.serving.drawer import DrawsAndAnswers
 from runtime.serving.http import chat, images, models
 from runtime.serving.http.errors import ClientGoneError, RefusalError, respond
 from runtime.serving.http.guard import Guard, Limits
@@ -27,7 +27,7 @@ _ROUTERS: Final = (images.router, chat.router, models.router)
 _ERRORS: Final = (RFError, RefusalError, ClientGoneError, RequestValidationError, HTTPException)
 
 
-def create_app(drawer: Drawer, limits: Limits | None = None, *, model_name: str = "rf-export") -> FastAPI:
+def create_app(drawer: DrawsAndAnswers, limits: Limits | None = None, *, model_name: str = "rf-export") -> FastAPI:
     """The application.
 
     Args:
@@ -40,12 +40,13 @@ def create_app(drawer: Drawer, limits: Limits | None = None, *, model_name: str 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         await drawer.warm_up()
+        app.state.info = await drawer.info()
         yield
         await drawer.close()
 
     app = FastAPI(title="rf-export", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.drawer, app.state.limits, app.state.model_name = drawer, limits, model_name
-    app.state.info, app.state.started = drawer.info(), int(time.time())
+    app.state.started = int(time.time())
     for router in _ROUTERS:
         app.include_router(router)
     routes = {route.path for router in _ROUTERS for route in router.routes if isinstance(route, APIRoute)}

@@ -1,11 +1,13 @@
 """The limits of the gate, to the last prompt, and which prompts judge."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from calibration import CalibrationConfig, GateLimits, read_prompts
+from calibration.calibrate import CalibrationResult
 from calibration.examples import hold_back, split_prompts
 from calibration.gate import Interval, Quality, mean_interval, paired_change, proportion
 from runtime import RFError
@@ -77,3 +79,10 @@ def test_intervals_of_the_gate():
     before, after, change = paired_change([True, True, False, True], [True, False, False, True])
     assert (before.value, after.value, change.value) == (75, 50, -25)
     assert change.low <= -25 <= change.high
+
+
+@pytest.mark.parametrize("captions", [None, Interval(96.0, 90.0, 99.0)])
+def test_captions_are_in_the_table_where_they_were_judged(captions):
+    quality = replace(quality_of(), captions=captions)
+    result = CalibrationResult(Path("b"), Path("r.html"), [], quality, 0.4, ())
+    assert ("captions of the same pictures: 96" in result.table()) == (captions is not None)

@@ -65,3 +65,11 @@ def test_random_drawings_go_through_all_that_can_be_drawn(seed):
     for name, low, high in (("rep_guidance_scale", 0, 4), ("pix_guidance_scale", 0, 4), ("temperature", 0.5, 1.5)):
         values = [getattr(each, name) for each in options]
         assert low <= min(values) < low + 0.1 < high - 0.1 < max(values) <= high
+
+
+@pytest.mark.parametrize("slots", [9, 14, 26])
+def test_the_longest_text_leaves_room_for_two_tokens_of_an_answer(slots):
+    (longest,) = (
+        case for case in choose_cases(sample_model(), slots).answers if case.name == "longest text, no picture"
+    )
+    assert (len(longest.question), longest.max_tokens) == (slots - 1, 2)

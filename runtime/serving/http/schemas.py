@@ -53,6 +53,10 @@ class ImageBody(_Body):
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     guidance: Guidance | None = None
     rep_guidance: Guidance | None = None
+    plan: Literal["paper", "tuned"] | None = None
+    shift: float | None = None
+    guided: tuple[float, float] | None = None
+    window: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     progress: bool = False
@@ -83,6 +87,10 @@ class ImageBody(_Body):
             pix_guidance_scale=self.guidance,
             temperature=self.temperature,
             top_k=self.top_k,
+            plan=self.plan,
+            shift=self.shift,
+            guided=self.guided,
+            window=self.window,
         )
         tokens, edits = self.base()
         own = 0 if tokens is None else tokens.seed

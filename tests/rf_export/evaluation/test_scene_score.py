@@ -136,7 +136,7 @@ def test_every_demand_is_drawn_with_a_seed_of_its_own(pipeline, tiny_checkpoint,
 def test_the_scorer_of_calibration_draws_the_first_prompts_of_the_evaluation(monkeypatch) -> None:
     drawn = []
 
-    def draw(pipeline, demands, seed):
+    def draw(pipeline, demands, seed, *_):
         drawn.append((demands, seed))
         return iter([np.zeros((48, 48, 3), np.uint8)] * len(demands))
 

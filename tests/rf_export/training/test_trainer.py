@@ -499,6 +499,11 @@ def test_snapshots_begin_with_the_first_joint_step(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_of_one_joint_step_has_a_sheet_of_samples(tmp_path: Path) -> None:
+    run_training(dataclasses.replace(CONFIG, joint_steps=1), MODEL, tmp_path / "run", resume=False)
+    assert (tmp_path / "run/samples.png").is_file()
+
+
 def test_a_batch_has_as_many_slots_as_its_longest_texts() -> None:
     config = SceneConfig(num_objects=16)
     tokenizer = build_tokenizer(config)

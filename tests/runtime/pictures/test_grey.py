@@ -221,3 +221,10 @@ def test_kinds_that_no_reader_knows_are_refused(bits):
     said = rf"^the picture is damaged or of a kind that is not read .*, {bits} bits for each number.*Save it again"
     with pytest.raises(RFError, match=said):
         load_pixels(tiff(np.zeros((4, 4), np.float64), bits, kind=FLOAT if bits == 64 else UNSIGNED), 4, 4)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(UNSIGNED, np.uint32), (SIGNED, np.int32), (FLOAT, np.float32)])
+@pytest.mark.parametrize("white", [255, 65535])
+def test_numbers_that_fill_a_smaller_type_exactly_are_of_that(kind, dtype, white):
+    values = np.linspace(0, white, 24).astype(dtype).reshape(4, 6)
+    assert np.abs(levels(tiff(values, 32, kind=kind), (4, 6))[..., 0] - values * (255 / white)).max() <= 1

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from picture_files import GREY, RGB, chunk, exif, jpeg_segment, levels, png, tiff
 from PIL import Image, ImageOps, features
 
+from runtime.pictures.colour import video_profile
 from runtime.pictures.load import load_pixels
-from runtime.pictures.notes import orientation
+from runtime.pictures.notes import orientation, read_notes
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3))
 MIB = 1 << 20
@@ -242,3 +243,10 @@ def test_fill_bytes_before_a_segment_of_a_jpeg_are_passed_over(num):
     plain = file.getvalue()
     padded = plain[:2] + b"\xff" * num + jpeg_segment(0xE1, b"Exif\0\0" + exif(3)) + b"\xff" * num + plain[2:]
     assert (levels(padded, (6, 9)) == levels(plain, (6, 9))[::-1, ::-1]).all()
+
+
+@pytest.mark.parametrize(("primaries", "transfer"), [(12, 13), (9, 16), (1, 8), (13, 12)])
+def test_codes_of_an_avif_are_primaries_and_then_transfer(primaries, transfer):
+    content = b"\0\0\0\x1cftypavif" + bytes(8) + b"colrnclx" + struct.pack(">HHHB", primaries, transfer, 1, 128)
+    profile = video_profile(primaries, transfer)
+    assert read_notes(content)[1].profiles == (() if profile is None else (profile,))

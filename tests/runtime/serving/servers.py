@@ -21,14 +21,16 @@ from processes import ROOT
 class Server:
     """A server that runs; what it writes goes to files in `folder`."""
 
-    def __init__(self, bundle: Path, folder: Path, *arguments: Any) -> None:
+    def __init__(
+        self, bundle: Path, folder: Path, *arguments: Any, python: str = sys.executable, timeout_s: float = 60
+    ) -> None:
         self.out, self.err = folder / "out", folder / "err"
-        command = [sys.executable, ROOT / "cli.py", "serve", bundle, "--port", "0", "--engine", "none", *arguments]
+        command = [python, ROOT / "cli.py", "serve", bundle, "--port", "0", "--engine", "none", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         environment.pop("RF_EXPORT_API_KEY", None)
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + timeout_s
         while not (found := re.search(r"http://\S+", self.out.read_text())):
             assert self.process.poll() is None, self.err.read_text()
             assert time.monotonic() < deadline, "the server did not start"
@@ -57,7 +59,7 @@ class Server:
         """Status, headers and body of an answer; a body that is no bytes goes as JSON."""
         headers = {**({} if body is None else {"Content-Type": "application/json"}), **(headers or {})}
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        with closing(http.client.HTTPConnection(self.host, self.port, timeout=60)) as connection:
+        with closing(http.client.HTTPConnection(self.host, self.port, timeout=300)) as connection:
             connection.request(method or ("GET" if body is None else "POST"), path, content, headers)
             answer = connection.getresponse()
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()

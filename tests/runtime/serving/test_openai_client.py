@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -173,30 +174,35 @@ def test_errors_are_those_that_a_program_expects(client: OpenAI) -> None:
         ask(client, "", "http://127.0.0.1:9/cat.png")
 
 
-def test_a_full_queue_is_a_rate_limit_with_a_time_to_wait(server: Server, client: OpenAI) -> None:
-    slow = {"prompt": "a cup", "stream": True, "steps": 1000}
-    held = []
+SLOW = {"prompt": "a cup", "steps": 1000, "size": "32x32"}
+
+
+@contextmanager
+def full(server: Server) -> Iterator[list[Any]]:
+    """Connections that hold every place of the server until they are closed."""
+    held = [server.open("/v1/images/generations", {**SLOW, "n": 10}) for _ in range(2)]
+    server.wait_for(lambda: server.metric("rf_in_flight", stage="pixels") == 4)
+    held += [server.open("/v1/images/generations", SLOW) for _ in range(10)]
+    server.wait_for(lambda: server.metric("rf_in_flight", stage="queued") == 16)
     try:
-        for _ in range(30):
-            held.append(server.open("/v1/images/generations", slow))
-        server.wait_for(lambda: server.metric("rf_in_flight", stage="queued") == 16)
-        with pytest.raises(openai.RateLimitError, match="busy") as refused:
-            draw(client)
-        assert 1 <= int(refused.value.response.headers["Retry-After"]) <= 60
+        yield held
     finally:
         for each in held:
             each.close()
+
+
+def test_a_full_queue_is_a_rate_limit_with_a_time_to_wait(server: Server, client: OpenAI) -> None:
+    with full(server), pytest.raises(openai.RateLimitError, match="busy") as refused:
+        draw(client)
+    assert 1 <= int(refused.value.response.headers["Retry-After"]) <= 60
     server.wait_for(lambda: server.in_flight() == 0)
     assert draw(client).data
 
 
 def test_a_client_that_retries_gets_its_picture_after_all(server: Server) -> None:
-    held = [
-        server.open("/v1/images/generations", {"prompt": "a cup", "stream": True, "steps": 1000}) for _ in range(30)
-    ]
-    server.wait_for(lambda: server.metric("rf_in_flight", stage="queued") == 16)
-    with ThreadPoolExecutor(1) as pool, OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=9) as patient:
+    patient = OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=9)
+    with patient, full(server) as held, ThreadPoolExecutor(1) as pool:
         drawn = pool.submit(draw, patient)
         for each in held:
             each.close()
-        assert drawn.result(timeout=60).data
+        assert drawn.result(timeout=120).data
