@@ -210,8 +210,8 @@ def test_devices_are_compared_as_they_are_where_they_say_nothing_else():
     assert not device_fits(msgspec.structs.replace(ort, device="x86_64 avx"), ort)
 
 
-@pytest.mark.parametrize(("graph", "new"), [("text_decoder", 5), ("rep_decoder", 1)])
+@pytest.mark.parametrize(("graph", "new"), [("text_decoder", 5), ("rep_decoder", 3)])
 def test_a_probe_leaves_room_for_what_a_graph_writes_into_its_cache(fixed_bundle, graph, new):
     entry = open_bundle(fixed_bundle).graph(graph, Variant("fp32", "modern"))
     assert entry.signature.cache_slots == 20
-    assert _room(entry.signature, {"sequence": 5, "cache": 9}) == 20 - new
+    assert _room(entry.signature, {"sequence": 5, "cache": 9, "window": 3}) == 20 - new
