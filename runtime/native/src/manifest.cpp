@@ -104,6 +104,8 @@ std::optional<std::string> model_rules(const Json &j) {
   return model.grid_problem(model.default_height, model.default_width);
 }
 
+const Schema kHash = of(Schema::hash, "64 hexadecimal digits");
+
 std::optional<std::string> manifest_rules(const Json &j);
 
 struct Schemas {
@@ -221,7 +223,7 @@ const Schema kGraphName = choice({"text_decoder", "rep_decoder", "denoiser", "vi
                                  "'text_decoder' or 'rep_decoder' or 'denoiser' or 'vision_encoder'");
 const Schema kPrecision = choice({"fp32", "fp16", "int8", "int8-fp16"}, "'fp32' or 'fp16' or 'int8' or 'int8-fp16'");
 const Schema kDialect = choice({"classic", "modern"}, "'classic' or 'modern'");
-const Schema kFileEntry = record({{"sha256", new Schema(of(Schema::hash, "64 hexadecimal digits"))}, {"size", &kNotNegative}});
+const Schema kFileEntry = record({{"sha256", &kHash}, {"size", &kNotNegative}});
 
 bool Understanding::stops(int64_t id) const { return std::find(stop_ids.begin(), stop_ids.end(), id) != stop_ids.end(); }
 
