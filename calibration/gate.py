@@ -168,7 +168,10 @@ class Originals:
 
 
 def draw_originals(
-    base: Pipeline, prompts: Sequence[tuple[str, int]], pictures: Sequence[Picture], options: GenerationOptions
+    base: Pipeline,
+    prompts: Sequence[tuple[str, int]],
+    pictures: Sequence[Picture],
+    options: GenerationOptions | None = None,
 ) -> Originals:
     """Draw prompts with their seeds, and read what was drawn and `pictures`."""
     drawings = [draw(base, prompt, seed, options) for prompt, seed in prompts]

@@ -62,7 +62,7 @@ def draw_recorded(
         prompts: What to draw.
         pictures: More pictures to look at, before.
     """
-    sessions: dict[GraphName, Session] = {}
+    sessions: dict[GraphName, TappedSession] = {}
     files: list[Path] = []
     try:
         for name in dict.fromkeys(graph for graph, _ in tapped):
@@ -78,6 +78,8 @@ def draw_recorded(
         for picture in pictures:
             see(pipeline, picture)
         for done, (prompt, seed) in enumerate(prompts, 1):
+            for tapped_session in sessions.values():
+                tapped_session.restart()
             draw_and_see(pipeline, prompt, seed)
             yield done
     finally:

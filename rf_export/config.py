@@ -31,7 +31,7 @@ def _check(part: Record | PictureSizes) -> None:
             raise ValueError(f"{name} must be {expected(kind)}, got {getattr(part, name)!r}") from None
 
 
-class SamplingConfig(SamplingDefaults, frozen=True, kw_only=True):
+class SamplingConfig(SamplingDefaults, frozen=True, kw_only=True, omit_defaults=False):
     """Defaults of generation that belong to a checkpoint (arXiv 2605.31604, inference)."""
 
     num_steps: Positive = 25

@@ -30,7 +30,7 @@ def replay(traces: Path) -> None:
     from rf_export.model import RFModel
     from runtime.signature import Variant
 
-    def trace(_model: RFModel, graph: str, variant: Variant, *_: object) -> ir.Model:
+    def trace(_model: RFModel, graph: str, variant: Variant, *_: object, **__: object) -> ir.Model:
         return ir.load(traces / "graphs" / f"{graph}.{variant.precision}.{variant.dialect}.onnx")
 
     rf_export.export.trace = trace  # type: ignore[assignment]

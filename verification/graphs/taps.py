@@ -32,6 +32,11 @@ class TappedSession:
         take: Callable[[int, Mapping[str, npt.NDArray[Any]], Arrays], None],
     ) -> None:
         self._session, self.signature, self._take = session, signature, take
+        self._steps = itertools.count()
+
+    def restart(self) -> None:
+        """Begin to count the steps of a drawing anew."""
+        self._steps = itertools.count()
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run once, as step 0 of a stage of its own."""
@@ -40,14 +45,13 @@ class TappedSession:
         return found
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
-        """Prepare the runs of one drawing: the n-th is step n."""
-        steps = itertools.count()
+        """Prepare runs: the n-th since `restart` is step n, also where a stage binds anew as its rows change."""
 
         def run() -> None:
             found = self._session.run(inputs)
             for name, array in outputs.items():
                 array[...] = found[name]
-            self._take(next(steps), found, inputs)
+            self._take(next(self._steps), found, inputs)
 
         return run
 

@@ -24,12 +24,13 @@ from runtime.backends.host.ort import OrtSession, open_session, session_options
 
 session = OrtSession(open_session(Path(sys.argv[1]), session_options(1)))
 num = 2000
-sizes = {"request": num, "2*request": 2 * num, "height": 8, "width": 8}
+sizes = {"request": num, "row": num, "height": 8, "width": 8}
 inputs = {}
 for spec in session.signature.inputs:
     shape = [sizes.get(size, 4) if isinstance(size, str) else size for size in spec.shape]
     inputs[spec.name] = np.ones(shape, spec.dtype)
-inputs["past_length"][:] = 3
+inputs["past_lengths"][:] = 3
+inputs["row_requests"][:] = inputs["uncond_rows"][:] = np.arange(num)
 for _ in range(3):
     session.run(inputs)
     print(process_memory().peak >> 20)

@@ -71,7 +71,7 @@ def test_precisions_are_those_with_all_graphs():
         (["sampling", "guided"], [0.5, 0.2], "guided must be two times between 0 and 1, the smaller one first"),
         (["sampling", "noise_scale"], 0, "'sampling.noise_scale' must be a finite number > 0, found 0"),
         (["tuned"], {"num_steps": 0, "evidence": {}}, "'tuned.num_steps' must be a whole number >= 1, found 0"),
-        (["tuned"], {"num_steps": 6}, "'tuned.evidence' is missing"),
+        (["tuned"], {"num_steps": 6, "evidence": 1}, "'tuned.evidence' must be an object"),
         (["tuned"], {"times": [0, 1], "shift": 2, "evidence": {}}, "give no num_steps and no shift beside them"),
         (["requires"], "speed", "'requires' must be a list"),
         (["sampling", "top_k"], 41, "top_k must be at most 40"),
