@@ -414,7 +414,7 @@ def test_the_command_calibrates_draws_and_writes_inputs_for_other_tools(bundle, 
     with np.load(tmp_path / "inputs" / "denoiser.npz") as arrays:
         signature = open_bundle(bundle).graph("denoiser", Variant("fp32")).signature
         assert set(arrays.files) == {spec.name for spec in signature.inputs}
-        assert len(arrays["x_t"]) * 2 == len(arrays["past_key_values.0.key"])
+        assert len(arrays["x_t"]) == len(arrays["past_key_values.0.key"]) == len(arrays["past_lengths"])
         assert len(set(arrays["t"].tolist())) > 4
 
 

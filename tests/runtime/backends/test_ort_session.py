@@ -23,7 +23,7 @@ from runtime.backends.host.machine import process_memory
 from runtime.backends.host.ort import OrtSession, open_session, session_options
 
 session = OrtSession(open_session(Path(sys.argv[1]), session_options(1)))
-num = 2000
+num = 4000
 sizes = {"request": num, "row": num, "height": 8, "width": 8}
 inputs = {}
 for spec in session.signature.inputs:

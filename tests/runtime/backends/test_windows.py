@@ -175,7 +175,7 @@ def test_a_window_takes_fewer_passes(pipeline):
 
 def test_a_window_beyond_the_grid_is_refused(pipeline):
     with pytest.raises(
-        RFError, match=r"A window of 8 is longer than the 6 representation tokens of 16 x 24 pixels and"
+        RFError, match=r"window must be 1 to 7 for 16 x 24 pixels, which have 6 tokens and a start token"
     ):
         pipeline.draw("", options=GenerationOptions(window=8))
     with pytest.raises(RFError, match=r"window must be 1 to 65536, got 0"):

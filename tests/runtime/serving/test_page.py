@@ -133,7 +133,7 @@ def test_stop_shows_what_was_there_before(page: Any, server: Server, how: str) -
     draw(page, "a cup")
     before = shown(page)
     page.evaluate("steps.value = 1000")
-    held = [server.open("/v1/images/generations", {"prompt": "a cup", "steps": 1000}) for _ in range(4)]  # it is slower
+    held = [server.open("/v1/images/generations", {"prompt": "a cup", "steps": 1000}) for _ in range(7)]  # it is slower
     page.click("#go")
     page.wait_for_function("() => /Step/.test(document.getElementById('status').textContent)")
     page.click("#stop") if how == "click" else page.keyboard.press("Escape")
