@@ -155,7 +155,7 @@ class Originals:
     drawings: Sequence[Drawn]
     seen: Sequence[Picture]  # the drawings, and other pictures that nobody calibrated with
     captions: Sequence[Reading]  # of `seen`; none where the model answers no questions
-    options: GenerationOptions  # how they were drawn
+    options: GenerationOptions | None = None  # how they were drawn
 
     def require_enough(self, limits: GateLimits) -> None:
         """Raises RFError where the captions are too few to pass, however good INT8 is."""
