@@ -31,6 +31,13 @@ from verification.graphs.weights import WeightFile
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'rf-export[tensorrt-rtx]'")
 
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy: engines are built into it, and others look what is in theirs."""
+    return shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("rtx") / "bundle")
+
+
 ROOT = Path(__file__).parents[2]
 TARGETS = ("8.6", "8.9", "12.0")
 
