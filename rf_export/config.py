@@ -44,6 +44,7 @@ class SamplingConfig(SamplingDefaults, frozen=True, kw_only=True, omit_defaults=
 
     def __post_init__(self) -> None:
         _check(self)
+        SamplingDefaults.__post_init__(self)
 
 
 class UnderstandingConfig(UnderstandingDefaults, frozen=True, kw_only=True):
