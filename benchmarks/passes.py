@@ -74,7 +74,7 @@ def main(drawings: int, pictures: int, rounds: int, model: str) -> None:
         result["cost"] = [{"model": name, **cost(pipeline, rounds)} for name, pipeline in timed.items()]
         result["forecast"] = forecast(result["passes"])
         progress_line("done", 5, 5)
-    path = HERE / "results" / f"passes-{file_label()}.json"
+    path = HERE / "results" / f"passes-{file_label(result['machine']['cpu'])}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     click.echo(path)
 
