@@ -78,16 +78,21 @@ class EagerReference:
         num_tokens, (height, width) = self._num_tokens(case), self._size(case)
         gumbel = np.stack([noise.gumbel(case.seed, n, config.rep_vocab_size) for n in range(num_tokens)])
 
+        sources = (options, options.plan, sampling)
+
         def chosen(name: str) -> Any:
-            found = [getattr(each, name, None) for each in (options, options.plan, sampling)]
+            found = [getattr(each, name, None) for each in sources]
             return next((value for value in found if value is not None), None)
 
-        times = chosen("times")
+        # Who says anything about steps says all of them: a number of steps replaces times of the defaults.
+        about_steps = ("times", "num_steps", "shift")
+        saying = next(each for each in sources if any(getattr(each, name, None) is not None for name in about_steps))
+        times = getattr(saying, "times", None)
         timesteps = shifted_times(chosen("num_steps"), 4 * num_tokens, sampling, chosen("shift"))
         return EagerRequest(
             prompt_ids=torch.tensor(case.prompts[0], dtype=torch.int64),
             gumbel=torch.from_numpy(gumbel),
-            noise=torch.from_numpy(noise.normal(case.seed, (3, height, width))),
+            noise=sampling.noise_scale * torch.from_numpy(noise.normal(case.seed, (3, height, width))),
             timesteps=timesteps if times is None else torch.tensor(times),
             guided=chosen("guided"),
             rep_guidance_scale=chosen("rep_guidance_scale"),

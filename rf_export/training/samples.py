@@ -37,13 +37,16 @@ def eager_request(model: RFModel, prompt_ids: Sequence[int], seed: int, *, with_
     times = timesteps(
         sampling.num_steps, 4 * rows * columns, shift=sampling.shift, shift_base_patches=sampling.shift_base_patches
     )
+    if sampling.times is not None:
+        times = np.array(sampling.times, np.float32)
     return EagerRequest(
         prompt_ids=torch.tensor(list(prompt_ids), dtype=torch.int64),
         gumbel=torch.from_numpy(np.stack(noise)) if with_rep else None,
-        noise=torch.from_numpy(normal(seed, (3, height, width))),
+        noise=sampling.noise_scale * torch.from_numpy(normal(seed, (3, height, width))),
         timesteps=torch.from_numpy(times),
         rep_guidance_scale=sampling.rep_guidance_scale,
         pix_guidance_scale=sampling.pix_guidance_scale,
+        guided=sampling.guided,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
     )

@@ -16,18 +16,23 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import MUTATIONS, mutate
+from verifying import compare, load
 
 import cli
 from engines import EngineConfig, build
 from rf_export.checkpoint import load_checkpoint
 from rf_export.eager import EagerQuestion, sample_text
 from rf_export.eager_reference import EagerReference
-from runtime import Pipeline
+from rf_export.training.samples import draw_eager
+from runtime import GenerationOptions, Pipeline
 from runtime.bundle.engine import Engine, open_engine
 from runtime.bundle.folder import open_bundle, write_manifest
 from runtime.bundle.manifest import FileEntry
 from runtime.bundle.verdict import engine_verdict, graphs_verdict, record_engine, record_graphs
 from runtime.errors import RFError
+from runtime.pipeline import draw_stages
+from runtime.plans import plan_drawing
+from runtime.request import make_requests
 from runtime.signature import Variant
 from verification import NotRun, Outcome, VerifyOptions, verify
 from verification.cases import choose_cases
@@ -301,3 +306,21 @@ def test_cases_fit_into_the_cache_and_go_to_the_ends(tiny_bundle: Path, slots: i
     for question in cases.answers:
         images = sum(height * width // model.cell**2 for height, width in question.sizes)
         assert images + len(question.question) + question.max_tokens - 1 <= (slots or model.max_positions)
+
+
+def test_every_default_of_sampling_counts_on_both_sides(tiny_bundle: Path, tiny_checkpoint: Path) -> None:
+    """Times, when pixels are guided, and the scale of the noise: from the config here, from the manifest there."""
+    changed = {"times": (0.0, 0.2, 0.7, 1.0), "guided": (0.1, 0.5), "noise_scale": 1.5}
+    model = load_checkpoint(tiny_checkpoint)
+    manifest = open_bundle(tiny_bundle).manifest
+    manifest = manifest.replace(sampling=manifest.sampling.replace(**changed))
+    assert compare(model, tiny_bundle, manifest=manifest).verdict == "failed"
+    model.config = msgspec.structs.replace(model.config, sampling=model.config.sampling.replace(**changed))
+    outcome = compare(model, tiny_bundle, manifest=manifest)
+    assert (outcome.verdict, outcome.tally.denoising_steps) == ("passed", 3)
+    ids = [1, 2]
+    picture, _ = draw_eager(model, ids, 7)
+    plan = plan_drawing(GenerationOptions(), manifest)
+    stages = load(tiny_bundle).begin(make_requests([ids], 7, plan))
+    *_, drawn = draw_stages(stages, make_requests([ids], 7, plan), "fp32")
+    assert np.abs(picture.astype(int) - drawn.picture).max() <= 1
