@@ -8,10 +8,13 @@ thread; and a forecast for GPUs, which is none but that. Writes `benchmarks/resu
 quiet meanwhile.
 """
 
+import contextlib
+import functools
 import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -29,9 +32,10 @@ from rf_export.export import ExportOptions, export
 from rf_export.model import RFModel
 from rf_export.training.scenes import SceneConfig
 from rf_export.training.tokens import build_tokenizer
+from runtime.events import result_of
 from runtime.options import GenerationOptions
 from runtime.pipeline import Pipeline
-from runtime.request import Request
+from runtime.request import Request, fill_gumbel
 from verification.measures.timing import interleave
 
 REFERENCE: Final = HERE.parent / "examples" / "reference" / "checkpoint"
@@ -99,20 +103,10 @@ def _wide() -> ModelConfig:
 
 def token_stage(pipeline: Pipeline, requests: Sequence[Request]) -> tuple[NDArray[np.int64], int]:
     """The tokens `[R, N]`, and the passes that they took."""
-    stages = pipeline.begin(requests, previews=False)
-
-    def fill_noise(request: int, token: int, out: NDArray[np.float32]) -> None:
-        requests[request].fill_gumbel(token, out)
-
-    try:
+    with contextlib.closing(pipeline.begin(requests, previews=False)) as stages:
         stages.prefill([request.ids for request in requests])
-        drawing = stages.draw_tokens(requests[0].plan, fill_noise, None)
-        while True:
-            next(drawing)
-    except StopIteration as end:
-        return end.value, stages.num_passes  # type: ignore[attr-defined]
-    finally:
-        stages.close()
+        fill_noise = functools.partial(fill_gumbel, requests)
+        return result_of(stages.draw_tokens(requests[0].plan, fill_noise, None)), stages.num_passes
 
 
 def _settings(pipeline: Pipeline, rng: np.random.Generator) -> tuple[GenerationOptions, int]:
@@ -140,8 +134,8 @@ def equality(pipeline: Pipeline, prompts: Sequence[str], drawings: int) -> dict[
         seed = int(rng.integers(0, 2**62))
         found = []
         for size in (1, window):
-            plan = GenerationOptions(**{**vars(options), "window": size})
-            found.append(token_stage(pipeline, pipeline.check(batch, seed=seed, options=plan)))
+            windowed_options = replace(options, window=size)
+            found.append(token_stage(pipeline, pipeline.check(batch, seed=seed, options=windowed_options)))
         (right, one_by_one), (ours, windowed) = found
         count, tokens = count + len(batch), tokens + right.size
         pictures_differ += int((right != ours).any(axis=1).sum())

@@ -21,22 +21,10 @@ from runtime.events import PictureEvent, Progress, StepEvent, TokenEvent
 from runtime.options import GenerationOptions
 from runtime.pictures.load import Picture
 from runtime.pipeline import Pipeline
-from verification.measures.metrics import cosine, psnr_db, wilson_interval
+from verification.measures.metrics import Interval, cosine, psnr_db, wilson_interval
 from verification.measures.token_agreement import Reading, TokenAgreement, compare_answers, read_answer
 
 Scorer = Callable[[Pipeline, Progress], Sequence[bool]]  # was each picture right?
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)

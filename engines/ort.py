@@ -16,10 +16,11 @@ from typing import Any, Final
 from engines.config import BuildEstimate, EngineConfig, Report
 from engines.external_data import external_sizes
 from engines.pool import WeightPool
-from engines.windows import WINDOWS, DrawingSizes
+from engines.windows import DrawingSizes
 from runtime.backends import create_backend
 from runtime.backends.host.ort import open_session, session_options
 from runtime.backends.interface import Backend, Target
+from runtime.backends.windows import WINDOWS
 from runtime.bundle.folder import Bundle
 from runtime.errors import RFError
 from runtime.signature import GRAPHS, GraphName, Precision, Variant

@@ -4,22 +4,23 @@ Tokens are the same with any window (runtime/backends/windows.py): a longer one 
 more, how much more depends on the machine. Knows nothing of any library.
 """
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from runtime.backends.interface import DrawingShape, Runner, Session
+from runtime.backends.windows import WINDOWS
 from runtime.bundle.manifest import Manifest
+from runtime.events import result_of
 from runtime.options import DrawingPlan, GenerationOptions
 from runtime.plans import plan_drawing
-from runtime.request import make_requests
+from runtime.request import fill_gumbel, make_requests
 from runtime.signature import GraphName, Variant
 
-WINDOWS: Final = (1, 2, 4, 8, 16)
 _CLEARLY: Final = 0.95  # of the time of single tokens: what takes longer is no gain
 _ROUNDS: Final = (2, 8)  # at least, and at most, where they take more than
 _SECONDS: Final = 1.0
@@ -107,16 +108,11 @@ def _draw(
 ) -> tuple[int, float]:
     """Passes and seconds."""
     requests = make_requests([[]] * drawing.num_requests, seed * drawing.num_requests, plan)
-
-    def fill_noise(request: int, token: int, out: npt.NDArray[np.float32]) -> None:
-        requests[request].fill_gumbel(token, out)
-
     stages = runner.stages(sessions, drawing)
     try:
         stages.prefill([request.ids for request in requests])
         started = time.perf_counter()
-        for _ in stages.draw_tokens(plan, fill_noise, None):
-            pass
+        result_of(stages.draw_tokens(plan, functools.partial(fill_gumbel, requests), None))
         return stages.num_passes, time.perf_counter() - started
     finally:
         stages.close()

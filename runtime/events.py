@@ -5,14 +5,15 @@ Legend: R requests (prompts), N representation tokens, K representation vocabula
 vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Progress: TypeAlias = Callable[[str, int, int], None]  # what is done next, steps done, steps in all
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,16 @@ class AnswerEvent:
 
 
 Event: TypeAlias = TokenEvent | StepEvent | PictureEvent
+
+
+def result_of(stage: Generator[object, None, _Value]) -> _Value:
+    """What a stage returns, its events passed over."""
+    while True:
+        try:
+            next(stage)
+        except StopIteration as end:
+            value: _Value = end.value
+            return value
 
 
 def to_picture(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

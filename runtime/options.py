@@ -125,6 +125,16 @@ class DrawingPlan:
         """Euler steps."""
         return len(self.times) - 1
 
+    @property
+    def guides_tokens(self) -> bool:
+        """Whether representation tokens have an unconditional row."""
+        return self.rep_guidance_scale != 1
+
+    @property
+    def num_guided_steps(self) -> int:
+        """Steps that have an unconditional row."""
+        return sum(map(self.is_guided, self.times[:-1]))
+
     def is_guided(self, t: float) -> bool:
         """Whether the step from that time on has an unconditional row."""
         return self.pix_guidance_scale != 1 and self.guided[0] <= t < self.guided[1]

@@ -20,7 +20,7 @@ from runtime.events import AnswerEvent, Event, PictureEvent
 from runtime.loading import EngineChoice, LoadedModel, load_model
 from runtime.options import AnswerOptions, GenerationOptions
 from runtime.pictures.load import Picture
-from runtime.request import Request, check_requests
+from runtime.request import Request, check_requests, fill_gumbel
 from runtime.signature import Dialect, GraphName, Precision, Variant
 from runtime.understanding.conversation import Conversation
 
@@ -219,12 +219,8 @@ def draw_stages(stages: StageRunner, requests: Sequence[Request], precision: Pre
     given = [request.forced for request in requests if request.forced is not None]
     forced = np.stack(given) if given else None
     stages.prefill([request.ids for request in requests])
-    drawn = yield from stages.draw_tokens(plan, functools.partial(_fill_gumbel, requests), forced)
+    drawn = yield from stages.draw_tokens(plan, functools.partial(fill_gumbel, requests), forced)
     pixels = yield from stages.denoise(plan, times, np.stack([request.first_pixels() for request in requests]))
     rep_ids = keep_drawn(drawn, forced)  # [R, N]
     rows = zip(requests, pixels, rep_ids, strict=True)
     yield from [request.finish(picture, ids, precision) for request, picture, ids in rows]
-
-
-def _fill_gumbel(requests: Sequence[Request], request: int, token: int, out: npt.NDArray[np.float32]) -> None:
-    requests[request].fill_gumbel(token, out)

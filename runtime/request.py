@@ -64,6 +64,11 @@ class Request:
         return PictureEvent(self.index, self.prompt, self.seed, to_picture(pixels), pixels.copy(), rep_ids.copy())
 
 
+def fill_gumbel(requests: Sequence[Request], request: int, token: int, out: npt.NDArray[np.float32]) -> None:
+    """Write the noise of a token of one of the requests into [K]: bound to them, what a stage calls."""
+    requests[request].fill_gumbel(token, out)
+
+
 def check_requests(
     prompts: Sequence[str],
     seed: int,

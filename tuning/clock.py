@@ -12,14 +12,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from runtime.backends.windows import WINDOWS
+from runtime.events import result_of
 from runtime.options import GenerationOptions, Plan
 from runtime.pipeline import Pipeline
-from runtime.request import Request
-from tuning.drawings import longest_window
+from runtime.request import fill_gumbel
 from tuning.subjects import Subject
 from verification.measures.timing import Timing, interleave, ratio
 
-WINDOWS: Final = (1, 2, 4, 8, 16)
 NUM_SUBJECTS: Final = 4
 _MOST_SECONDS: Final = 60.0
 
@@ -50,7 +50,7 @@ def time_windows(pipeline: Pipeline, subjects: Sequence[Subject], num_rounds: in
     """Time whole token stages, and count tokens that differ."""
     with contextlib.ExitStack() as stack:
         stages = [_Stage(pipeline, subject, stack) for subject in subjects[:NUM_SUBJECTS]]
-        longest = min(stages[0].request.plan.num_rep_tokens + 1, longest_window(pipeline))
+        longest = stages[0].request.plan.num_rep_tokens + 1
         windows = [window for window in WINDOWS if window <= longest]
         drawn = {window: np.stack([stage.draw(window) for stage in stages]) for window in windows}
         contenders = {str(window): _run(stages, window) for window in windows}
@@ -74,18 +74,10 @@ class _Stage:
 
     def draw(self, window: int) -> npt.NDArray[np.int64]:
         """The tokens [N]."""
-        steps = self._stages.draw_tokens(
-            replace(self.request.plan, window=window), functools.partial(_fill, self.request), None
-        )
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return np.array(end.value[0], np.int64)
-
-
-def _fill(request: Request, _: int, token: int, out: npt.NDArray[np.float32]) -> None:
-    request.fill_gumbel(token, out)
+        plan = replace(self.request.plan, window=window)
+        fill_noise = functools.partial(fill_gumbel, [self.request])
+        drawn: npt.NDArray[np.int64] = result_of(self._stages.draw_tokens(plan, fill_noise, None))[0]
+        return drawn
 
 
 def _run(stages: Sequence[_Stage], window: int) -> Callable[[], int]:

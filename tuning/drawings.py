@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.events import PictureEvent
-from runtime.options import MAX_WINDOW, DrawingPlan, GenerationOptions, Plan
+from runtime.options import DrawingPlan, GenerationOptions, Plan
 from runtime.pipeline import Pipeline
 from runtime.plans import plan_drawing
 from tuning.subjects import Subject
@@ -57,7 +57,7 @@ class Studio:
 
     def again(self, subjects: Sequence[Subject], rep_ids: Sequence[npt.NDArray[np.int64]], plan: Plan) -> list[Picture]:
         """Draw a batch by a plan from given tokens, which then take a single pass, or few."""
-        options = GenerationOptions(plan=plan, window=min(len(rep_ids[0]) + 1, longest_window(self.pipeline)))
+        options = GenerationOptions(plan=plan, window=len(rep_ids[0]) + 1)
         return [drawn.picture for drawn in self._draw(subjects, options, np.stack(rep_ids))]
 
     def _draw(
@@ -70,13 +70,6 @@ class Studio:
         return [Drawn(event.picture, event.rep_ids) for event in events if isinstance(event, PictureEvent)]
 
 
-def longest_window(pipeline: Pipeline) -> int:
-    """Tokens that a pass may have: engines for a device were built up to so many, others take any."""
-    build = {} if pipeline.engine is None else pipeline.engine.record.build
-    most = str(build.get("dims", {}).get("window", "")).rpartition(":")[2]  # such as 1:8:16
-    return int(most) if most.isdecimal() else MAX_WINDOW
-
-
 def num_rows(plan: DrawingPlan) -> int:
     """Rows of the denoiser that a picture takes: one per step, and one more per step that is guided."""
-    return plan.num_steps + sum(plan.is_guided(t) for t in plan.times[:-1])
+    return plan.num_steps + plan.num_guided_steps

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 
 from tuning.config import MIN_PSNR, TuneConfig
-from verification.measures.metrics import WILSON_Z, wilson_interval
+from verification.measures.metrics import WILSON_Z, Interval, wilson_interval
 
 _ANYTHING: Final = 999.0  # half of an interval of which nothing is known
 
@@ -25,18 +25,6 @@ class Mark:
     score: float | None
     psnr_db: float
     ssim: float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 @dataclass(frozen=True)
@@ -98,7 +86,7 @@ class Comparison:
                 f"{near} [{self.psnr_db.low:.1f}, {self.psnr_db.high:.1f}] to the full plan, {self.pictures} pictures"
             )
         return (
-            f"score {self.score}% against {self.full}%, change {self.change.value:+.1f} points "
+            f"score {self.score:.1f}% against {self.full:.1f}%, change {self.change.value:+.1f} points "
             f"[{self.change.low:+.1f}, {self.change.high:+.1f}], {self.lost} lost and {self.won} won of "
             f"{self.pictures}; {near}"
         )

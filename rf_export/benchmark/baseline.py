@@ -239,7 +239,7 @@ class Baseline:
     def rep_step(self, last: Tensor, spot: Tensor, slot: Tensor, gumbel: Tensor, visible: int) -> Tensor:
         """One representation token: `[1]`, `[1, 2]`, `[1]`, `[1, K]`, the slots to look at `-> [1]`."""
         plan, end = self.work.plan, len(self.work.prompt_ids)
-        num_rows = 1 + (plan.rep_guidance_scale != 1)
+        num_rows = 1 + plan.guides_tokens
         starts = self.starts[:num_rows]
         hidden = self.model.embed_rep(last[:, None], spot[:, None]).expand(num_rows, -1, -1)
         seen: Seen

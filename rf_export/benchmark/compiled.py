@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rf_export.benchmark.workload import DrawingWork, ReadingWork
 from runtime.backends.interface import TextRow
+from runtime.events import result_of
 from runtime.options import AnswerPlan
 from runtime.pipeline import Pipeline
 from runtime.plans import plan_drawing
@@ -55,7 +56,7 @@ class Compiled:
 
     def draw_tokens(self, forced: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """The representation stage after `prefill`, `[N]`: what was drawn; it goes on with `forced` where given."""
-        drawn: NDArray[np.int64] = _result(self.token_events(forced))[0]
+        drawn: NDArray[np.int64] = result_of(self.token_events(forced))[0]
         return drawn
 
     def turn_tokens(self) -> int:
@@ -65,7 +66,7 @@ class Compiled:
 
     def denoise(self, num_steps: int) -> NDArray[np.float32]:
         """The first `num_steps` Euler steps after `draw_tokens`, `[3, H, W]`."""
-        pixels: NDArray[np.float32] = _result(self.pixel_events(num_steps))[0]
+        pixels: NDArray[np.float32] = result_of(self.pixel_events(num_steps))[0]
         return pixels
 
     def _fill_noise(self, request: int, token: int, out: NDArray[np.float32]) -> None:
@@ -128,13 +129,3 @@ def _no_noise(step: int, out: NDArray[np.float32]) -> None:
 
 def _greedy(num_words: int) -> AnswerPlan:
     return AnswerPlan(max_tokens=num_words, temperature=1.0, top_k=1, top_p=1.0, repetition_penalty=1.0, greedy=True)
-
-
-def _result(events: Generator[Any, None, Value]) -> Value:
-    """What a stage returns, its events passed over."""
-    while True:
-        try:
-            next(events)
-        except StopIteration as stop:
-            value: Value = stop.value
-            return value

@@ -77,7 +77,7 @@ class DrawingWork:
             "prompt_tokens": len(self.prompt_ids),
             "cache_slots": self.num_slots,
             "num_steps": self.plan.num_steps,
-            "guided_steps": sum(map(self.plan.is_guided, self.plan.times[:-1])),
+            "guided_steps": self.plan.num_guided_steps,
             "times": list(self.plan.times),
         }
 

@@ -10,8 +10,12 @@ Knows nothing of graphs, caches and noise. Position 0 is the start token, positi
 at position k, and position N only enters the cache.
 """
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
+
+WINDOWS: Final = (1, 2, 4, 8, 16)  # sizes that are tried where the best one for a machine is looked for
 
 
 class TokenWindow:

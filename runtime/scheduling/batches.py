@@ -45,7 +45,7 @@ class Job:
     @property
     def guided(self) -> bool:
         """Whether its tokens have an unconditional row."""
-        return self.handle.request.plan.rep_guidance_scale != 1
+        return self.handle.request.plan.guides_tokens
 
 
 def make_job(handle: DrawingHandle, model: LoadedModel) -> Job:

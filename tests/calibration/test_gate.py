@@ -9,8 +9,9 @@ import pytest
 from calibration import CalibrationConfig, GateLimits, read_prompts
 from calibration.calibrate import CalibrationResult
 from calibration.examples import hold_back, split_prompts
-from calibration.gate import Interval, Quality, mean_interval, paired_change, proportion
+from calibration.gate import Quality, mean_interval, paired_change, proportion
 from runtime import RFError
+from verification.measures.metrics import Interval
 
 PROMPTS = [f"{number} red {name}" for number in ("two", "three") for name in ("cars", "keys", "cups", "hats")]
 CONFIG = CalibrationConfig(min_prompts=4, limits=GateLimits(cosine=0.99))

@@ -1,6 +1,7 @@
 """How close two arrays or pictures are, and how sure a share is: figures of several reports. Knows no models."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -41,6 +42,21 @@ def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float
     a, b = (side.astype(np.float64).reshape(-1) for side in (found, expected))
     error = float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), _NOTHING))
     return error if math.isfinite(error) else math.inf
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95% interval; a format is that of each number."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    def __str__(self) -> str:
+        return f"{self:.2f}"
 
 
 def largest_magnitude(values: npt.NDArray[Any]) -> float:

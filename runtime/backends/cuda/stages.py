@@ -87,7 +87,7 @@ class DeviceStages:
         given = set() if forced is None else set((forced >= 0).ravel().tolist())
         if window > 1 or len(given) > 1:  # any set of forced places would be a schedule of its own
             return (yield from self._draw_windows(plan, fill_noise, forced, window))
-        num_steps, guided = plan.num_rep_tokens, plan.rep_guidance_scale != 1
+        num_steps, guided = plan.num_rep_tokens, plan.guides_tokens
         with self._device.exclusive():
             tables = self._token_tables(num_steps + 1, 1)
             self._upload_token_inputs(tables, plan, fill_noise, forced)
@@ -320,7 +320,7 @@ class DeviceStages:
             TokenWindow(plan.grid, model.rep_start_id, size, None if forced is None else forced[request])
             for request in range(requests)
         ]
-        guided = plan.rep_guidance_scale != 1
+        guided = plan.guides_tokens
         with self._device.exclusive():
             tables, noise = self._token_tables(1, size), self._noise_table()
             noise.upload(self._noise(plan, fill_noise)[None])

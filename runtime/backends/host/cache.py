@@ -54,15 +54,9 @@ class KVCache:
         self._num_layers = model.num_layers
         self._written_by_graphs = variant.dialect == "modern"
 
-    def named(
-        self, prefix: Literal["past_key_values", "present"], values: npt.NDArray[Any]
-    ) -> dict[str, npt.NDArray[Any]]:
-        """The tensors of a graph: views of `values` [2 L, ...], each contiguous."""
-        return dict(zip(kv_names(prefix, self._num_layers), values, strict=True))
-
     def read(self, num_rows: int) -> dict[str, npt.NDArray[Any]]:
         """The tensors past_key_values.* of the first rows."""
-        return self.named("past_key_values", self.values[:, :num_rows])
+        return self._named("past_key_values", self.values[:, :num_rows])
 
     def write(self, num_rows: int, num_tokens: int, *, is_empty: bool = False) -> CacheWrite:
         """Prepare runs that add up to `num_tokens` tokens to each of `num_rows` rows.
@@ -74,11 +68,11 @@ class KVCache:
                 all of it.
         """
         if self._written_by_graphs:
-            present = self.named("present", self.values[:, :num_rows])
+            present = self._named("present", self.values[:, :num_rows])
             return CacheWrite(self.read(num_rows), present, None)
         new = self._zeros(num_rows, num_tokens)
-        past = self.named("past_key_values", self._zeros(num_rows, 1)) if is_empty else self.read(num_rows)
-        return CacheWrite(past, self.named("present", new), new)
+        past = self._named("past_key_values", self._zeros(num_rows, 1)) if is_empty else self.read(num_rows)
+        return CacheWrite(past, self._named("present", new), new)
 
     @property
     def takes_any_rows(self) -> bool:
@@ -104,6 +98,12 @@ class KVCache:
         """Forget all but the first tokens of a row. Forgotten slots are zeroed: hidden ones have to be finite."""
         self.values[:, row, :, length:] = 0
         self.lengths[row] = length
+
+    def _named(
+        self, prefix: Literal["past_key_values", "present"], values: npt.NDArray[Any]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The tensors of a graph: views of `values` [2 L, ...], each contiguous."""
+        return dict(zip(kv_names(prefix, self._num_layers), values, strict=True))
 
     def _zeros(self, num_rows: int, num_tokens: int) -> npt.NDArray[Any]:
         layers, _, heads, _, size = self.values.shape

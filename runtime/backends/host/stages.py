@@ -257,7 +257,7 @@ class HostStages:
     ) -> Generator[TokenEvent, None, npt.NDArray[np.int64]]:
         """Draw the representation tokens; again from the prompt, where it is repeated."""
         previews = self._drawing.previews
-        guided = plan.rep_guidance_scale != 1
+        guided = plan.guides_tokens
         rows = []
         for line, length in enumerate(self._text_lengths):
             given = None if forced is None else forced[line]
