@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -76,6 +77,15 @@ class Server:
         connection = socket.create_connection((self.host, self.port), timeout=60)
         connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         return connection
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The process stands still meanwhile: what it was doing is not over, however fast the machine."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def metric(self, name: str, **labels: str) -> float:
         """A number of /metrics; 0 where nothing was counted yet."""

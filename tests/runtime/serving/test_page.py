@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,11 @@ def test_stop_shows_what_was_there_before(page: Any, server: Server, how: str) -
     draw(page, "a cup")
     before = shown(page)
     page.evaluate("steps.value = 1000")
-    held = [server.open("/v1/images/generations", {"prompt": "a cup", "steps": 1000}) for _ in range(7)]  # it is slower
     page.click("#go")
     page.wait_for_function("() => /Step/.test(document.getElementById('status').textContent)")
-    page.click("#stop") if how == "click" else page.keyboard.press("Escape")
-    page.wait_for_selector(IDLE)
-    for each in held:
-        each.close()
+    with server.frozen():
+        page.click("#stop") if how == "click" else page.keyboard.press("Escape")
+        page.wait_for_selector(IDLE)
     assert page.text_content("#status").startswith("4 steps")
     assert pictures(page) == 1
     assert shown(page) == before
@@ -147,18 +146,20 @@ def test_stop_shows_what_was_there_before(page: Any, server: Server, how: str) -
 
 
 def test_stop_gives_the_drawing_up(page: Any, server: Server) -> None:
-    held = [server.open("/v1/images/generations", {"prompt": "a cup", "steps": 1000}) for _ in range(12)]
-    server.wait_for(lambda: server.in_flight() == 12)
-    waiting, cancelled = server.in_flight(), server.metric("rf_cancelled_total", work="picture")
-    page.click("#go")
-    server.wait_for(lambda: server.in_flight() > waiting)
-    assert page.text_content("#status") == "Waiting for a place …"
-    page.click("#stop")
-    page.wait_for_selector(IDLE)
-    assert page.locator("#hint").is_visible()
-    server.wait_for(lambda: server.metric("rf_cancelled_total", work="picture") == cancelled + 1)
-    for each in held:
-        each.close()
+    long = {"prompt": "a cup", "steps": 1000, "size": "32x32"}
+    with ExitStack() as held:
+        for _ in range(12):
+            held.enter_context(server.open("/v1/images/generations", long))
+        server.wait_for(lambda: server.in_flight() == 12)
+        cancelled = server.metric("rf_cancelled_total", work="picture")
+        page.click("#go")
+        server.wait_for(lambda: server.in_flight() == 13)
+        with server.frozen():
+            assert page.text_content("#status") == "Waiting for a place …"
+            page.click("#stop")
+            page.wait_for_selector(IDLE)
+        assert page.locator("#hint").is_visible()
+        server.wait_for(lambda: server.metric("rf_cancelled_total", work="picture") == cancelled + 1)
 
 
 def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
