@@ -3,8 +3,8 @@
     python benchmarks/plans.py reference base-90m
 
 For every model: export with the committed plan of the reference checkpoint, calibrate, build both engines, and time
-pictures and denoising steps by both plans: our engines in fp32 and INT8, eager PyTorch, torch.compile, and OpenVINO
-over our graphs. So INT8 stands beside eager fp32 at the same plan. Writes
+pictures and denoising steps by both plans: our engines in fp32 and INT8, eager PyTorch, torch.compile, AOTInductor,
+and OpenVINO over our graphs. So INT8 stands beside eager fp32 at the same plan. Writes
 `benchmarks/results/plans-<name>-<cpu>.json`. Weights of presets other than `reference` are random: their speed counts,
 their pictures do not. Keep the machine quiet meanwhile; takes half an hour.
 """
@@ -26,9 +26,8 @@ from engines import EngineConfig, build
 from rf_export.benchmark.entrants import entrants
 from rf_export.benchmark.environment import describe_machine, describe_state, file_label
 from rf_export.benchmark.models import REFERENCE
-from rf_export.benchmark.rivals import RIVALS
 from rf_export.benchmark.tables import aligned
-from rf_export.benchmark.task import BenchOptions, open_task
+from rf_export.benchmark.task import RIVALS, BenchOptions, open_task
 from rf_export.checkpoint import checkpoint_sha256
 from runtime.bundle.folder import open_bundle
 from runtime.bundle.plan import PLAN_NAME, describe_plan, read_plan

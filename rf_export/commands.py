@@ -247,7 +247,7 @@ def _evaluate_understanding(
 @arg.option("--rounds num_rounds", "Turns of every contender per kind of step, at most.", arg.COUNT, 20)
 @arg.option("--prompt-tokens num_prompt_tokens", "Tokens of the prompt.", arg.COUNT, 32)
 @arg.option("--compile/--no-compile", "Measure torch.compile too, which takes minutes more.", default=True)
-@arg.many("--rival rivals", "Other library to measure too, over our graphs.", click.Choice(["openvino"]))
+@arg.many("--rival rivals", "Other library to measure too, over our graphs.", click.Choice(["openvino", "aotinductor"]))
 @arg.plan_option("Plan that all contenders draw by")
 @arg.SPINNING
 @arg.option("--scaling/--no-scaling", "Measure over lengths, batches and threads too.", default=True)

@@ -68,17 +68,16 @@ def trace(
         RFError: the traced graph does not have the signature that it was asked to have, or not at every size.
     """
     signature = GraphSignature.of(graph, spec, variant, cache_slots)
-    inputs, free = _example_inputs(signature, model.config)
+    inputs, dynamic_shapes = example_inputs(signature, model.config)
     module = GRAPHS[graph](model, variant.dialect).eval()
     if never_empty and isinstance(module, CachedGraph) and isinstance(module.decoder, classic.ClassicDecoder):
         module.decoder.never_empty = True
-    num_plain = sum(not spec.name.startswith("past_key_values.") for spec in signature.inputs)
     with _quiet_exporter():
         program = torch.onnx.export(
             module,
-            tuple(inputs),
+            inputs,
             dynamo=True,
-            dynamic_shapes=(*free[:num_plain], *([tuple(free[num_plain:])] if free[num_plain:] else [])),
+            dynamic_shapes=dynamic_shapes,
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
             opset_version=OPSETS[variant.dialect],
@@ -95,7 +94,8 @@ def trace(
     return traced
 
 
-def _example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[list[Tensor], list[dict[int, object]]]:
+def example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[tuple[Tensor, ...], tuple[object, ...]]:
+    """Inputs of a graph's module, and which of their dimensions are free, as `torch.export` wants them."""
     patch = config.patch_size
     cells = (min(2, config.max_grid), min(3, config.max_grid))
     sizes = {**_EXAMPLE_SIZES, "height": cells[0] * config.cell, "width": cells[1] * config.cell}
@@ -112,7 +112,9 @@ def _example_inputs(signature: GraphSignature, config: ModelConfig) -> tuple[lis
         value = 0.5 if spec.name == "t" else 1
         inputs.append(torch.full(shape, value, dtype=getattr(torch, spec.dtype)))
         shapes.append({axis: free[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)})
-    return inputs, shapes
+    num_plain = sum(not spec.name.startswith("past_key_values.") for spec in signature.inputs)
+    cache = tuple(shapes[num_plain:])  # the modules take it as `*past`
+    return tuple(inputs), (*shapes[:num_plain], *([cache] if cache else []))
 
 
 def _check_ranges(captured: ExportedProgram, signature: GraphSignature, config: ModelConfig, graph: GraphName) -> None:

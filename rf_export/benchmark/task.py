@@ -4,13 +4,14 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
+from rf_export.benchmark import aotinductor
 from rf_export.benchmark.compiled import Compiled, CompiledReader
 from rf_export.benchmark.contenders import READING_STAGES, Contender, ReadReference, draw_reference, read_reference
 from rf_export.benchmark.environment import free_bytes
 from rf_export.benchmark.floor import StepCost, drawing_costs, encode_cost, read_cost
-from rf_export.benchmark.rivals import RIVALS, OpenVinoKind, Rival, openvino_kinds, openvino_pipeline
+from rf_export.benchmark.openvino import OpenVinoKind, openvino_kinds, openvino_pipeline
 from rf_export.benchmark.workload import DrawingWork, ReadingWork
 from rf_export.eager import EagerResult
 from rf_export.export import open_exported
@@ -23,6 +24,8 @@ from runtime.options import GenerationOptions, Plan
 from runtime.pipeline import Pipeline
 from runtime.signature import Precision, Variant
 
+Rival: TypeAlias = Literal["openvino", "aotinductor"]
+RIVALS: Final[tuple[Rival, ...]] = ("openvino", "aotinductor")
 MEMORY_SHARE = 8  # all contenders together take about so many times the weights in fp32
 PLAIN_GRAPHS = "plain ONNX graphs beside an engine"
 SLOWEST_SCALING = 500e6  # parameters; beyond, a single round takes minutes
@@ -41,7 +44,7 @@ class BenchOptions:
         stage_seconds: Begin no further round of a stage after so long.
         compile: Measure torch.compile too, which takes minutes.
         scaling: Measure over lengths, batches and threads too.
-        rivals: Other libraries that run our graphs.
+        rivals: Other libraries and compilers that run our graphs.
         plan: How all contenders draw.
         allow_spinning: Let the threads of our sessions wait busily for the next run.
         allow_unverified: Also measure graphs and engines that failed a verification or that nobody verified.
@@ -171,6 +174,12 @@ def rival_candidates(task: BenchTask, num_threads: int) -> Candidates:
         found[kind.name] = functools.partial(
             _contender, task, kind.name, functools.partial(_in_openvino, task, kind, num_threads)
         )
+    if "aotinductor" in asked:
+        if why := aotinductor.why_not():
+            task.left_out["aotinductor"] = why
+        else:
+            load = functools.partial(_in_aotinductor, task, num_threads)
+            found[aotinductor.NAME] = functools.partial(_contender, task, aotinductor.NAME, load)
     return found
 
 
@@ -194,3 +203,7 @@ def _load(task: BenchTask, precision: Precision, engine: EngineChoice, num_threa
 def _in_openvino(task: BenchTask, kind: OpenVinoKind, num_threads: int) -> Pipeline:
     """The sessions of the engine, where there is one, are exchanged: the window of tokens is the same then."""
     return openvino_pipeline(_load(task, kind.precision, "auto", num_threads), kind, num_threads)
+
+
+def _in_aotinductor(task: BenchTask, num_threads: int) -> Pipeline:
+    return aotinductor.aotinductor_pipeline(_load(task, "fp32", "auto", num_threads), task.model)

@@ -153,9 +153,14 @@ class ClassicDecoder:
             k, v = k.transpose(1, 2), v.transpose(1, 2)
             turned = rotate(past[2 * i], *tables)
             rows, scale = self._grouped(q)
-            mixed = attend_patches(rows, k, v, turned, past[2 * i + 1], bias, scale, self.never_empty)
+            mixed = self.attend_patches(rows, k, v, turned, past[2 * i + 1], bias, scale)
             hidden = layer.finish(expert, hidden, self._ungrouped(mixed))
         return hidden
+
+    def attend_patches(self, *inputs: Any) -> Tensor:
+        """See the function; other compilers than ONNX's need another spelling."""
+        mixed: Tensor = attend_patches(*inputs, self.never_empty)
+        return mixed
 
     def _grouped(self, q: Tensor) -> tuple[Tensor, float]:
         """Query heads of a group as rows, without repeating K and V, and the scale that is left for the scores.

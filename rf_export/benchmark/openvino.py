@@ -1,4 +1,4 @@
-"""Another library over the same graphs, which a user would run in place of our engines: OpenVINO, as more contenders.
+"""Another library over the same graphs, which a user would run in place of our engines: OpenVINO.
 
 It runs the bundle's ONNX graphs in fp32, the same with bfloat16 inside, and our INT8 graphs. Its sessions take the
 place of ours behind the same stages, so that noise, cache, loops and windows are the same for all. Knows nothing of
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal
 
 import numpy.typing as npt
 
@@ -20,8 +20,6 @@ from runtime.bundle.folder import Bundle
 from runtime.pipeline import Pipeline
 from runtime.signature import GRAPHS, GraphName, GraphSignature, Precision, Variant
 
-Rival: TypeAlias = Literal["openvino"]
-RIVALS: Final[tuple[Rival, ...]] = ("openvino",)
 EXTRA: Final = "pip install 'rf-export[rivals]'"
 
 
