@@ -37,7 +37,7 @@ lint: $(STAMP) ## ruff (rules and format), mypy strict, import rules
 	PYTHONPATH=. $(VENV)/bin/lint-imports
 
 test: lint ## Everything but the slow tests, a process for each core (at most four)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## The slow tests: bundles beyond 2 GB, more kills (16 GiB of memory, 12 GiB of disk, minutes)
 	$(PY) -m pytest -m slow
