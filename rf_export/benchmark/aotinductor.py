@@ -8,7 +8,7 @@ timing.
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +76,7 @@ class AotSession:
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
         """Run once; the outputs are new arrays."""
-        found = self._graph(*(torch.from_numpy(inputs[spec.name]) for spec in self.signature.inputs))
+        found = self._outputs([torch.from_numpy(inputs[spec.name]) for spec in self.signature.inputs])
         return {spec.name: tensor.numpy() for spec, tensor in zip(self.signature.outputs, found, strict=True)}
 
     def bind(self, inputs: Arrays, outputs: Arrays) -> Callable[[], None]:
@@ -86,8 +86,12 @@ class AotSession:
         wanted = [(names.index(name), torch.from_numpy(array)) for name, array in outputs.items()]
 
         def run() -> None:
-            found = self._graph(*given)
+            found = self._outputs(given)
             for index, tensor in wanted:
                 tensor.copy_(found[index])
 
         return run
+
+    def _outputs(self, inputs: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        found: Sequence[torch.Tensor] | torch.Tensor = self._graph(*inputs)
+        return [found] if isinstance(found, torch.Tensor) else found  # who has one output gives it bare
