@@ -130,9 +130,16 @@ def main() -> None:
 @arg.option("--cache-slots", "Length of the cache of modern graphs.", click.IntRange(2), shown=TARGETS)
 @arg.flag("--force", "Replace an existing bundle.")
 @arg.flag("--no-verify", "Skip the verification; such graphs run with --allow-unverified only.")
+@arg.option("--golden", "Folder of golden vectors to write as well, for hosts in other languages.", arg.PATH)
 @arg.flag("--json as_json", "Print the manifest as JSON.")
 def export(
-    checkpoint: Path, bundle: Path, dialects: tuple[str, ...], no_verify: bool, as_json: bool, **options: Any
+    checkpoint: Path,
+    bundle: Path,
+    dialects: tuple[str, ...],
+    no_verify: bool,
+    golden: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Trace CHECKPOINT into ONNX graphs, verify them against eager PyTorch, and write a bundle.
 
@@ -143,6 +150,7 @@ def export(
     from rf_export.checkpoint import load_config
     from rf_export.export import ExportOptions, export
     from rf_export.export_plan import ExportPlan
+    from verification.golden import require_folder, write_golden
     from verification.outcome import worst_cosine
 
     wanted: Any = tuple(name for name in arg.DIALECT.choices if name in dialects or "both" in dialects)
@@ -151,8 +159,12 @@ def export(
     with arg.usage_errors():
         chosen = ExportOptions(dialects=wanted or None, verify=not no_verify, **options)
         ExportPlan.of(chosen, config)
+    if golden is not None:
+        require_folder(golden, force=chosen.force)
     with progress("export") as report:
         manifest = export(checkpoint, bundle, chosen, report)
+        if golden is not None:
+            write_golden(bundle, golden, force=chosen.force, on_progress=report)
     if as_json:
         click.echo(json.dumps(manifest.to_dict(), indent=1))
         return
@@ -179,6 +191,7 @@ def export(
 @arg.option("--rebuilds", "Number of builds to verify as well, of engines of --backend.", arg.NATURAL, 0)
 @arg.flag("--taps", "Compare also layer by layer inside of the graphs; see --report and --json.")
 @arg.option("--polygraphy", "New folder of runs to compare with by `polygraphy run`.", arg.PATH)
+@arg.option("--golden", "New folder of golden vectors to write, for hosts in other languages.", arg.PATH)
 @arg.flag("--no-record", "Do not write the verdicts into the bundle.")
 @arg.option("--report report_path", "HTML report to write as well.", arg.FILE)
 @arg.flag("--json as_json", "Print the verdicts as JSON.")
@@ -189,6 +202,7 @@ def verify(
     rebuilds: int,
     no_record: bool,
     report_path: Path | None,
+    golden: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -200,12 +214,15 @@ def verify(
     """
     from runtime.bundle.atomic import restore
     from verification import Remembering, VerifyOptions, verify
+    from verification.golden import require_folder, write_golden
     from verification.outcome import NotRecordedError
     from verification.rebuilds import verify_rebuilds
 
     arg.require_writable(report_path, "--report")
     if report_path is not None:
         from verification.report import write_report  # needs Jinja2, which nothing else does here
+    if golden is not None:
+        require_folder(golden)
     if not no_record:
         restore(bundle)
     reference = None if checkpoint is None else Remembering(_eager(bundle, checkpoint, options["num_threads"]))
@@ -218,6 +235,8 @@ def verify(
             outcomes, not_recorded = error.outcomes, error
         if rebuilds:
             outcomes += verify_rebuilds(bundle, chosen, reference, _rebuild(chosen), rebuilds, report)
+        if golden is not None:
+            write_golden(bundle, golden, on_progress=report)
     if as_json:
         click.echo(json.dumps([outcome.to_dict() for outcome in outcomes], indent=1))
     else:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from msgspec.structs import asdict
 
-from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpoint, load_config
+from rf_export.checkpoint import checkpoint_sha256, copy_tokenizer, load_checkpoint, load_config, open_tokenizer
 from rf_export.eager_reference import EagerReference
 from rf_export.export_plan import ExportOptions, ExportPlan
 from rf_export.graphs.opset17 import OPSET as OLD_OPSET
@@ -40,6 +40,7 @@ from runtime.events import Progress
 from runtime.signature import GRAPHS, Dialect, GraphSignature, ModelSpec, Precision, Variant
 from verification import Outcome, VerifyOptions, verify
 from verification.graphs.weights import WeightFile
+from verification.texts import CHECK_TEXTS, format_check_texts
 
 __all__ = ["ExportOptions", "export", "open_exported"]
 
@@ -70,6 +71,8 @@ def export(checkpoint: Path, out: Path, options: ExportOptions, on_progress: Pro
     tuned = read_plan(plan_file, sha256) if plan_file.exists() else None
     with write_atomically(out, force=options.force) as folder:
         copy_tokenizer(checkpoint, folder / "tokenizer.json", model.config.vocab_size)
+        check_texts = format_check_texts(open_tokenizer(checkpoint, model.config))
+        (folder / CHECK_TEXTS).write_text(check_texts, encoding="utf-8")
         spec = model_spec(model)
         entries: list[GraphEntry] = []
 
@@ -162,7 +165,7 @@ def _manifest(
     checkpoint: dict[str, str],
     tuned: TunedPlan | None,
 ) -> Manifest:
-    names = ["tokenizer.json", *dict.fromkeys(name for entry in entries for name in entry.files)]
+    names = ["tokenizer.json", CHECK_TEXTS, *dict.fromkeys(name for entry in entries for name in entry.files)]
     sampling, ids = model.config.sampling, model.config.understanding
     return Manifest(
         created_by={"rf_export": VERSION, "torch": torch.__version__, "onnx": onnx.__version__},

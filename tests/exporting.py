@@ -54,6 +54,7 @@ def exported(name: str, factory: pytest.TempPathFactory, checkpoint: Path = REFE
     kept = Path(os.environ.get("RF_EXPORT_TEST_BUNDLES", shared / "bundles"))
     contract = [ROOT / "runtime" / name for name in ("signature.py", "bundle/manifest.py", "bundle/folder.py")]
     producers = sorted([*ROOT.glob("rf_export/*.py"), *ROOT.glob("rf_export/graphs/*.py")])
+    producers.append(ROOT / "verification/texts.py")
     content = b"".join(path.read_bytes() for path in [*producers, *contract, REFERENCE / "plan.json", Path(__file__)])
     key = os.environ.get("RF_EXPORT_TEST_BUNDLES_KEY") or hashlib.sha256(content).hexdigest()[:16]
     folder = kept / f"{name}-{key}"

@@ -231,6 +231,10 @@ const FileEntry &Manifest::file(const std::string &name) const {
   return *std::find_if(files.begin(), files.end(), [&](auto &each) { return each.name == name; });
 }
 
+bool Manifest::has_file(const std::string &name) const {
+  return std::any_of(files.begin(), files.end(), [&](auto &each) { return each.name == name; });
+}
+
 std::vector<const GraphEntry *> Manifest::graphs_of(const Variant &variant) const {
   std::vector<const GraphEntry *> found;
   for (auto &graph : graphs)

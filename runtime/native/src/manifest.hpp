@@ -54,6 +54,7 @@ struct Manifest {
   Json verified, document;
 
   const FileEntry &file(const std::string &name) const;
+  bool has_file(const std::string &name) const;
   std::vector<const GraphEntry *> graphs_of(const Variant &variant) const;
 };
 

@@ -11,17 +11,41 @@
 namespace rf {
 namespace {
 
+constexpr const char *kCheckTexts = "check_texts.json";
+
 std::vector<FileEntry> needed_files(const Bundle &bundle, const std::vector<const GraphEntry *> &entries, bool has_engine) {
   std::vector<std::string> names;
   if (!has_engine)
     for (auto entry : entries) names.insert(names.end(), entry->files.begin(), entry->files.end());
   names.push_back(bundle.manifest.tokenizer_file);
+  if (bundle.manifest.has_file(kCheckTexts)) names.push_back(kCheckTexts);
   std::vector<FileEntry> files;
   for (auto &name : names) {
     bool is_there = std::any_of(files.begin(), files.end(), [&](auto &each) { return each.name == name; });
     if (!is_there) files.push_back(bundle.manifest.file(name));
   }
   return files;
+}
+
+// Texts whose ids, or whose refusal, the bundle knows; raises Error where this reader of tokenizers reads one otherwise.
+void replay(const Tokenizer &tokenizer, const std::string &path) {
+  Json content = read_json(path);
+  auto texts = content["texts"].list();
+  if (!texts) throw Error(path + " has no list 'texts'. Export the bundle again.", RF_DAMAGED);
+  for (auto &each : *texts) {
+    auto text = each["text"].text();
+    auto ids = each["ids"].list();
+    if (!text || !(ids || each["ids"].is_null()))
+      throw Error(path + " has a text without ids. Export the bundle again.", RF_DAMAGED);
+    std::vector<int64_t> expected;
+    if (ids)
+      for (auto &id : *ids) expected.push_back(id.whole());
+    auto found = tokenizer.try_encode(*text);
+    if (found.has_value() != (ids != nullptr) || (found && *found != expected))
+      throw Error("This library reads the bundle's tokenizer otherwise than the bundle was made with: " + quoted(*text) +
+                      " has other ids, see " + path + ". Give token ids in place of texts.",
+                  RF_UNSUPPORTED);
+  }
 }
 
 // Tokens that a prompt may have.
@@ -80,7 +104,9 @@ Pipeline::Pipeline(const std::string &path, const OpenOptions &options)
   std::vector<int64_t> control;
   if (auto &ids = manifest().understanding) control = ids->stop_ids, control.push_back(ids->start_id);
   try {
-    tokenizer_ = Tokenizer::read(bundle_.file(manifest().tokenizer_file), manifest().model.vocab_size, control);
+    auto made = Tokenizer::read(bundle_.file(manifest().tokenizer_file), manifest().model.vocab_size, control);
+    if (manifest().has_file(kCheckTexts)) replay(*made, bundle_.file(kCheckTexts));
+    tokenizer_ = std::move(made);
   } catch (const Error &error) {
     if (error.status != RF_UNSUPPORTED) throw;
     no_tokenizer_ = error.what();

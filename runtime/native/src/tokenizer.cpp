@@ -404,26 +404,18 @@ std::vector<std::string> Tokenizer::nearest(const std::string &part) const {
   return close_words(word, vocabulary_);
 }
 
-std::vector<int64_t> Tokenizer::encode(const std::string &text, int64_t max_tokens, const std::string &what) const {
-  std::string shown = "the " + what + " " + quoted(cut(text)), at_start = "T" + shown.substr(1);
-  if (!is_utf8(text)) throw Error(at_start + " cannot be read: it is no UTF-8. Write it in valid Unicode.");
-  auto codes = code_points(text);
-  if (std::all_of(codes.begin(), codes.end(), is_blank)) return {};
-  if (codes.size() > kMaxCharacters)
-    throw Error("The " + what + " has " + std::to_string(codes.size()) + " characters, and at most " +
-                std::to_string(kMaxCharacters) + " are read. Shorten it: " + quoted(cut(text)));
-  std::vector<int64_t> ids;
-  std::vector<std::string> control;
+void Tokenizer::read_piece(const std::string &piece, std::vector<int64_t> &ids) const {
+  if (is_byte_level_) return merge(spelt_in_letters(piece), ids);
+  auto found = ids_.find(is_lowercase_ ? lowercase(piece) : piece);
+  ids.push_back(found == ids_.end() ? unknown_ : found->second);
+}
+
+Tokenizer::Reading Tokenizer::read_text(const std::string &text) const {
+  Reading reading;
   auto take = [&](int64_t id, const std::string &part) {
-    ids.push_back(id);
-    if (id >= 0 && id != unknown_ && control_.count(id)) control.push_back(part);
-  };
-  auto read = [&](const std::string &part, std::vector<int64_t> &into) {
-    if (!is_byte_level_) {
-      auto found = ids_.find(is_lowercase_ ? lowercase(part) : part);
-      return into.push_back(found == ids_.end() ? unknown_ : found->second);
-    }
-    merge(spelt_in_letters(part), into);
+    reading.ids.push_back(id);
+    if (id < 0 || id == unknown_) reading.has_unknown = true;
+    else if (control_.count(id)) reading.control.push_back(part);
   };
   for (auto &piece : split_added(text)) {
     if (piece.added >= 0) {
@@ -434,11 +426,34 @@ std::vector<int64_t> Tokenizer::encode(const std::string &text, int64_t max_toke
     if (add_prefix_space_ && normal[0] != ' ') normal = " " + normal;
     for (auto &part : pieces(normal)) {
       std::vector<int64_t> own;
-      read(part, own);
+      read_piece(part, own);
       for (int64_t id : own) take(id, words_.count(id) && is_byte_level_ ? words_.at(id) : part);
     }
   }
-  bool has_unknown = std::any_of(ids.begin(), ids.end(), [&](int64_t id) { return id < 0 || id == unknown_; });
+  return reading;
+}
+
+bool Tokenizer::is_blank_text(const std::string &text) {
+  auto codes = code_points(text);
+  return std::all_of(codes.begin(), codes.end(), is_blank);
+}
+
+std::optional<std::vector<int64_t>> Tokenizer::try_encode(const std::string &text) const {
+  if (is_blank_text(text)) return std::vector<int64_t>();
+  Reading reading = read_text(text);
+  if (reading.has_unknown || !reading.control.empty()) return std::nullopt;
+  return std::move(reading.ids);
+}
+
+std::vector<int64_t> Tokenizer::encode(const std::string &text, int64_t max_tokens, const std::string &what) const {
+  std::string shown = "the " + what + " " + quoted(cut(text)), at_start = "T" + shown.substr(1);
+  if (!is_utf8(text)) throw Error(at_start + " cannot be read: it is no UTF-8. Write it in valid Unicode.");
+  if (is_blank_text(text)) return {};
+  auto codes = code_points(text);
+  if (codes.size() > kMaxCharacters)
+    throw Error("The " + what + " has " + std::to_string(codes.size()) + " characters, and at most " +
+                std::to_string(kMaxCharacters) + " are read. Shorten it: " + quoted(cut(text)));
+  auto [ids, control, has_unknown] = read_text(text);
   if (has_unknown) {
     std::vector<std::string> words, found;  // of which each is refused on its own
     for (size_t i = 0; i < codes.size();) {
@@ -458,7 +473,7 @@ std::vector<int64_t> Tokenizer::encode(const std::string &text, int64_t max_toke
       std::vector<int64_t> own;
       bool is_found = false;
       for (auto &part : pieces(word)) {
-        own.clear(), read(part, own);
+        own.clear(), read_piece(part, own);
         bool is_unknown = std::any_of(own.begin(), own.end(), [&](int64_t id) { return id < 0 || id == unknown_; });
         if (!is_unknown) continue;
         if (!has_alnum(part)) signs.push_back(part);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -22,6 +23,8 @@ class Tokenizer {
   // Ids of a text, none for a blank one. `what` is "prompt", "question" or "text" in messages. Raises Error for what the
   // model could only misread.
   std::vector<int64_t> encode(const std::string &text, int64_t max_tokens, const std::string &what) const;
+  // The same without a word: none for what `encode` refuses, but for texts that are too long, and text has to be UTF-8.
+  std::optional<std::vector<int64_t>> try_encode(const std::string &text) const;
   // One that ends within a character ends with the sign of the unknown.
   std::string decode(const std::vector<int64_t> &ids) const;
   const char *kind() const { return is_byte_level_ ? "byte-level BPE" : "WordLevel"; }
@@ -32,7 +35,16 @@ class Tokenizer {
     int64_t added = -1;
   };
 
+  struct Reading {
+    std::vector<int64_t> ids;
+    std::vector<std::string> control;  // parts that are control tokens
+    bool has_unknown = false;
+  };
+
   Tokenizer() = default;
+  static bool is_blank_text(const std::string &text);
+  Reading read_text(const std::string &text) const;
+  void read_piece(const std::string &piece, std::vector<int64_t> &ids) const;
   void read_words(const Json &j);
   void read_bpe(const Json &j);
   void read_added(const Json &j);
