@@ -47,6 +47,7 @@ EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "matplotlib"), "export"),
     **{"onnxruntime": "ort", "tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "pycuda": "cuda"},
     "jinja2": "report",
+    "ray": "ray",
     **dict.fromkeys(("fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client"), "serve"),
 }
 INTERRUPTED = 130  # as shells report SIGINT

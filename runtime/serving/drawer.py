@@ -74,6 +74,9 @@ class DrawsAndAnswers(Protocol):
     async def info(self) -> dict[str, Any]:
         """What the model is."""
 
+    async def metrics_text(self) -> bytes:
+        """What was done, for Prometheus."""
+
     async def warm_up(self) -> None:
         """Make ready."""
 
@@ -166,9 +169,17 @@ class Drawer:
             "words": sorted(vocabulary.words) if knows_words_only else None,
         }
 
+    async def metrics_text(self) -> bytes:
+        """What was done, for Prometheus."""
+        return self.metrics.text()
+
     async def warm_up(self) -> None:
-        """Draw once with one step, so that the first caller does not wait for what is made once."""
-        await asyncio.to_thread(self._pipeline.draw, "", options=GenerationOptions(num_steps=1))
+        """Draw once, so that the first caller does not wait for what is made once."""
+        await asyncio.to_thread(self.draw_once)
+
+    def draw_once(self) -> None:
+        """Draw with one step."""
+        self._pipeline.draw("", options=GenerationOptions(num_steps=1))
 
     async def draw(self, drawing: Drawing) -> AsyncGenerator[DrawingEvent, None]:
         """Draw a picture: `Accepted`, what was asked for on the way, and the `Picture`.

@@ -1,10 +1,13 @@
 """What a server counts, for Prometheus: drawings, steps, refusals, waiting times. Knows nothing of HTTP."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _STEPS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -55,3 +58,24 @@ class Metrics:
     def text(self) -> bytes:
         """All of them, as Prometheus reads it."""
         return generate_latest(self.registry)
+
+
+def merged(told: Iterable[tuple[str, bytes]]) -> bytes:
+    """The numbers of several processes as one text; the label `process` says whose each is."""
+    families: dict[str, Metric] = {}
+    for process, text in told:
+        for family in text_string_to_metric_families(text.decode()):
+            known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            for sample in family.samples:
+                known.add_sample(sample.name, {**sample.labels, "process": process}, sample.value)
+    registry = CollectorRegistry()
+    registry.register(_Told(families.values()))
+    return generate_latest(registry)
+
+
+class _Told(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

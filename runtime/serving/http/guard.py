@@ -97,7 +97,7 @@ class Guard:
             self._held -= len(body)
 
     def _count(self, scope: Scope, status: int) -> None:
-        route = scope["path"] if scope["path"] in self._routes else "other"
+        route = path if (path := _path(scope)) in self._routes else "other"
         self._metrics.requests.labels(route, str(status)).inc()
 
     def _require_allowed(self, scope: Scope) -> None:
@@ -108,7 +108,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
             raise RefusalError(403, "Pages of other sites may not use this server. Open the page that it serves.")
-        if limits.api_key is None or not scope["path"].startswith("/v1/"):
+        if limits.api_key is None or not _path(scope).startswith("/v1/"):
             return
         kind, _, key = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(key.strip().encode(), limits.api_key.encode()):
@@ -148,6 +148,12 @@ class Guard:
         size = self._limits.max_body
         shown = f"{size >> 20} MiB" if size >> 20 else f"{size} bytes"
         return RefusalError(413, f"The body is larger than {shown}. Send smaller or fewer pictures.")
+
+
+def _path(scope: Scope) -> str:
+    """The path below the one that the application is mounted at."""
+    path: str = scope["path"]
+    return "/" + path.removeprefix(scope.get("root_path", "")).lstrip("/")
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

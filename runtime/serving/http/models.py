@@ -55,4 +55,4 @@ async def ready(request: Request) -> Response:
 @router.get("/metrics", response_model=None)
 async def metrics(request: Request) -> Response:
     """What was done, for Prometheus."""
-    return Response(request.app.state.drawer.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+    return Response(await request.app.state.drawer.metrics_text(), headers={"Content-Type": CONTENT_TYPE})
