@@ -20,13 +20,20 @@ class RFError(Exception):
             parts that do not belong together, such as an engine of another device. "missing": a package, driver or
             device is not there. "busy": the same call may succeed later. "cancelled": somebody gave it up. "overflow":
             the numbers left the range of the precision.
+        elsewhere: The message for whoever has no command line of ours, such as the client of a server.
     """
 
-    def __init__(self, message: str, kind: ErrorKind = "input") -> None:
-        if len(message) > _LONGEST:  # names and values of a hostile file would fill the terminal and the log
-            message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 4 :]}"
-        super().__init__(message)
+    def __init__(self, message: str, kind: ErrorKind = "input", *, elsewhere: str | None = None) -> None:
+        super().__init__(_short(message))
         self.kind: ErrorKind = kind
+        self.elsewhere = _short(message if elsewhere is None else elsewhere)
+
+
+def _short(message: str) -> str:
+    if len(message) <= _LONGEST:
+        return message
+    # Names and values of a hostile file would fill the terminal and the log.
+    return f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 4 :]}"
 
 
 class DrawingCancelledError(RFError, CancelledError):

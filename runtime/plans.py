@@ -104,7 +104,8 @@ def named_plan(options: GenerationOptions, manifest: Manifest) -> Plan:
         return Plan()
     if manifest.tuned is None:
         raise RFError(
-            "This bundle has no tuned plan. Make one with `rf-export tune`, or draw as the paper does: --plan paper."
+            "This bundle has no tuned plan. Make one with `rf-export tune`, or draw as the paper does: --plan paper.",
+            elsewhere="This bundle has no tuned plan. Draw as the paper does: plan paper.",
         )
     return manifest.tuned.plan
 

@@ -133,10 +133,11 @@ def _max_prompt_tokens(plan: DrawingPlan, max_positions: int, cache_slots: int |
     if cache_slots is None:
         return positions
     if cache_slots <= plan.num_rep_tokens:
-        raise RFError(
+        told = (
             f"These graphs have {cache_slots} cache slots, and a picture of {plan.height} x {plan.width} takes "
-            f"{plan.num_rep_tokens + 1}. Draw a smaller one, or export with more --cache-slots."
+            f"{plan.num_rep_tokens + 1}. Draw a smaller one"
         )
+        raise RFError(f"{told}, or export with more --cache-slots.", elsewhere=f"{told}.")
     return min(positions, cache_slots - plan.num_rep_tokens - 1)
 
 

@@ -14,7 +14,7 @@ is drawn again, in its order: such a token follows from the prompt and the token
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -34,6 +34,8 @@ from runtime.plans import plan_drawing
 if TYPE_CHECKING:
     from runtime.pipeline import Pipeline
     from runtime.request import Request
+
+Ids: TypeAlias = npt.NDArray[np.int64]
 
 _SPAN: Final = r"(\d{1,6})?(:)?(\d{1,6})?"
 _REGION: Final = re.compile(rf"\s*{_SPAN}\s*,\s*{_SPAN}\s*", re.ASCII)
@@ -212,11 +214,40 @@ def choose_tokens(
         )
     require_fit(edits, grid, manifest)
     apply_edits(np.zeros(grid, np.int64), edits, manifest)  # refuses files before anything is drawn
-    if base is None:
-        rep_ids = draw_rep_ids(pipeline, prompts, seed=seed, options=options, batch_size=batch_size)
-    else:
-        rep_ids = np.stack([base.rep_ids.ravel()] * len(prompts))
+    rep_ids = None if base is None else np.stack([base.rep_ids.ravel()] * len(prompts))
+    if base is not None:
         pipeline.check(prompts, seed=seed, options=options, rep_ids=rep_ids)
+    drawings = draw_edits(rep_ids, edits, seed, grid, manifest)
+    drawn: Ids | None = None
+    while True:
+        try:
+            again, given = next(drawings) if drawn is None else drawings.send(drawn)
+        except StopIteration as done:
+            edited: Ids = done.value
+            return edited
+        drawn = draw_rep_ids(pipeline, prompts, seed=again, options=options, rep_ids=given, batch_size=batch_size)
+
+
+def draw_edits(
+    rep_ids: Ids | None, edits: Sequence[Edit], seed: int, grid: tuple[int, int], manifest: Manifest
+) -> Generator[tuple[int, Ids | None], Ids, Ids]:
+    """The tokens that edits come to; whoever runs this generator draws, on a thread, a scheduler or elsewhere.
+
+    Args:
+        rep_ids: The tokens before, [R, N] or [N]; None has them drawn first.
+        edits: What to change in them.
+        seed: Of the first picture.
+        grid: Rows and columns.
+        manifest: Says which codes there are.
+
+    Yields:
+        A seed, and the tokens that are given, -1 where they are to be drawn; None where all are. It is sent the drawn.
+
+    Returns:
+        The tokens, in the shape that they came in.
+    """
+    if rep_ids is None:
+        rep_ids = yield seed, None
     changed = np.stack(
         [apply_edits(each, edits, manifest) for each in rep_ids.reshape(-1, *grid)]
     )  # [R, rows, columns]
@@ -225,9 +256,7 @@ def choose_tokens(
             for each in changed:
                 edit.region.of(each)[:] = -1
             again = seed + 1 if edit.source.seed is None else edit.source.seed
-            given = changed.reshape(rep_ids.shape)
-            drawn = draw_rep_ids(pipeline, prompts, seed=again, options=options, rep_ids=given, batch_size=batch_size)
-            changed = drawn.reshape(changed.shape)
+            changed = (yield again, changed.reshape(rep_ids.shape)).reshape(changed.shape)
     return changed.reshape(rep_ids.shape)
 
 

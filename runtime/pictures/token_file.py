@@ -145,5 +145,8 @@ def grid_in(content: bytes, where: str) -> RepGrid | None:
 
 def _grid_of(parameters: dict[str, Any], where: str) -> RepGrid | None:
     if "pictures" in parameters:
-        raise RFError(f"{where} is a sheet of several pictures. Draw them with --each, and give one of those files.")
+        told = f"{where} is a sheet of several pictures."
+        raise RFError(
+            f"{told} Draw them with --each, and give one of those files.", elsewhere=f"{told} Give a file of one."
+        )
     return RepGrid.from_dict(parameters[PNG_KEY], f"{where}: {PNG_KEY}") if PNG_KEY in parameters else None

@@ -10,8 +10,8 @@ import click
 from runtime.commands import parameters as arg
 
 PORT = click.IntRange(0, 65535)
-_SAME = ("precision", "backend", "dialect", "threads", "allow_unverified", "model_name", "api_key", "grace")
-_SAME += ("max_batch", "max_queue", "max_steps", "max_body_mib")  # options and settings on Ray
+_ON_RAY = ["precision", "backend", "dialect", "threads", "allow_unverified", "model_name", "api_key", "grace"]
+_ON_RAY += ["max_batch", "max_queue", "max_steps", "max_body_mib"]  # options that are settings there
 
 
 @arg.command()
@@ -114,7 +114,7 @@ def _serve_on_ray(
         max_replicas=options["replicas"] or max(1, usable_cpus() // (workers * options["threads"])),
         allow_spinning=not options["no_spinning"],
         engine=options["engine"] if options["engine"] in ("auto", "none") else str(Path(options["engine"]).resolve()),
-        **{name: options[name] for name in _SAME},
+        **{name: options[name] for name in _ON_RAY},
     )
     host, port = listening.getsockname()[:2]
     listening.close()  # it was free; Ray's proxies listen themselves

@@ -8,15 +8,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from runtime.bundle.manifest import Manifest
-from runtime.commands.token_edits import Copy, Edit, Redraw, apply_edits, parse_edit, require_fit
+from runtime.commands.token_edits import Copy, Edit, Ids, apply_edits, draw_edits, parse_edit, require_fit
 from runtime.errors import RFError
 from runtime.plans import plan_drawing
 from runtime.serving.orders import Drawing
 
-Ids = npt.NDArray[np.int64]
 DrawTokens = Callable[[Drawing, int, Ids | None], Awaitable[Ids]]  # seed, and [N] with -1 where they are drawn
 
 MAX_EDITS = 64  # each redraw costs the first stage of a drawing
@@ -59,11 +57,13 @@ async def choose_tokens(drawing: Drawing, edits: list[Edit], manifest: Manifest,
     if drawing.tokens is None and not edits:
         return None
     grid = plan_drawing(drawing.options, manifest).grid
-    first = await draw(drawing, drawing.seed, None) if drawing.tokens is None else drawing.tokens.rep_ids
-    changed = apply_edits(first.reshape(grid), edits, manifest)
-    for edit in edits:
-        if isinstance(edit.source, Redraw):
-            edit.region.of(changed)[:] = -1
-            again = drawing.seed + 1 if edit.source.seed is None else edit.source.seed
-            changed = (await draw(drawing, again, changed.ravel())).reshape(grid)
-    return changed.ravel()
+    given = None if drawing.tokens is None else drawing.tokens.rep_ids.ravel()
+    drawings = draw_edits(given, edits, drawing.seed, grid, manifest)
+    drawn: Ids | None = None
+    while True:
+        try:
+            seed, given = next(drawings) if drawn is None else drawings.send(drawn)
+        except StopIteration as done:
+            edited: Ids = done.value
+            return edited
+        drawn = await draw(drawing, seed, given)

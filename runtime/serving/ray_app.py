@@ -40,6 +40,7 @@ _STORE: Final = 256 << 20  # bytes; pictures are small
 _PATIENCE: Final = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -138,7 +139,7 @@ async def _told(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
             async for item in items:
                 yield item
         except RFError as error:  # that of another process would arrive wrapped
-            yield Refused(str(error), error.kind)
+            yield Refused(error.elsewhere, error.kind)
 
 
 class RemoteDrawer:

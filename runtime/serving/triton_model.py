@@ -78,7 +78,7 @@ class TritonPythonModel:
                 sender.send(response)
         except RFError as error:
             wrong = triton.TritonError.UNAVAILABLE if error.kind == "busy" else triton.TritonError.INVALID_ARG
-            sender.send(triton.InferenceResponse(error=triton.TritonError(str(error), wrong)))
+            sender.send(triton.InferenceResponse(error=triton.TritonError(error.elsewhere, wrong)))
         except Exception as error:
             triton.Logger.log_error(f"rf-export: {error!r}")
             sender.send(triton.InferenceResponse(error=triton.TritonError("The model failed; see the server's log.")))

@@ -221,10 +221,8 @@ class PromptTokenizer:
         near = {part: self._nearest(part) for part in parts[:_NAMED]}
         hints = [f"for {part!r} {' or '.join(map(repr, words))}" for part, words in near.items() if words]
         nearest = f": {', '.join(hints)}" if hints else ""
-        return RFError(
-            f"The model does not know {_listed(parts)} in {shown}. Use words of its vocabulary{nearest}. "
-            "All of them: rf-export inspect BUNDLE --vocabulary"
-        )
+        told = f"The model does not know {_listed(parts)} in {shown}. Use words of its vocabulary{nearest}."
+        return RFError(f"{told} All of them: rf-export inspect BUNDLE --vocabulary", elsewhere=told)
 
     def _nearest(self, part: str) -> list[str]:
         normaliser = self._tokenizer.normalizer

@@ -282,7 +282,13 @@ async function explain(error) {
   }
   if (!(error instanceof EngineError)) console.error(error);
   if (error.message.includes("vocabulary")) $("words").open = true;
-  fail(error instanceof EngineError ? error.message.replace(/ All of them: rf-export .*$/, " All of them are listed below the form.") : "Something in this page went wrong. Load it again.");
+  fail(error instanceof EngineError ? told(error.message) : "Something in this page went wrong. Load it again.");
+}
+
+/** An engine in the browser names a command; the page has the words itself. */
+function told(message) {
+  const known = message.replace(/ All of them: rf-export .*$/, "");
+  return info?.words && known.includes("vocabulary") ? `${known} All of them are listed below the form.` : known;
 }
 
 function askForKey() {

@@ -58,10 +58,11 @@ class DeviceTextRow:
             return
         most = self._session.longest("past_key_values.0.key", 2)
         if needed > most:
-            raise RFError(
+            told = (
                 f"That takes {needed} tokens, images included, and this engine was built for {most}. Ask with fewer "
-                "images, a shorter text or a smaller max_tokens, or build it with a longer --dim prompt."
+                "images, a shorter text or a smaller max_tokens"
             )
+            raise RFError(f"{told}, or build it with a longer --dim prompt.", elsewhere=f"{told}.")
         with self._device.exclusive():
             before, self._cache = self._cache, self._new_cache(min(needed + -needed % _GROWTH, most))
             self._cache.take(before, self.length)

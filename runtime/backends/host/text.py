@@ -81,7 +81,11 @@ def require_slots(num_tokens: int, model: ModelSpec, fixed_slots: int | None) ->
             "Ask with fewer or smaller images, a shorter text, or a smaller max_tokens."
         )
     if fixed_slots is not None and num_tokens > fixed_slots:
-        raise RFError(
+        told = (
             f"That takes {num_tokens} tokens, images included, and these graphs have {fixed_slots} cache slots. Ask "
-            "with fewer images, a smaller max_tokens, or export with more --cache-slots."
+            "with fewer images"
+        )
+        raise RFError(
+            f"{told}, a smaller max_tokens, or export with more --cache-slots.",
+            elsewhere=f"{told} or a smaller max_tokens.",
         )

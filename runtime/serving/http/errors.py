@@ -71,7 +71,7 @@ def refusal(error: BaseException, *, retry_after_s: int = 1, is_stopping: bool =
         log.error("a request failed", exc_info=error)
         return RefusalError(500, _BROKEN)
     if error.kind != "busy":
-        return RefusalError(_STATUS[error.kind], str(error), code=error.kind)
+        return RefusalError(_STATUS[error.kind], error.elsewhere, code=error.kind)
     if is_stopping:
         return RefusalError(503, "The server is stopping. Ask again later.", code="stopping", retry_after_s=10)
     told = f"The server is busy: as many requests wait as it takes. Ask again in {retry_after_s} s."

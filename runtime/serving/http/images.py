@@ -27,7 +27,7 @@ from runtime.serving.orders import Drawing, DrawingEvent, Picture, Preview, Prog
 router: Final = APIRouter()
 _COMMON: Final = {"background": "opaque", "output_format": "png", "quality": "auto"}
 _NO_TOKENS: Final = (
-    "The picture holds no representation tokens: neither this server nor rf-export generate drew it. "
+    "The picture holds no representation tokens: it was not drawn by rf-export. "
     "Send one of theirs as it was written, or rep_tokens."
 )
 
@@ -162,7 +162,7 @@ def _stored_tokens(png: bytes) -> dict[str, Any]:
     try:
         grid = grid_in(png, "the picture")
     except RFError as error:
-        raise RefusalError(400, str(error), param="image") from None
+        raise RefusalError(400, error.elsewhere, param="image") from None
     if grid is None:
         raise RefusalError(400, _NO_TOKENS, param="image")
     return grid.to_dict()

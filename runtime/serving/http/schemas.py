@@ -127,7 +127,7 @@ class EditBody(ImageBody):
         try:
             tokens = None if self.rep_tokens is None else RepGrid.from_dict(self.rep_tokens, "rep_tokens")
         except RFError as error:
-            raise RFError(str(error)) from error  # of a file of ours it would mean damage; this is the caller's
+            raise RFError(error.elsewhere) from error  # of a file of ours it would mean damage; this is the caller's
         return tokens, tuple(self.edit)
 
 

@@ -26,8 +26,19 @@ class Server:
         self, bundle: Path, folder: Path, *arguments: Any, python: str = sys.executable, timeout_s: float = 60
     ) -> None:
         self.out, self.err = folder / "out", folder / "err"
-        command = [python, ROOT / "cli.py", "serve", bundle, "--port", "0", "--engine", "none", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self._slow = folder / "slow"
+        command = [
+            python,
+            Path(__file__).with_name("slow_server.py"),
+            "serve",
+            bundle,
+            "--port",
+            "0",
+            "--engine",
+            "none",
+            *arguments,
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RF_EXPORT_TEST_SLOW": str(self._slow)}
         environment.pop("RF_EXPORT_API_KEY", None)
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment)
@@ -86,6 +97,15 @@ class Server:
             yield
         finally:
             self.process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """Steps take longer meanwhile: drawings of many steps do not end, however fast the machine."""
+        self._slow.touch()
+        try:
+            yield
+        finally:
+            self._slow.unlink()
 
     def metric(self, name: str, **labels: str) -> float:
         """A number of /metrics; 0 where nothing was counted yet."""

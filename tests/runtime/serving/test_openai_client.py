@@ -180,22 +180,20 @@ SLOW = {"prompt": "a cup", "steps": 1000, "size": "32x32"}
 @contextmanager
 def full(server: Server) -> Iterator[list[Any]]:
     """Connections that hold every place of the server until they are closed."""
-    held = [server.open("/v1/images/generations", {**SLOW, "n": 10}) for _ in range(2)]
-    server.wait_for(lambda: server.metric("rf_in_flight", stage="pixels") == 4)
-    held += [server.open("/v1/images/generations", SLOW) for _ in range(10)]
+    held: list[Any] = []
 
-    def filled() -> bool:  # what ends meanwhile is made up for
-        if server.metric("rf_in_flight", stage="queued") == 16:
-            return True
-        held.append(server.open("/v1/images/generations", SLOW))
-        return False
+    def filled() -> bool:  # who came before the others had begun is refused, and made up for
+        missing = 2 * 4 + 16 - server.in_flight()  # of --max-batch and --max-queue
+        held.extend(server.open("/v1/images/generations", SLOW) for _ in range(missing))
+        return missing == 0
 
-    try:
-        server.wait_for(filled)
-        yield held
-    finally:
-        for each in held:
-            each.close()
+    with server.slow():
+        try:
+            server.wait_for(filled)
+            yield held
+        finally:
+            for each in held:
+                each.close()
 
 
 def test_a_full_queue_is_a_rate_limit_with_a_time_to_wait(server: Server, client: OpenAI) -> None:

@@ -147,7 +147,7 @@ def test_stop_shows_what_was_there_before(page: Any, server: Server, how: str) -
 
 def test_stop_gives_the_drawing_up(page: Any, server: Server) -> None:
     long = {"prompt": "a cup", "steps": 1000, "size": "32x32"}
-    with ExitStack() as held:
+    with server.slow(), ExitStack() as held:
         for _ in range(12):
             held.enter_context(server.open("/v1/images/generations", long))
         server.wait_for(lambda: server.in_flight() == 12)

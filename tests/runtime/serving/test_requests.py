@@ -38,6 +38,7 @@ def refused(server: Server, path: str, body: Any, status: int = 400, **more: Any
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
     assert not re.search(r"(/work|/tmp|/home|site-packages|runtime/|Traceback)", error["message"])
+    assert not re.search(r"rf-export [a-z]+ |`| --[a-z]", error["message"]), "a client has no command line of ours"
     return error
 
 
@@ -54,6 +55,7 @@ def test_malformed_json(server: Server, path: str, body: bytes) -> None:
         ({"prompt": ["a cup"]}, "prompt"),
         ({"prompt": "a " * 20_000}, "32000"),
         ({"prompt": "a cup " * 2000}, "token"),
+        ({"prompt": "an elephant"}, "Use words of its vocabulary"),
         ({"n": 0}, "greater than or equal to 1"),
         ({"n": 11}, "less than or equal to 10"),
         ({"n": 2, "stream": True}, "one picture"),
@@ -238,15 +240,16 @@ LONG = {"prompt": "a cup", "steps": 1000, "size": "32x32"}
 )
 def test_clients_that_vanish_leave_no_work_behind(server: Server, clients: int, body: dict[str, Any]) -> None:
     cancelled = server.metric("rf_cancelled_total", work="picture")
-    connections = [server.open(DRAW, body) for _ in range(clients)]
-    server.wait_for(lambda: server.metric("rf_in_flight", stage="pixels") == 4)
-    for each in connections:
-        each.close()
-    server.wait_for(lambda: server.in_flight() == 0, timeout_s=10)
-    server.wait_for(lambda: server.metric("rf_cancelled_total", work="picture") == cancelled + 4)
+    with server.slow():
+        connections = [server.open(DRAW, body) for _ in range(clients)]
+        server.wait_for(lambda: server.metric("rf_in_flight", stage="pixels") == 4)
+        for each in connections:
+            each.close()
+        server.wait_for(lambda: server.in_flight() == 0, timeout_s=10)
+        server.wait_for(lambda: server.metric("rf_cancelled_total", work="picture") == cancelled + 4)
     steps = server.metric("rf_step_seconds_count", stage="pixels")
     time.sleep(0.1)
-    assert server.metric("rf_step_seconds_count", stage="pixels") == steps
+    assert server.metric("rf_step_seconds_count", stage="pixels") <= steps + 2
 
 
 def test_a_client_that_reads_nothing_disturbs_nobody(server: Server) -> None:

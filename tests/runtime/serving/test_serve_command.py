@@ -12,7 +12,7 @@ from processes import start
 from servers import Server
 
 DRAW = "/v1/images/generations"
-LONG = {"prompt": "a cup", "steps": 250}
+LONG = {"prompt": "a cup", "steps": 25}
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -20,9 +20,10 @@ def test_a_signal_finishes_what_runs_and_takes_no_more(tiny_bundle: Path, tmp_pa
     with Server(tiny_bundle, tmp_path) as server:
         found: list[int] = []
         callers = [threading.Thread(target=lambda: found.append(server.request(DRAW, LONG)[0])) for _ in range(6)]
-        for each in callers:
-            each.start()
-        server.wait_for(lambda: server.in_flight() == 6)
+        with server.slow():
+            for each in callers:
+                each.start()
+            server.wait_for(lambda: server.in_flight() == 6)
         server.process.send_signal(how)
         with pytest.raises(OSError):
             while True:
@@ -35,8 +36,8 @@ def test_a_signal_finishes_what_runs_and_takes_no_more(tiny_bundle: Path, tmp_pa
 
 
 def test_what_runs_longer_than_the_grace_is_given_up(tiny_bundle: Path, tmp_path: Path) -> None:
-    with Server(tiny_bundle, tmp_path, "--grace", 1, "--max-steps", 1000) as server:
-        held = [server.open(DRAW, {"prompt": "a cup", "steps": 1000, "size": "32x32"}) for _ in range(20)]
+    with Server(tiny_bundle, tmp_path, "--grace", 1, "--max-steps", 1000) as server, server.slow():
+        held = [server.open(DRAW, {"prompt": "a cup", "steps": 1000}) for _ in range(20)]
         server.wait_for(lambda: server.in_flight() == 20)
         assert server.stop(timeout_s=15) == 0
         for each in held:
