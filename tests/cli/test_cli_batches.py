@@ -113,7 +113,8 @@ def test_prompts_may_be_lines_of_a_file(tiny_bundle: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "word", "code"), [(b"# nothing\n\n", "--prompts", 2), (b"caf\xe9", "one prompt per line", 1)]
+    ("content", "word", "code"),
+    [(b"# nothing\n\n", "--prompts", 2), (b"caf\xe9", "prompts.txt is no text in UTF-8 (byte 3). Give a text file", 1)],
 )
 def test_a_file_without_prompts_is_refused(
     tiny_bundle: Path, tmp_path: Path, content: bytes, word: str, code: int

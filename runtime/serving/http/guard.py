@@ -8,7 +8,6 @@
 - A client that reads nothing for long is given up.
 """
 
-import asyncio
 import hmac
 import time
 from collections.abc import Collection
@@ -20,6 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.serving.http.errors import RefusalError, refusal
+from runtime.serving.http.streams import within
 from runtime.serving.metrics import Metrics
 
 _SECURITY: Final = {
@@ -76,7 +76,7 @@ class Guard:
                 self._count(scope, message["status"])
                 MutableHeaders(scope=message).update(_SECURITY)
             try:
-                await asyncio.wait_for(send(message), self._limits.send_s)
+                await within(self._limits.send_s, send(message))
             except TimeoutError:
                 raise OSError("the client does not read") from None
 
@@ -125,7 +125,7 @@ class Guard:
         deadline, dropped, more = time.monotonic() + limits.body_s, 0, True
         while more:
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+                message = await within(max(0.0, deadline - time.monotonic()), receive())
             except TimeoutError:
                 if is_too_large:
                     break

@@ -143,6 +143,8 @@ def test_stop_shows_what_was_there_before(page: Any, server: Server, how: str) -
     assert pictures(page) == 1
     assert shown(page) == before
     assert page.locator("#error").is_hidden()
+    with server.slow():  # it does not end by itself
+        server.wait_for(lambda: server.in_flight() == 0)
 
 
 def test_stop_gives_the_drawing_up(page: Any, server: Server) -> None:
