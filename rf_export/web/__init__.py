@@ -1,0 +1,1 @@
+"""Sites that draw in the browser: what a folder with the page, the module and a bundle is made of."""
