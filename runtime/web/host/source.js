@@ -1,0 +1,107 @@
+/**
+ * Where the files of a bundle come from: a site, a folder that the user opened, or files that were chosen.
+ *
+ * Knows nothing of what is in them. A source has a name for messages, and reads a file of at most so many bytes.
+ *
+ * @typedef {object} Source
+ * @property {string} name
+ * @property {(file: string, most: number, onBytes?: (bytes: number) => void, signal?: AbortSignal) => Promise<Uint8Array<ArrayBuffer>>} read
+ *   One byte more than `most` where the file is larger. Raises RFError where it is missing.
+ */
+
+import { RFError } from "./errors.js";
+
+/** @param {string|URL|FileSystemDirectoryHandle|FileList|File[]} source @returns {Source} */
+export function sourceOf(source) {
+  if (typeof source === "string" || source instanceof URL) return siteSource(source);
+  if ("getDirectoryHandle" in source) return folderSource(source);
+  if (typeof source.length === "number") return filesSource(Array.from(source));
+  throw new RFError("A bundle is opened from the address of its folder, from a folder that the user chose, or from its files.");
+}
+
+/** @param {string} path */
+const missing = (path) => new RFError(`${path} is missing: the folder is incomplete. Copy it again, or make it again.`, "damaged");
+
+/** @param {string|URL} base @returns {Source} */
+function siteSource(base) {
+  const url = new URL(base, globalThis.location?.href);
+  url.search = url.hash = "";
+  const name = url.href.replace(/\/+$/, "");
+  return {
+    name,
+    async read(file, most, onBytes, signal) {
+      const path = `${name}/${file}`, address = `${name}/${file.split("/").map(encodeURIComponent).join("/")}`;
+      let answer;
+      try {
+        answer = await fetch(address, { signal, cache: file === "manifest.json" ? "no-cache" : "default" });
+      } catch (error) {
+        if (signal?.aborted) throw error;
+        throw new RFError(`${path} cannot be reached. Open the page again where there is a network.`, "missing");
+      }
+      if (answer.status === 404) throw missing(path);
+      if (!answer.ok) throw new RFError(`${path} cannot be read: the site answered with status ${answer.status}. Try it again.`, "missing");
+      return collect(/** @type {ReadableStream<Uint8Array>} */ (answer.body), most, path, onBytes, signal);
+    },
+  };
+}
+
+/** @param {FileSystemDirectoryHandle} root @returns {Source} */
+function folderSource(root) {
+  return {
+    name: root.name,
+    async read(file, most, onBytes, signal) {
+      const parts = file.split("/"), last = /** @type {string} */ (parts.pop());
+      let found;
+      try {
+        let folder = root;
+        for (const part of parts) folder = await folder.getDirectoryHandle(part);
+        found = await (await folder.getFileHandle(last)).getFile();
+      } catch (error) {
+        if (!["NotFoundError", "TypeMismatchError", "TypeError"].includes(error.name)) throw error;
+        throw missing(`${root.name}/${file}`);
+      }
+      return collect(found.stream(), most, `${root.name}/${file}`, onBytes, signal);
+    },
+  };
+}
+
+/** Files of an <input webkitdirectory>, or any others with their names. @param {File[]} files @returns {Source} */
+function filesSource(files) {
+  const pathOf = (/** @type {File} */ file) => file.webkitRelativePath || file.name;
+  const name = files[0]?.webkitRelativePath.split("/")[0] || "the chosen files";
+  const byPath = new Map(files.map((file) => [pathOf(file).slice(file.webkitRelativePath ? pathOf(file).indexOf("/") + 1 : 0), file]));
+  return {
+    name,
+    async read(file, most, onBytes, signal) {
+      const found = byPath.get(file);
+      if (!found) throw missing(`${name}/${file}`);
+      return collect(found.stream(), most, `${name}/${file}`, onBytes, signal);
+    },
+  };
+}
+
+/** @param {ReadableStream<Uint8Array>} stream @param {number} most @param {string} path @param {((bytes: number) => void)=} onBytes @param {AbortSignal=} signal */
+async function collect(stream, most, path, onBytes, signal) {
+  let bytes = new Uint8Array(Math.min(most + 1, 1 << 20)), size = 0;
+  const reader = stream.getReader();
+  try {
+    for (let next = await reader.read(); !next.done && size <= most; next = await reader.read()) {
+      signal?.throwIfAborted();
+      const piece = next.value.subarray(0, most + 1 - size);
+      if (size + piece.length > bytes.length) { // grows with what comes, not with what a manifest says
+        const larger = new Uint8Array(Math.min(most + 1, Math.max(2 * bytes.length, size + piece.length)));
+        larger.set(bytes);
+        bytes = larger;
+      }
+      bytes.set(piece, size);
+      size += piece.length;
+      onBytes?.(piece.length);
+    }
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new RFError(`${path} cannot be read to its end (${error.message}). Try it again.`, "missing");
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+  return bytes.subarray(0, size);
+}

@@ -1,0 +1,50 @@
+/** Runs pipelines for client.js: a message is a call, and each event and result is a message. Knows nothing of drawing. */
+
+import { RFError } from "./errors.js";
+import { openBundle } from "./rf.js";
+
+/** @typedef {{id: number, target: number, method: string, args: any[]}} Call */
+
+const targets = /** @type {Map<number, any>} */ (new Map()), running = /** @type {Map<number, AbortController>} */ (new Map());
+const post = /** @type {(message: any, transfer?: Transferable[]) => void} */ (/** @type {unknown} */ (globalThis.postMessage.bind(globalThis)));
+
+/** Arrays of an event are the receiver's own: they are handed over and not copied. @param {Record<string, any>} event */
+const buffersOf = (event) => [...new Set(Object.values(event).filter(ArrayBuffer.isView).map((array) => array.buffer))];
+
+/** @param {Call} call @param {AbortSignal} signal */
+async function run({ id, target, method, args }, signal) {
+  if (method === "open") {
+    const [place, options] = args, onProgress = (/** @type {any} */ event) => post({ id, event });
+    const pipeline = await openBundle(place, { ...options, signal, ...(options.onProgress ? { onProgress } : {}) });
+    targets.set(id, pipeline);
+    return pipeline.info;
+  }
+  const object = targets.get(target);
+  if (!object) throw new RFError("This was closed. Open it again.");
+  if (method === "close") {
+    targets.delete(target);
+    return object.close?.();
+  }
+  if (method === "get") return object[args[0]];
+  if (method === "converse") return void targets.set(id, object.converse());
+  if (method !== "draw" && method !== "ask") return object[method](...args);
+  const [first, options, how] = method === "draw" ? [args[0], args[1]] : args;
+  const events = method === "draw" ? object.draw(first, { ...options, signal }) : object.ask(first, options, { ...how, signal });
+  for await (const event of events) {
+    signal.throwIfAborted();
+    post({ id, event }, buffersOf(event));
+  }
+}
+
+onmessage = async ({ data }) => {
+  if ("abort" in data) return running.get(data.abort)?.abort();
+  const controller = new AbortController();
+  running.set(data.id, controller);
+  try {
+    post({ id: data.id, result: await run(data, controller.signal) });
+  } catch (error) {
+    post({ id: data.id, error: { name: error.name, message: error.message, kind: error.kind, stack: error.stack } });
+  } finally {
+    running.delete(data.id);
+  }
+};
