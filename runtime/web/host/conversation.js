@@ -8,7 +8,7 @@
  *     [features of the images][start_id][words of the question][words of the answer][one of stop_ids]
  *
  * @typedef {{type: "word", step: number, maxTokens: number, tokenId: number, text: string}} WordEvent
- * @typedef {{type: "answer", question: string, text: string, ids: number[], seed: bigint, reason: "stop"|"length"}} AnswerEvent
+ * @typedef {{type: "answer", question: string, text: string, ids: number[], seed: bigint, endedBy: "stop"|"length"}} AnswerEvent
  *
  * @typedef {object} OwnAskOptions
  * @property {bigint|number|string} [seed]
@@ -122,8 +122,8 @@ export class Conversation {
       this.#isAnswering = false;
       if (!isComplete || history === "forget") this.#goBack(base);
     }
-    const reason = this.#stops(drawn[drawn.length - 1]) ? "stop" : "length";
-    yield { type: "answer", question, text: this.#text(drawn), ids: drawn, seed, reason };
+    const endedBy = this.#stops(drawn[drawn.length - 1]) ? "stop" : "length";
+    yield { type: "answer", question, text: this.#text(drawn), ids: drawn, seed, endedBy };
   }
 
   /** Go back to when the conversation had `length` tokens. @param {number} length */

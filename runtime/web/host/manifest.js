@@ -6,7 +6,7 @@
 
 import { RFError, isPrintable, quoted } from "./errors.js";
 import { byCodePoints, shortened } from "./json.js";
-import { checkPlan } from "./plans.js";
+import { checkPlan, planOf } from "./plans.js";
 import { ABOVE, DIM, FINITE, FROM_ZERO, HASH, NOT_NEGATIVE, OBJECT, POSITIVE, SHARE, TEXT, choice, list, optional, orNull, readAs, readDocument, record, table } from "./schema.js";
 import { sha256 } from "./sha256.js";
 import { DIALECTS, GRAPHS, PRECISIONS, cacheSlots, checkSignature, inWords, maxTopK, modelProblem, signatureOf } from "./signature.js";
@@ -23,13 +23,13 @@ const FORMAT = "rf-export-bundle";
  * @property {import("./signature.js").TensorSpec[]} inputs
  * @property {import("./signature.js").TensorSpec[]} outputs
  *
- * @typedef {object} Manifest As the file has it; only `tuned` has the names of a plan here.
+ * @typedef {object} Manifest As the file has it, and `bundleId`.
  * @property {Record<string, string>} checkpoint
  * @property {import("./signature.js").ModelSpec} model
  * @property {{num_steps: number, rep_guidance_scale: number, pix_guidance_scale: number, temperature: number, top_k: number, shift: number,
  *   shift_base_patches?: ?number, times?: ?number[], guided?: number[], noise_scale?: number}} sampling
  * @property {?{start_id: number, stop_ids: number[], max_tokens: number}} understanding
- * @property {?import("./plans.js").Plan} tuned
+ * @property {?Record<string, any>} tuned       See planOf of plans.js.
  * @property {{file: string}} tokenizer
  * @property {GraphEntry[]} graphs
  * @property {Record<string, {sha256: string, size: number}>} files
@@ -81,12 +81,6 @@ const MANIFEST = record(
   },
   manifestProblem,
 );
-
-/** @param {any} value @returns {import("./plans.js").Plan} */
-const planOf = (value) => ({
-  numSteps: value.num_steps, shift: value.shift, times: value.times, guided: value.guided,
-  repGuidanceScale: value.rep_guidance_scale, pixGuidanceScale: value.pix_guidance_scale, window: value.window,
-});
 
 /** @param {import("./plans.js").Plan} plan */
 function planProblem(plan) {
@@ -153,5 +147,5 @@ export function readManifest(content, where) {
       "damaged",
     );
   }
-  return { understanding: null, requires: [], ...m, tuned: m.tuned ? planOf(m.tuned) : null, bundleId };
+  return { understanding: null, requires: [], tuned: null, ...m, bundleId };
 }

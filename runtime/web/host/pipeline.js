@@ -42,6 +42,7 @@ import { Tokenizer } from "./tokenizer.js";
 import { breathe } from "./turns.js";
 
 const MAX_THREADS = 4;
+const CHECK_TEXTS = "check_texts.json"; // texts with their ids, where a bundle has them
 const OPEN_KEYS = ["precision", "dialect", "numThreads", "allowUnverified", "executionProvider", "ort", "wasmPaths", "warmUp", "onProgress", "signal"];
 
 /** @typedef {import("./request.js").Request} Request */
@@ -79,12 +80,13 @@ export class Pipeline {
     if (!allowUnverified) bundle.requireVerified(variant);
     const numThreads = options.numThreads ?? (globalThis.crossOriginIsolated ? Math.min(globalThis.navigator?.hardwareConcurrency ?? 1, MAX_THREADS) : 1);
     if (!(Number.isInteger(numThreads) && numThreads >= 1)) throw new RFError(`num_threads must be >= 1, got ${told(numThreads)}.`);
+    const checks = Object.hasOwn(manifest.files, CHECK_TEXTS) ? [CHECK_TEXTS] : [];
     const [ort, files] = await Promise.all([
       loadOrt(options.ort ?? DEFAULT_ORT, { numThreads, wasmPaths: options.wasmPaths }),
-      bundle.read([...entries.flatMap(({ file, weights }) => [file, ...weights]), manifest.tokenizer.file], onProgress, signal),
+      bundle.read([...entries.flatMap(({ file, weights }) => [file, ...weights]), manifest.tokenizer.file, ...checks], onProgress, signal),
     ]);
     const content = (/** @type {string} */ name) => /** @type {Uint8Array<ArrayBuffer>} */ (files.get(name));
-    const tokenizer = openTokenizer(content(manifest.tokenizer.file), `${source.name}/${manifest.tokenizer.file}`, manifest);
+    const tokenizer = openTokenizer(content, source.name, manifest);
     const sessions = /** @type {import("./stages.js").Graphs["sessions"]} */ ({});
     for (const entry of entries) {
       signal?.throwIfAborted();
@@ -207,10 +209,12 @@ export class Pipeline {
   }
 }
 
-/** @param {Uint8Array} content @param {string} where @param {import("./manifest.js").Manifest} manifest @returns {Pick<LoadedModel, "tokenizer"|"encode">} */
-function openTokenizer(content, where, { model, understanding }) {
+/** @param {(file: string) => Uint8Array|undefined} contentOf @param {string} place @param {import("./manifest.js").Manifest} manifest @returns {Pick<LoadedModel, "tokenizer"|"encode">} */
+function openTokenizer(contentOf, place, { model, understanding, tokenizer: { file } }) {
   try {
-    const tokenizer = new Tokenizer(content, where, model.vocab_size, understanding ? [understanding.start_id, ...understanding.stop_ids] : []);
+    const content = /** @type {Uint8Array} */ (contentOf(file)), control = understanding ? [understanding.start_id, ...understanding.stop_ids] : [];
+    const tokenizer = new Tokenizer(content, `${place}/${file}`, model.vocab_size, control), checks = contentOf(CHECK_TEXTS);
+    if (checks) tokenizer.replay(checks, `${place}/${CHECK_TEXTS}`);
     return { tokenizer, encode: (text, maxTokens, what) => tokenizer.encode(text, maxTokens, what) };
   } catch (error) {
     if (!(error instanceof RFError) || error.kind !== "unsupported") throw error;

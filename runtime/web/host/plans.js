@@ -41,6 +41,12 @@ export const ANSWER_KEYS = /** @type {const} */ (["maxTokens", "temperature", "t
 
 /** @typedef {import("./manifest.js").Manifest} Manifest */
 
+/** What was tuned, as a plan. @param {any} value @returns {Plan} */
+export const planOf = (value) => ({
+  numSteps: value.num_steps, shift: value.shift, times: value.times, guided: value.guided,
+  repGuidanceScale: value.rep_guidance_scale, pixGuidanceScale: value.pix_guidance_scale, window: value.window,
+});
+
 /** Raises RFError for a name that nobody knows: a slip would change what is drawn. @param {object} options @param {readonly string[]} known */
 export function requireKnown(options, known) {
   const unknown = Object.keys(options).filter((name) => !known.includes(name));
@@ -127,12 +133,13 @@ function requireTemperature(value) {
  */
 
 /** Raises RFError where the model cannot draw this. @param {DrawOptions} options @param {Manifest} manifest @returns {DrawingPlan} */
-export function planDrawing(options, { model, sampling, tuned }) {
+export function planDrawing(options, manifest) {
+  const { model, sampling, tuned } = manifest;
   checkOptions(options);
   if (options.plan === "tuned" && !tuned) {
     throw new RFError("This bundle has no tuned plan. Make one with `rf-export tune`, or draw as the paper does: --plan paper.");
   }
-  const plan = options.plan === "tuned" ? /** @type {Plan} */ (tuned) : typeof options.plan === "object" ? options.plan ?? {} : {};
+  const plan = options.plan === "tuned" ? planOf(tuned) : typeof options.plan === "object" ? options.plan ?? {} : {};
   const height = options.height ?? model.default_height, width = options.width ?? model.default_width;
   const size = `${height} x ${width} pixels`, problem = gridProblem(model, height, width);
   if (problem) throw new RFError(`This model cannot draw ${size}: ${problem}.`);

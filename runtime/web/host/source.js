@@ -84,8 +84,11 @@ function filesSource(files) {
 async function collect(stream, most, path, onBytes, signal) {
   let bytes = new Uint8Array(Math.min(most + 1, 1 << 20)), size = 0;
   const reader = stream.getReader();
+  const read = () => reader.read().catch((error) => {
+    throw signal?.aborted ? error : new RFError(`${path} cannot be read to its end (${error.message}). Try it again.`, "missing");
+  });
   try {
-    for (let next = await reader.read(); !next.done && size <= most; next = await reader.read()) {
+    for (let next = await read(); !next.done && size <= most; next = await read()) {
       signal?.throwIfAborted();
       const piece = next.value.subarray(0, most + 1 - size);
       if (size + piece.length > bytes.length) { // grows with what comes, not with what a manifest says
@@ -97,9 +100,6 @@ async function collect(stream, most, path, onBytes, signal) {
       size += piece.length;
       onBytes?.(piece.length);
     }
-  } catch (error) {
-    if (signal?.aborted) throw error;
-    throw new RFError(`${path} cannot be read to its end (${error.message}). Try it again.`, "missing");
   } finally {
     reader.cancel().catch(() => {});
   }

@@ -233,6 +233,37 @@ export class Tokenizer {
     return ids;
   }
 
+  /**
+   * Texts whose ids, or whose refusal, the bundle knows; raises RFError (unsupported) where one is read otherwise here.
+   *
+   * @param {Uint8Array} content @param {string} where
+   */
+  replay(content, where) {
+    const texts = plain(parseJson(content, where))?.texts;
+    if (!Array.isArray(texts)) throw new RFError(`${where} has no list 'texts'. Export the bundle again.`, "damaged");
+    for (const each of texts) {
+      if (typeof each?.text !== "string" || !(each.ids === null || Array.isArray(each.ids))) {
+        throw new RFError(`${where} has a text without ids. Export the bundle again.`, "damaged");
+      }
+      if (String(this.#tryEncode(each.text)) === String(each.ids)) continue;
+      throw new RFError(
+        `This library reads the bundle's tokenizer otherwise than the bundle was made with: ${quoted(each.text)} has other ids, see ${where}. ` +
+          "Give token ids in place of texts.",
+        "unsupported",
+      );
+    }
+  }
+
+  /** @param {string} text @returns {?number[]} */
+  #tryEncode(text) {
+    try {
+      return this.encode(text, MAX_CHARACTERS, "text");
+    } catch (error) {
+      if (error instanceof RFError) return null;
+      throw error;
+    }
+  }
+
   /** One that ends within a character ends with the sign of the unknown. @param {readonly number[]} ids */
   decode(ids) {
     const tokens = ids.filter((id) => this.#words.has(id) && !this.#special.has(id)).map((id) => /** @type {string} */ (this.#words.get(id)));

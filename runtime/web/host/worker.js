@@ -15,7 +15,7 @@ const buffersOf = (event) => [...new Set(Object.values(event).filter(ArrayBuffer
 async function run({ id, target, method, args }, signal) {
   if (method === "open") {
     const [place, options] = args, onProgress = (/** @type {any} */ event) => post({ id, event });
-    const pipeline = await openBundle(place, { ...options, signal, ...(options.onProgress ? { onProgress } : {}) });
+    const pipeline = await openBundle(place, { ...options, signal, onProgress: options.onProgress ? onProgress : undefined });
     targets.set(id, pipeline);
     return pipeline.info;
   }
