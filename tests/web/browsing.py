@@ -31,7 +31,9 @@ HEADERS: Final = {  # the strictest under which it has to work; threads need the
 }
 KINDS: Final = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 # What tests call in the page.
-PAGE: Final = b"""<!doctype html><meta charset="utf-8"><title>rf-export</title><script type="module" src="/page.js"></script>"""
+PAGE: Final = (
+    b"""<!doctype html><meta charset="utf-8"><title>rf-export</title><script type="module" src="/page.js"></script>"""
+)
 
 
 def require_browser() -> Any:
@@ -58,10 +60,12 @@ class Site:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                path = unquote(self.path).lstrip("/")
+                path = unquote(self.path.partition("?")[0]).lstrip("/")
                 content = PAGE if not path else script.read_bytes() if path == "page.js" else site.content(path)
                 self.send_response(404 if content is None else 200)
-                self.send_header("Content-Type", KINDS.get(Path(path).suffix, "text/html" if not path else "text/plain"))
+                self.send_header(
+                    "Content-Type", KINDS.get(Path(path).suffix, "text/html" if not path else "text/plain")
+                )
                 self.send_header("Content-Length", str(len(content or b"")))
                 for name, value in HEADERS.items():
                     self.send_header(name, value)
@@ -108,13 +112,15 @@ def opened_page(script: Path) -> Iterator[tuple[Site, Any]]:
         page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda told: troubles.append(told.text) if "status of" not in told.text else None)
-        page.on("request", lambda asked: None if asked.url.startswith((site.url, "blob:")) else troubles.append(asked.url))
+        page.on(
+            "request", lambda asked: None if asked.url.startswith((site.url, "blob:")) else troubles.append(asked.url)
+        )
         page.goto(site.url)
         page.wait_for_function("window.isReady")
         yield site, page
         browser.close()
     site.close()
-    assert troubles == []
+    assert not troubles, troubles
 
 
 def array(text: str, kind: Any) -> np.ndarray:

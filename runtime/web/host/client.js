@@ -9,6 +9,7 @@
  */
 
 import { RFError } from "./errors.js";
+import { filesByPath } from "./source.js";
 
 export { RFError };
 
@@ -69,14 +70,17 @@ class Channel {
     done.catch((error) => (failure = error)).finally(() => (isDone = true, wake()));
     try {
       for (;;) {
-        if (signal?.aborted) throw signal.reason; // at once: events that are still on their way are of no use
+        if (signal?.aborted) throw signal.reason; // events that are still on their way are of no use
         if (queue.length) yield queue.shift();
         else if (failure) throw failure;
         else if (isDone) return;
         else await new Promise((resolve) => (wake = () => resolve(undefined)));
       }
     } finally {
-      if (!isDone) this.abort(id);
+      if (!isDone) {
+        this.abort(id);
+        await done.catch(() => {}); // until what runs has ended: then all is as it was before
+      }
     }
   }
 }
@@ -173,11 +177,13 @@ export class Conversation {
 /**
  * Open a bundle in a worker of its own; see `Pipeline.open` of pipeline.js. `ort` is the address of the module here.
  *
- * @param {string|URL|FileSystemDirectoryHandle|FileList|File[]} place @param {OpenOptions} [options] @returns {Promise<Pipeline>}
+ * @param {import("./source.js").Place} place @param {OpenOptions} [options] @returns {Promise<Pipeline>}
  */
 export async function openBundle(place, { signal, onProgress, ort, wasmPaths, ...options } = {}) {
   const absolute = (/** @type {string|URL|undefined} */ url) => url && new URL(url, location.href).href; // the worker lies elsewhere
-  const where = typeof place === "string" || place instanceof URL ? absolute(place) : place, channel = new Channel();
+  const isList = typeof place === "object" && "length" in place; // its paths would not come along
+  const where = typeof place === "string" || place instanceof URL ? absolute(place) : isList ? filesByPath(place) : place;
+  const channel = new Channel();
   const given = Object.fromEntries(Object.entries({ ...options, ort: absolute(ort), wasmPaths: absolute(wasmPaths), onProgress: Boolean(onProgress) }).filter(([, value]) => value !== undefined));
   try {
     const { id, done } = channel.call(0, "open", [where, given], signal, onProgress);

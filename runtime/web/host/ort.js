@@ -89,7 +89,7 @@ export class Session {
         new this.#ort.Tensor(dtype, dtype === "int64" ? BigInt64Array.from(/** @type {number[]} */ (data), BigInt) : data, dims),
       ]),
     );
-    const outputs = await this.#session.run(feeds, names);
+    const outputs = await this.#session.run(feeds, names, { logSeverityLevel: 3 });
     return Object.fromEntries(names.map((name) => [name, valueOf(outputs[name])]));
   }
 

@@ -82,10 +82,11 @@ function reduce({ height, width, rgb }, high, wide) {
   for (let y = 0; y < rows; ++y) {
     for (let x = 0; x < columns; ++x) {
       const bottom = Math.min((y + 1) * high, height), right = Math.min((x + 1) * wide, width), count = (bottom - y * high) * (right - x * wide);
+      const share = Math.trunc(Math.fround(2 ** 24 / count)); // as Pillow divides
       for (let colour = 0; colour < 3; ++colour) {
         let sum = Math.floor(count / 2);
         for (let row = y * high; row < bottom; ++row) for (let column = x * wide; column < right; ++column) sum += rgb[3 * (row * width + column) + colour];
-        out[3 * (y * columns + x) + colour] = Math.floor((sum * Math.floor(2 ** 24 / count)) / 2 ** 24);
+        out[3 * (y * columns + x) + colour] = Math.floor((sum * share) / 2 ** 24);
       }
     }
   }

@@ -66,7 +66,7 @@ export class Pipeline {
   /**
    * Open a bundle: format, sizes, hashes, paths and verdicts are checked, the graphs are loaded.
    *
-   * @param {string|URL|FileSystemDirectoryHandle|FileList|File[]} place @param {OpenOptions} [options]
+   * @param {import("./source.js").Place} place @param {OpenOptions} [options]
    */
   static async open(place, options = {}) {
     requireKnown(options, OPEN_KEYS);

@@ -28,9 +28,9 @@ import { DRAW_KEYS, planDrawing, requireKnown } from "./plans.js";
 
 /** @param {bigint|number|string} value @param {(told: string) => string} problem @returns {bigint} */
 export function readSeed(value, problem) {
-  const isWhole = typeof value === "bigint" || Number.isSafeInteger(value) || (typeof value === "string" && /^\d{1,20}$/.test(value));
+  const isWhole = typeof value === "bigint" || Number.isSafeInteger(value) || (typeof value === "string" && /^\d{1,99}$/.test(value));
   const seed = isWhole ? BigInt(value) : -1n;
-  if (seed < 0n || seed > MAX_SEED) throw new RFError(problem(typeof value === "bigint" ? String(value) : told(value)));
+  if (seed < 0n || seed > MAX_SEED) throw new RFError(problem(isWhole ? String(value) : told(value)));
   return seed;
 }
 

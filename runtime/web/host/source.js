@@ -11,11 +11,13 @@
 
 import { RFError } from "./errors.js";
 
-/** @param {string|URL|FileSystemDirectoryHandle|FileList|File[]} source @returns {Source} */
-export function sourceOf(source) {
-  if (typeof source === "string" || source instanceof URL) return siteSource(source);
-  if ("getDirectoryHandle" in source) return folderSource(source);
-  if (typeof source.length === "number") return filesSource(Array.from(source));
+/** @typedef {string|URL|FileSystemDirectoryHandle|FileList|File[]|Map<string, File>} Place */
+
+/** @param {Place} place @returns {Source} */
+export function sourceOf(place) {
+  if (typeof place === "string" || place instanceof URL) return siteSource(place);
+  if ("getDirectoryHandle" in place) return folderSource(place);
+  if (place instanceof Map || typeof place.length === "number") return filesSource(place instanceof Map ? place : filesByPath(place));
   throw new RFError("A bundle is opened from the address of its folder, from a folder that the user chose, or from its files.");
 }
 
@@ -65,15 +67,18 @@ function folderSource(root) {
   };
 }
 
-/** Files of an <input webkitdirectory>, or any others with their names. @param {File[]} files @returns {Source} */
+/** Files of an <input webkitdirectory> by their paths in its folder, or others by their names. @param {FileList|File[]} files */
+export function filesByPath(files) {
+  return new Map(Array.from(files, (file) => [file.webkitRelativePath.slice(file.webkitRelativePath.indexOf("/") + 1) || file.name, file]));
+}
+
+/** @param {Map<string, File>} files @returns {Source} */
 function filesSource(files) {
-  const pathOf = (/** @type {File} */ file) => file.webkitRelativePath || file.name;
-  const name = files[0]?.webkitRelativePath.split("/")[0] || "the chosen files";
-  const byPath = new Map(files.map((file) => [pathOf(file).slice(file.webkitRelativePath ? pathOf(file).indexOf("/") + 1 : 0), file]));
+  const name = "the chosen folder";
   return {
     name,
     async read(file, most, onBytes, signal) {
-      const found = byPath.get(file);
+      const found = files.get(file);
       if (!found) throw missing(`${name}/${file}`);
       return collect(found.stream(), most, `${name}/${file}`, onBytes, signal);
     },

@@ -1,0 +1,212 @@
+"""What the Python runtime refuses, the browser host refuses with the same sentence."""
+
+import base64
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from random import Random
+
+import pytest
+from browsing import HOST, require_browser
+from fuzz import mutate
+from fuzz.targets import write_filler_bundle
+
+from runtime import GenerationOptions, Pipeline, RFError
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.strict_json import parse_json
+from test_web_draw import in_javascript
+
+require_browser()
+
+TSC = "tsc of the package typescript checks the types: npm install --global typescript@5.9"
+
+
+def sentence(call):
+    try:
+        call()
+    except RFError as error:
+        return [str(error), error.kind]
+    return None
+
+
+DRAWINGS = (
+    ("a red car", {"height": 7}),
+    ("a red car", {"width": 4000}),
+    ("a red car", {"num_steps": 1001}),
+    ("a red car", {"num_steps": -1}),
+    ("a red car", {"shift": 10001}),
+    ("a red car", {"times": (0, 0.5, 0.5, 1)}),
+    ("a red car", {"times": (0.1, 1)}),
+    ("a red car", {"times": (0, 1), "num_steps": 1}),
+    ("a red car", {"guided": (0.7, 0.2)}),
+    ("a red car", {"rep_guidance_scale": -1001}),
+    ("a red car", {"temperature": -0.5}),
+    ("a red car", {"window": 99}),
+    ("a red car", {"top_k": 41}),
+    ("a red car", {"plan": "tuned"}),
+    ("a red car", {"plan": "best"}),
+    ("a red zebra", {}),
+    ("a red carr, 'Wilma' and twoo", {}),
+    ("a red \u2603", {}),
+    ("a red car " * 60, {}),
+    ("a" * 100_001, {}),
+)
+
+
+def test_the_same_sentence_for_what_cannot_be_drawn(tiny, web, pipeline):
+    found = web("refusedDrawings", "fp32", [{"prompt": prompt, **in_javascript(more)} for prompt, more in DRAWINGS])
+    for (prompt, more), refused in zip(DRAWINGS, found, strict=True):
+        expected = sentence(lambda p=prompt, m=more: pipeline.check([p], options=GenerationOptions(**m)))
+        assert expected is not None
+        assert refused == expected
+    size = pipeline.check([""])[0].plan.num_rep_tokens
+    for rep_ids in ([40] * size, [-2] * size):
+        (refused,) = web("refusedDrawings", "fp32", [{"repIds": rep_ids}])
+        assert refused == sentence(lambda r=rep_ids: pipeline.check([""], rep_ids=[r]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "start"),
+    [
+        ({"steps": 3}, "There is no option 'steps'. There are numSteps, "),
+        ({"plan": {"steps": 3}}, "There is no option 'steps'. There are numSteps, "),
+        ({"seed": -1}, "seed must be 0 to 2**64 - 1 for 1 prompts, got -1."),
+        ({"seed": str(2**64)}, "seed must be 0 to 2**64 - 1 for 1 prompts, got 18446744073709551616."),
+        ({"seed": 2**60}, "seed must be 0 to 2**64 - 1 for 1 prompts, got "),  # not exact: give a text or a bigint
+        ({"numSteps": 2.5}, "num_steps must be 1 to 1000, got 2.5."),
+        ({"numSteps": "3"}, "num_steps must be 1 to 1000, got '3'."),
+        ({"ids": [10**6]}, "The ids of a prompt must be 0 to "),
+        ({"ids": [0.5]}, "The ids of a prompt must be 0 to "),
+        ({"repIds": [1, 2]}, "rep_ids must be 6 whole numbers, got 2."),
+        ({"edits": ["0:9,:=1"]}, "The region 0:9,0: is not inside a grid of 2 rows and 3 columns, "),
+        ({"edits": ["0,0=40"]}, "The edit 0:1,0:1=40 paints with a code that does not exist: they are 0 to 39."),
+        ({"edits": ["0,:=:,0"]}, "The edit 0:1,0:=0:,0:1 copies 2 x 1 tokens to a region of 1 x 3: give one as large"),
+        ({"edits": ["0,0=other.png"]}, "The edit 0:1,0:1=other.png is not understood: the browser reads no files."),
+        ({"edits": ["nonsense"]}, "The edit 'nonsense' is not understood. Write ROWS,COLUMNS=SOURCE"),
+        ({"edits": [f"0,0=redraw:{2**64}"]}, "The seed of 'redraw:18446744073709551616' must be below 2**64."),
+        ({"prompt": "\ud800"}, "The prompt '\\ud800' cannot be read: "),
+    ],
+)
+def test_what_only_a_browser_can_be_asked(request_, start, tiny, web):
+    ((message, kind),) = web("refusedDrawings", "fp32", [request_])
+    assert message.startswith(start)
+    assert kind == "input"
+
+
+def damage(bundle: Path, how: str, spoilt: dict) -> None:
+    """Of a bundle in a folder, and what a site sends in place of it."""
+    manifest = bundle / "manifest.json"
+    content = json.loads(manifest.read_text())
+    graph = next(name for name in content["files"] if name.startswith("graphs/rep_decoder.fp32"))
+    if how == "no manifest":
+        manifest.unlink()
+    elif how == "no graph":
+        (bundle / graph).unlink()
+    elif how == "cut off":
+        (bundle / graph).write_bytes((bundle / graph).read_bytes()[:-1])
+    elif how == "one bit":
+        data = bytearray((bundle / graph).read_bytes())
+        data[len(data) // 2] ^= 1
+        (bundle / graph).write_bytes(data)
+    elif how == "lfs":
+        (bundle / graph).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    elif how == "checksum":
+        content["sampling"]["num_steps"] += 1
+        manifest.write_text(json.dumps(content))
+    else:
+        content.pop("checksum")
+        changed = {
+            "requires": lambda: content.update(requires=["clamped-time", "wings"]),
+            "path": lambda: content["tokenizer"].update(file="../tokenizer.json"),
+            "path in table": lambda: content["files"].update({"../x": content["files"][graph]}),
+            "bundle_id": lambda: content.update(bundle_id="0" * 16),
+            "failed": lambda: content["verified"]["fp32"].update(verdict="failed", first_failure="it is wrong"),
+            "nobody": lambda: content["verified"].pop("fp32"),
+            "other graphs": lambda: content["verified"]["fp32"].update(graphs={"denoiser": "0" * 64}),
+            "no precision": lambda: content.update(graphs=[g for g in content["graphs"] if g["precision"] != "fp32"]),
+        }
+        changed[how]()
+        manifest.write_text(json.dumps(content))
+    for name in ("manifest.json", graph):
+        spoilt[f"tiny/{name}"] = (bundle / name).read_bytes() if (bundle / name).exists() else None
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("no manifest", "no graph", "cut off", "one bit", "lfs", "checksum", "requires", "path", "path in table"),
+        *("bundle_id", "failed", "nobody", "other graphs", "no precision"),
+    ],
+)
+def test_the_same_sentence_for_a_damaged_bundle(how, tiny, web, site, tiny_bundle, tmp_path):
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle", copy_function=shutil.copy)
+    damage(bundle, how, site.spoilt)
+    try:
+        found = web("refusedOpening", tiny, {"precision": "fp32"})
+    finally:
+        site.spoilt.clear()
+    message, kind = sentence(lambda: Pipeline.load(bundle, engine="none"))
+    assert found == [message.replace(str(bundle), tiny), kind]
+
+
+def test_changed_manifests_are_refused_alike(tmp_path, web):
+    """Both refuse, or neither, and nearly always in the same words; for what is no JSON each has words of its own."""
+    manifest, rng = write_filler_bundle(tmp_path), Random(5)
+    changed = [mutate.change_json(manifest, rng) for _ in range(150)]
+    refused, differ = 0, []
+    sent = [base64.b64encode(each).decode() for each in changed]
+    for data, found in zip(changed, web("manifests", sent), strict=True):
+        expected = sentence(lambda d=data: Manifest.from_dict(parse_json(d, "manifest.json"), "manifest.json"))
+        assert (expected is None) == (found is None), (expected, found)
+        refused += expected is not None
+        is_json = expected is not None and " is not valid JSON (" in expected[0] and " is not valid JSON (" in found[0]
+        if expected != found and not is_json:
+            differ.append((expected, found))
+            assert found[1] is not None, found
+    print(f"{refused} refused, {len(differ)} in other words: {differ[:20]}")
+    assert refused > 100
+    assert len(differ) <= refused // 20
+
+
+def test_a_site_that_cannot_be_reached_or_has_another_library(tiny, web, site):
+    message, kind = web("refusedOpening", "http://127.0.0.1:9/bundle")
+    assert (message[:49], kind) == ("http://127.0.0.1:9/bundle/manifest.json cannot be", "missing")
+    message, kind = web("refusedOpening", tiny, {"ort": f"{site.url}/host/nothing.mjs"})
+    assert message.startswith(f"onnxruntime-web cannot be loaded from {site.url}/host/nothing.mjs (")
+    assert kind == "missing"
+
+
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_opens_a_folder_of_the_user(kind, tiny, tiny_bundle, opened, web):
+    """Without a site: from what an <input> or a dialog gives."""
+    names = [str(path.relative_to(tiny_bundle)) for path in tiny_bundle.rglob("*") if path.is_file()]
+    assert (
+        opened[1].evaluate(
+            """async ([kind, url, names]) => {
+          const info = await rf.open("folder", await rf[kind](url, names), { open: { precision: "fp32" } });
+          return [info.bundleId, rf.pipelines.fp32.info.bundleId];
+        }""",
+            [kind, tiny, names],
+        )
+        == [json.loads((tiny_bundle / "manifest.json").read_text())["bundle_id"]] * 2
+    )
+    request = [{"prompt": "a red car", "numSteps": 1}]
+    assert web("draw", "folder", request) == web("draw", "fp32", request)
+    opened[1].evaluate("rf.pipelines.folder.close()")
+    assert web("refusedDrawings", "folder", request)[0][0].startswith("This pipeline was closed. Open the bundle again")
+
+
+def test_types_are_sound():
+    """As JSDoc has them, by TypeScript's checker."""
+    command = (
+        [shutil.which("tsc")]
+        if shutil.which("tsc")
+        else ["npx", "--yes", "--prefer-offline", "-p", "typescript@5.9.3", "tsc"]
+    )
+    if shutil.which(command[0]) is None:
+        pytest.skip(TSC)
+    done = subprocess.run([*command, "-p", HOST / "jsconfig.json"], capture_output=True, text=True, check=False)
+    if "npm err" in done.stderr.lower():  # there is no network
+        pytest.skip(TSC)
+    assert done.returncode == 0, done.stdout
