@@ -7,6 +7,7 @@ which is fetched from npm's registry once. Knows nothing of what is drawn.
 import base64
 import http.server
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class Site:
-    """Serves files below /host, /ort, /page.js and /<name of a bundle>; `spoilt` has other content for paths, or None."""
+    """Serves /page.js, and files below /host, /ort and /<bundle>; `spoilt` has other content for paths, or None."""
 
     def __init__(self, script: Path) -> None:
         self.spoilt: dict[str, bytes | None] = {}
@@ -126,3 +127,8 @@ def opened_page(script: Path) -> Iterator[tuple[Site, Any]]:
 def array(text: str, kind: Any) -> np.ndarray:
     """What the page sent as base64."""
     return np.frombuffer(base64.b64decode(text), kind)
+
+
+def in_javascript(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by their names in the browser."""
+    return {re.sub(r"_(\w)", lambda found: found[1].upper(), name): value for name, value in options.items()}

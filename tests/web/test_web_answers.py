@@ -4,7 +4,7 @@ import base64
 
 import numpy as np
 import pytest
-from browsing import array, require_browser
+from browsing import array, in_javascript, require_browser
 
 from runtime import AnswerOptions
 from runtime.errors import RFError
@@ -19,16 +19,11 @@ OPTIONS = (
     {"max_tokens": 5, "temperature": 1.0, "top_k": 5, "top_p": 0.8},
     {"max_tokens": 7, "temperature": 0.7, "repetition_penalty": 1.4},
 )
-NAMES = {"max_tokens": "maxTokens", "top_k": "topK", "top_p": "topP", "repetition_penalty": "repetitionPenalty"}
 
 
 def picture(seed, height=16, width=24):
     rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return rgb, {"rgb": base64.b64encode(rgb.tobytes()).decode(), "height": height, "width": width}
-
-
-def in_javascript(options):
-    return {NAMES.get(name, name): value for name, value in options.items()}
 
 
 def talk(questions):
@@ -86,7 +81,8 @@ def test_an_answer_that_is_given_up_leaves_the_conversation_as_it_was(tiny, open
           for await (const _ of conversation.ask("two fish", { maxTokens: 9 })) break;
           lengths.push(await conversation.length);
           try {
-            for await (const _ of conversation.ask("", { maxTokens: 9 }, { signal: controller.signal })) controller.abort();
+            const events = conversation.ask("", { maxTokens: 9 }, { signal: controller.signal });
+            for await (const _ of events) controller.abort();
           } catch (error) { lengths.push(error.name); }
           lengths.push(await conversation.length, await conversation.numRead);
           for await (const event of conversation.ask("", { maxTokens: 2, history: "forget" })) lengths.push(event.type);

@@ -4,7 +4,7 @@ from itertools import cycle, islice
 
 import numpy as np
 import pytest
-from browsing import array, require_browser
+from browsing import array, in_javascript, require_browser
 
 from runtime import GenerationOptions, Pipeline
 from runtime.commands.token_edits import choose_tokens, parse_edit
@@ -27,13 +27,6 @@ TOKENS = ({}, {"temperature": 0.0}, {"temperature": 2.5, "top_k": 3}, {"temperat
 WINDOWS = ({}, {"window": 3}, {"window": 2}, {"window": 7})
 # Logarithms, sines and cosines of a browser may round otherwise than NumPy's, and products of its library otherwise.
 MOST_DIFFERENT_BYTES = 0.02  # of fp16; of fp32 a tenth
-NAMES = {"num_steps": "numSteps", "rep_guidance_scale": "repGuidanceScale", "pix_guidance_scale": "pixGuidanceScale"}
-
-
-def in_javascript(options):
-    """Options by their names in the browser."""
-    changed = {NAMES.get(name, name): value for name, value in options.items()}
-    return {"topK" if name == "top_k" else name: value for name, value in changed.items()}
 
 
 def last(pipeline, prompt, seed, options, **more):
@@ -183,8 +176,9 @@ def test_a_hundred_pictures_leave_no_memory_behind(tiny, opened):
     grown = opened[1].evaluate(
         """async url => {
           const memories = [], Memory = WebAssembly.Memory;
-          WebAssembly.Memory = function (...args) { const made = new Memory(...args); memories.push(made); return made; };
-          await rf.open("memory", url, { isHere: true, open: { precision: "fp32", ort: "/ort/ort.wasm.min.mjs?again" } });
+          WebAssembly.Memory = function (...args) { memories.push(new Memory(...args)); return memories.at(-1); };
+          const open = { precision: "fp32", ort: "/ort/ort.wasm.min.mjs?again" };
+          await rf.open("memory", url, { isHere: true, open });
           WebAssembly.Memory = Memory;
           const taken = async count => {
             const requests = Array.from({ length: count }, (_, seed) => ({ seed, height: 8, width: 8, numSteps: 1 }));

@@ -8,14 +8,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from browsing import HOST, require_browser
+from browsing import HOST, in_javascript, require_browser
 from fuzz import mutate
 from fuzz.targets import write_filler_bundle
 
 from runtime import GenerationOptions, Pipeline, RFError
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.strict_json import parse_json
-from test_web_draw import in_javascript
 
 require_browser()
 
