@@ -3,9 +3,10 @@
 import * as client from "/host/client.js";
 import { parseJson } from "/host/json.js";
 import { readManifest } from "/host/manifest.js";
+import { gumbel, normal } from "/host/noise.js";
 import { loadPixels } from "/host/pictures.js";
-import { planDrawing } from "/host/plans.js";
 import * as here from "/host/rf.js";
+import { timesteps } from "/host/schedule.js";
 import { Tokenizer } from "/host/tokenizer.js";
 
 const ORT = "/ort/ort.wasm.min.mjs", pipelines = {};
@@ -139,8 +140,14 @@ const rf = {
     return file;
   })),
 
+  /** What golden vectors say of noise, times and texts, come to here. */
+  golden: async ({ noise, times, texts }) => ({
+    noise: noise.map(({ seed, stage, step }) => [...(stage === 1 ? normal(BigInt(seed), 7) : gumbel(BigInt(seed), step, 7, stage))]),
+    times: times.map((each) => [...timesteps(each.num_steps, each.num_patches, each.shift, each.shift_base_patches)]),
+    texts: await Promise.all(texts.map(({ text }) => pipelines.fp32.tokenize(text).catch(() => null))),
+  }),
+
   pipelines,
-  planDrawing,
 };
 
 window.rf = rf;
