@@ -45,6 +45,14 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def calibrated_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy with an engine for fp32, and INT8 graphs."""
+    from exporting import calibrated
+
+    return calibrated(tmp_path_factory, tiny_bundle)
+
+
+@pytest.fixture(scope="session")
 def modern_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in the modern dialect only, with a cache of free length."""
     return _exported("modern", tmp_path_factory, tiny_checkpoint)

@@ -51,6 +51,8 @@ class _OpenOptions(ctypes.Structure):
         ("allow_unverified", c_int32),
         ("warn", ctypes.c_void_p),
         ("user", ctypes.c_void_p),
+        ("provider", c_char_p),
+        ("provider_library", c_char_p),
     )
 
 
@@ -159,10 +161,16 @@ _ASK_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, POINTER(_Word), ctypes.c_void_p)
 
 
 def find_library() -> Path:
-    """Where librf_runtime lies: RF_RUNTIME_LIBRARY names it, or `make native` built it; raises RFError."""
-    here = Path(__file__).resolve().parent
+    """Where librf_runtime lies: RF_RUNTIME_LIBRARY names it, rf-export-native brought it, or `make native` built it.
+
+    Raises:
+        RFError: Nowhere.
+    """
     named = os.environ.get("RF_RUNTIME_LIBRARY")
-    places = [Path(named)] if named else [here / "librf_runtime.so", here.parents[1] / "build/native/librf_runtime.so"]
+    installed = _folder_of("rf_export_native")
+    places = [Path(named)] if named else [] if installed is None else [installed / "librf_runtime.so"]
+    if not named:
+        places.append(Path(__file__).resolve().parents[2] / "build/native/librf_runtime.so")
     for place in places:
         if place.is_file():
             return place
@@ -175,10 +183,16 @@ def find_library() -> Path:
 
 def find_onnxruntime() -> str | None:
     """The shared library in the installed package onnxruntime, which is not imported; None where there is none."""
-    spec = importlib.util.find_spec("onnxruntime")
-    folders = spec.submodule_search_locations if spec is not None else None
-    found = sorted(Path(next(iter(folders))).glob("capi/libonnxruntime.so*")) if folders else []
+    folder = _folder_of("onnxruntime")
+    found = sorted(folder.glob("capi/libonnxruntime.so*")) if folder else []
     return str(found[-1]) if found else None
+
+
+def _folder_of(package: str) -> Path | None:
+    """Where a package lies, which is not imported; None where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(folders))) if folders else None
 
 
 def load_library(path: Path | None = None) -> ctypes.CDLL:
@@ -212,6 +226,8 @@ class NativePipeline:
         allow_unverified: bool = False,
         library: Path | None = None,
         onnxruntime: str | Path | None = None,
+        provider: str | None = None,
+        provider_library: str | Path | None = None,
     ) -> "NativePipeline":
         """Load a bundle; see `runtime.Pipeline.load`.
 
@@ -225,6 +241,8 @@ class NativePipeline:
             allow_unverified: Also run graphs that failed a verification or that nobody verified.
             library: librf_runtime, where it is not where `make native` puts it.
             onnxruntime: ONNX Runtime's shared library; None for the one of the installed package.
+            provider: Execution provider of ONNX Runtime, such as "CUDA"; None for its CPU kernels.
+            provider_library: The plugin that has it, where it is one.
 
         Raises:
             RFError: Says what is missing, damaged, not verified or does not fit.
@@ -237,6 +255,8 @@ class NativePipeline:
         options.precision, options.dialect = precision.encode(), dialect.encode()
         options.engine, options.verify = os.fsencode(engine), verify.encode()
         options.library = os.fsencode(found) if found else None
+        options.provider = provider.encode() if provider else None
+        options.provider_library = os.fsencode(provider_library) if provider_library else None
         _check(native, native.rf_open(os.fsencode(path), byref(options), byref(handle)))
         return cls(native, handle)
 

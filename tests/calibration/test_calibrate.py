@@ -14,10 +14,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
+from exporting import CALIBRATION as CONFIG
+from exporting import CALIBRATION_PROMPTS as PROMPTS
 from PIL import Image
 
 import cli
-from calibration import CalibrationConfig, GateLimits, calibrate, read_prompts, record, workbench
+from calibration import GateLimits, calibrate, read_prompts, record, workbench
 from calibration import recordings as cache
 from calibration.gate import draw_originals, measure_quality
 from calibration.job import load_pipeline
@@ -32,19 +34,7 @@ from runtime.bundle.manifest import FileEntry
 from runtime.signature import GRAPHS, Variant
 
 MODULE = sys.modules["calibration.calibrate"]  # the package has a function of that name
-PROMPTS = [
-    "a red car",
-    "a blue fish",
-    "two green trees",
-    "a pink cat left of a blue house",
-    "three red hearts",
-    "a key",
-    "a purple cup",
-    "four yellow stars",
-]
 MORE = [f"a {colour} {name}" for colour in ("red", "blue") for name in ("hat", "bell", "star", "tree")]
-# The tiny model gains nothing from INT8, so that speed has to be forced here.
-CONFIG = CalibrationConfig(min_prompts=4, num_rounds=1, force=True, limits=GateLimits(cosine=0.99, answer_tokens=0.5))
 
 
 @pytest.fixture(autouse=True)
@@ -53,15 +43,9 @@ def _short_turns(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_bundle, tmp_path_factory):
+def calibrated(calibrated_bundle):
     """A copy of the bundle with an engine, then INT8 graphs; not to be changed."""
-    folder = tmp_path_factory.mktemp("calibrated") / "bundle"
-    shutil.copytree(tiny_bundle, folder, ignore=shutil.ignore_patterns("engines"))
-    build(folder, EngineConfig(num_threads=1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workbench, "_TURN_SECONDS", 0.001)
-        calibrate(folder, PROMPTS, CONFIG)
-    return folder
+    return calibrated_bundle
 
 
 @pytest.fixture

@@ -9,21 +9,21 @@
 int main(int argc, char **argv) {
   if (argc != 3) return 2;
   try {
-    auto tokenizer = rf::Tokenizer::read(argv[1], std::stol(argv[2]), {});
+    auto tokenizer = rf_internal::Tokenizer::read(argv[1], std::stol(argv[2]), {});
     for (std::string line; std::getline(std::cin, line);) {
-      std::string text = *rf::parse_json(line, "a line").text();
-      rf::Json::List row;
+      std::string text = *rf_internal::parse_json(line, "a line").text();
+      rf_internal::Json::List row;
       try {
         auto ids = tokenizer->encode(text, 1 << 20, "text");
-        rf::Json::List list;
-        for (auto id : ids) list.push_back(rf::Json(rf::Json::Number{std::to_string(id), true}));
-        row = {rf::Json(std::move(list)), rf::Json(tokenizer->decode(ids))};
-      } catch (const rf::Error &error) {
-        row = {rf::Json(std::string(error.what()))};
+        rf_internal::Json::List list;
+        for (auto id : ids) list.push_back(rf_internal::Json(rf_internal::Json::Number{std::to_string(id), true}));
+        row = {rf_internal::Json(std::move(list)), rf_internal::Json(tokenizer->decode(ids))};
+      } catch (const rf_internal::Error &error) {
+        row = {rf_internal::Json(std::string(error.what()))};
       }
-      std::cout << rf::Json(std::move(row)).dump() << "\n";
+      std::cout << rf_internal::Json(std::move(row)).dump() << "\n";
     }
-  } catch (const rf::Error &error) {
-    std::cout << rf::Json(std::string(error.what())).dump() << "\n";
+  } catch (const rf_internal::Error &error) {
+    std::cout << rf_internal::Json(std::string(error.what())).dump() << "\n";
   }
 }

@@ -56,19 +56,19 @@ std::string changed(std::string text, const std::vector<std::string> &inputs, Ra
 
 void read(const std::string &target, const std::string &text, const std::string &path) {
   if (target == "manifest") {
-    rf::read_manifest(rf::parse_json(text, "manifest.json"), "manifest.json");
+    rf_internal::read_manifest(rf_internal::parse_json(text, "manifest.json"), "manifest.json");
     return;
   }
   std::ofstream(path + (target == "engine" ? "/engine.json" : "/tokenizer.json"), std::ios::binary) << text;
   if (target == "engine") {
-    rf::open_engine(path);
+    rf_internal::open_engine(path);
     return;
   }
-  auto tokenizer = rf::Tokenizer::read(path + "/tokenizer.json", 1000, {2, 3});
+  auto tokenizer = rf_internal::Tokenizer::read(path + "/tokenizer.json", 1000, {2, 3});
   for (const char *each : {"a red car", "Two  blue FISH, don't", "\xC3\xA9t\xC3\xA9 12345 \xF0\x9F\x9A\x97\n\n x", "[BOS] <s>"}) {
     try {
       tokenizer->decode(tokenizer->encode(each, 100, "prompt"));
-    } catch (const rf::Error &) {
+    } catch (const rf_internal::Error &) {
     }
   }
 }
@@ -94,7 +94,7 @@ int main(int argc, char **argv) {
     try {
       read(target, text, folder);
       ++accepted;
-    } catch (const rf::Error &) {
+    } catch (const rf_internal::Error &) {
     } catch (const std::bad_alloc &) {
     }
   }

@@ -69,6 +69,9 @@ typedef struct rf_open_options {
   int32_t allow_unverified;  /* also run graphs that failed a verification or that nobody verified */
   void (*warn)(const char *message, void *user); /* NULL: nobody wants to know, such as that an engine did not fit */
   void *user;
+  const char *provider;         /* execution provider of ONNX Runtime: NULL or "CPU", "CUDA", "TensorRT", or the name of
+                                   another one that the library has. RF_MISSING where it, or its driver, is not there */
+  const char *provider_library; /* of a provider that is a plugin; NULL: none. Needs ONNX Runtime 1.22 */
 } rf_open_options;
 
 RF_PUBLIC void rf_open_options_init(rf_open_options *options);
@@ -76,7 +79,7 @@ RF_PUBLIC void rf_open_options_init(rf_open_options *options);
 RF_PUBLIC rf_status rf_open(const char *bundle, const rf_open_options *options, rf_pipeline **pipeline);
 RF_PUBLIC void rf_close(rf_pipeline *pipeline); /* NULL is nothing */
 
-/* What was opened, as a JSON object: model, sampling, precision, dialect, engine, library, tokenizer, bundle_id.
+/* What was opened, as a JSON object: model, sampling, precision, dialect, engine, library, provider, tokenizer, bundle_id.
  * In: `room` bytes of `json`, out: bytes that it takes, the zero at the end included. `json` may be NULL to ask. */
 RF_PUBLIC rf_status rf_info(const rf_pipeline *pipeline, char *json, size_t *room);
 

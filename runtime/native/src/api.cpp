@@ -13,16 +13,17 @@
 #include "pipeline.hpp"
 #include "rf.h"
 
+using namespace rf_internal;
+
 struct rf_pipeline {
-  rf::Pipeline pipeline;
+  Pipeline pipeline;
 };
 struct rf_conversation {
-  rf::Conversation conversation;
+  Conversation conversation;
 };
 
 namespace {
 
-using rf::Error;
 thread_local std::string last_error;
 
 template <class Body>
@@ -89,8 +90,8 @@ void copy_ids(const std::vector<int64_t> &ids, int64_t *out, size_t &room) {
 std::optional<int64_t> whole(int32_t value) { return value ? std::optional<int64_t>(value) : std::nullopt; }
 std::optional<double> real(double value) { return std::isnan(value) ? std::nullopt : std::optional<double>(value); }
 
-rf::DrawOptions draw_options(const rf_draw_options &o) {
-  rf::DrawOptions options;
+DrawOptions draw_options(const rf_draw_options &o) {
+  DrawOptions options;
   options.height = whole(o.height), options.width = whole(o.width), options.top_k = whole(o.top_k);
   options.num_steps = whole(o.num_steps), options.window = whole(o.window), options.shift = real(o.shift);
   options.rep_guidance_scale = real(o.rep_guidance_scale), options.pix_guidance_scale = real(o.pix_guidance_scale);
@@ -100,8 +101,8 @@ rf::DrawOptions draw_options(const rf_draw_options &o) {
   return options;
 }
 
-rf::Prompt prompt_of(const char *text, const int64_t *ids, size_t num_ids) {
-  rf::Prompt prompt{text_or(text, ""), std::nullopt};
+Prompt prompt_of(const char *text, const int64_t *ids, size_t num_ids) {
+  Prompt prompt{text_or(text, ""), std::nullopt};
   if (ids) prompt.ids = std::vector<int64_t>(ids, ids + num_ids);
   return prompt;
 }
@@ -157,24 +158,25 @@ rf_status rf_open(const char *bundle, const rf_open_options *options, rf_pipelin
     given(bundle, "The path of the bundle"), given(pipeline, "The place for the pipeline");
     *pipeline = nullptr;
     auto o = taken(options, rf_open_options_init, "rf_open_options");
-    rf::OpenOptions open;
+    OpenOptions open;
     auto choose = [](const char *name, const std::string &value, const std::vector<const char *> &choices) {
       std::string all;
       for (auto each : choices) {
         if (value == each) return value;
         all += (all.empty() ? "" : ", ") + std::string(each);
       }
-      throw Error(std::string(name) + " must be one of " + all + ", got " + rf::quoted(value) + ".");
+      throw Error(std::string(name) + " must be one of " + all + ", got " + quoted(value) + ".");
     };
-    open.variant = {choose("precision", text_or(o.precision, "fp32"), rf::kPrecisions),
-                    choose("dialect", text_or(o.dialect, "classic"), rf::kDialects)};
+    open.variant = {choose("precision", text_or(o.precision, "fp32"), kPrecisions),
+                    choose("dialect", text_or(o.dialect, "classic"), kDialects)};
     std::string verify = choose("verify", text_or(o.verify, "auto"), {"auto", "size", "hash"});
-    open.verify = verify == "auto" ? rf::Verify::automatic : verify == "size" ? rf::Verify::size : rf::Verify::hash;
+    open.verify = verify == "auto" ? Verify::automatic : verify == "size" ? Verify::size : Verify::hash;
     open.engine = text_or(o.engine, "auto"), open.library = text_or(o.library, "");
+    open.provider = {text_or(o.provider, ""), text_or(o.provider_library, "")};
     if (o.num_threads < 0) throw Error("num_threads must be >= 1, got " + std::to_string(o.num_threads) + ".");
     open.num_threads = o.num_threads, open.allow_unverified = o.allow_unverified != 0;
     if (o.warn) open.warn = [&](const std::string &message) { o.warn(message.c_str(), o.user); };
-    *pipeline = new rf_pipeline{rf::Pipeline(bundle, open)};
+    *pipeline = new rf_pipeline{Pipeline(bundle, open)};
   });
 }
 
@@ -210,7 +212,7 @@ rf_status rf_measure(const rf_pipeline *pipeline, const rf_draw_options *options
     auto &p = given(pipeline, "The pipeline").pipeline;
     auto choice = draw_options(taken(options, rf_draw_options_init, "rf_draw_options"));
     choice.check();
-    auto plan = rf::plan_drawing(choice, p.manifest(), p.window());
+    auto plan = plan_drawing(choice, p.manifest(), p.window());
     *size = {int32_t(plan.height), int32_t(plan.width), int32_t(plan.num_rep_tokens()), int32_t(plan.num_steps()),
              int32_t(plan.window)};
   });
@@ -223,15 +225,15 @@ rf_status rf_draw(rf_pipeline *pipeline, const rf_prompt *prompts, size_t num_pr
     if (num_prompts) given(prompts, "The list of prompts");
     auto o = taken(options, rf_draw_options_init, "rf_draw_options");
     auto out = taken(pictures, rf_pictures_init, "rf_pictures");
-    std::vector<rf::Prompt> texts;
+    std::vector<Prompt> texts;
     for (size_t i = 0; i < num_prompts; ++i) texts.push_back(prompt_of(prompts[i].text, prompts[i].ids, prompts[i].num_ids));
-    auto request = rf::check_request(p, texts, o.seed, draw_options(o), o.forced_rep_ids);
+    auto request = check_request(p, texts, o.seed, draw_options(o), o.forced_rep_ids);
     auto &plan = request.plan;
     size_t num_pixels = 3 * size_t(plan.height) * size_t(plan.width);
     require_room(out.rgb, out.rgb_room, num_prompts * num_pixels, "rgb");
     require_room(out.pixels, out.pixels_room, num_prompts * num_pixels, "pixels");
     require_room(out.rep_ids, out.rep_ids_room, num_prompts * size_t(plan.num_rep_tokens()), "rep_ids");
-    rf::DrawEvents events;
+    DrawEvents events;
     rf_event event{};
     event.size = sizeof event, event.num_pictures = int32_t(num_prompts);
     event.height = int32_t(plan.height), event.width = int32_t(plan.width);
@@ -249,21 +251,21 @@ rf_status rf_draw(rf_pipeline *pipeline, const rf_prompt *prompts, size_t num_pr
         if (callback(&event, user)) cancel();
       };
     }
-    auto drawn = rf::draw(p, request, events);
+    auto drawn = draw(p, request, events);
     if (out.pixels) std::copy(drawn.pixels.begin(), drawn.pixels.end(), out.pixels);
     if (out.rep_ids) std::copy(drawn.rep_ids.begin(), drawn.rep_ids.end(), out.rep_ids);
     for (size_t i = 0; out.rgb && i < num_prompts; ++i)
-      rf::to_rgb(&drawn.pixels[i * num_pixels], plan.height, plan.width, out.rgb + i * num_pixels);
+      to_rgb(&drawn.pixels[i * num_pixels], plan.height, plan.width, out.rgb + i * num_pixels);
   });
 }
 
-void rf_to_rgb(const float *pixels, int32_t height, int32_t width, uint8_t *rgb) { rf::to_rgb(pixels, height, width, rgb); }
+void rf_to_rgb(const float *pixels, int32_t height, int32_t width, uint8_t *rgb) { to_rgb(pixels, height, width, rgb); }
 
 rf_status rf_converse(rf_pipeline *pipeline, rf_conversation **conversation) {
   return guarded([&] {
     given(conversation, "The place for the conversation");
     *conversation = nullptr;
-    *conversation = new rf_conversation{rf::Conversation(given(pipeline, "The pipeline").pipeline)};
+    *conversation = new rf_conversation{Conversation(given(pipeline, "The pipeline").pipeline)};
   });
 }
 
@@ -288,7 +290,7 @@ rf_status rf_ask(rf_conversation *conversation, const char *question, const rf_a
   return guarded([&] {
     given(conversation, "The conversation");
     auto o = taken(options, rf_ask_options_init, "rf_ask_options");
-    rf::Question asked;
+    Question asked;
     asked.prompt = prompt_of(question, o.ids, o.num_ids);
     asked.seed = o.seed, asked.forget = o.forget != 0;
     asked.options.max_tokens = whole(o.max_tokens), asked.options.top_k = whole(o.top_k);
@@ -299,7 +301,7 @@ rf_status rf_ask(rf_conversation *conversation, const char *question, const rf_a
       if (!o.num_forced_ids) throw Error("token_ids must be at least one id that the model knows.");
       asked.forced.assign(o.forced_ids, o.forced_ids + o.num_forced_ids);
     }
-    rf::Conversation::OnWord on_word;
+    Conversation::OnWord on_word;
     if (callback)
       on_word = [&](int64_t step, int64_t max_tokens, int64_t id, const std::string &text, const std::vector<float> &logits) {
         rf_word word{};

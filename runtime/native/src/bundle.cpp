@@ -10,7 +10,7 @@
 #include "error.hpp"
 #include "sha256.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 namespace fs = std::filesystem;
@@ -154,4 +154,4 @@ void require_verified(const Bundle &bundle, const Variant &variant) {
                    "rf-export verify " + bundle.path + " --checkpoint CHECKPOINT");
 }
 
-}  // namespace rf
+}  // namespace rf_internal

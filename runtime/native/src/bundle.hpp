@@ -7,7 +7,7 @@
 
 #include "manifest.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 enum class Verify { automatic, size, hash };
 
@@ -37,4 +37,4 @@ Verdict read_verdict(const Json &record);
 void require_verified(const Bundle &bundle, const Variant &variant);
 [[noreturn]] void refuse_verdict(const std::string &what, const Verdict &verdict, const std::string &command);
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -5,7 +5,7 @@
 
 #include "utf8.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 using Codes = std::vector<uint32_t>;
@@ -45,4 +45,4 @@ std::vector<std::string> close_words(const std::string &word, const std::vector<
   return words;
 }
 
-}  // namespace rf
+}  // namespace rf_internal

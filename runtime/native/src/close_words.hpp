@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-namespace rf {
+namespace rf_internal {
 
 // At most two, the nearest first, of those that agree in 65% at least.
 std::vector<std::string> close_words(const std::string &word, const std::vector<std::string> &vocabulary);
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -7,7 +7,7 @@
 #include "error.hpp"
 #include "noise.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 bool are_finite(const std::vector<uint8_t> &values, size_t bytes_each) {
@@ -213,4 +213,4 @@ void Conversation::go_back(size_t length) {
   cache_->forget(0, std::min<int64_t>(cache_->lengths[0], int64_t(length)));
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -9,7 +9,7 @@
 
 #include "pipeline.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 struct Question {
   Prompt prompt;
@@ -56,4 +56,4 @@ class Conversation {
   bool is_answering_ = false;
 };
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -8,7 +8,7 @@
 
 #include "error.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 namespace fs = std::filesystem;
@@ -222,4 +222,4 @@ void require_verified(const Bundle &bundle, const Engine &engine) {
                    "rf-export verify " + bundle.path + " --backend " + engine.target.backend);
 }
 
-}  // namespace rf
+}  // namespace rf_internal

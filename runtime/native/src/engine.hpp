@@ -10,7 +10,7 @@
 
 #include "bundle.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 struct Target {  // what compiled graphs belong to
   std::string backend, version, device;
@@ -40,4 +40,4 @@ std::optional<Engine> find_engine(const Bundle &bundle, const Variant &variant, 
                                   const Warn &warn);
 void require_verified(const Bundle &bundle, const Engine &engine);
 
-}  // namespace rf
+}  // namespace rf_internal

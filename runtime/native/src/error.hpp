@@ -6,7 +6,7 @@
 
 #include "rf.h"
 
-namespace rf {
+namespace rf_internal {
 
 struct Error : std::runtime_error {
   rf_status status;
@@ -21,4 +21,4 @@ struct Error : std::runtime_error {
   }
 };
 
-}  // namespace rf
+}  // namespace rf_internal

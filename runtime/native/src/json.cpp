@@ -17,7 +17,7 @@
 #include "unicode.hpp"
 #include "utf8.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 constexpr int kMaxDepth = 50;
@@ -370,4 +370,4 @@ std::string read_limited(const std::string &path, uint64_t limit) {
 
 Json read_json(const std::string &path, uint64_t limit) { return parse_json(read_limited(path, limit), path); }
 
-}  // namespace rf
+}  // namespace rf_internal

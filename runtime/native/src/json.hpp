@@ -10,7 +10,7 @@
 #include <variant>
 #include <vector>
 
-namespace rf {
+namespace rf_internal {
 
 class Json {
  public:
@@ -61,4 +61,4 @@ std::string shortened(const Json &value);      // in JSON, cut off where it is l
 std::string quoted(const std::string &text);   // as Python's repr
 std::string float_text(double value);          // as Python's repr
 
-}  // namespace rf
+}  // namespace rf_internal

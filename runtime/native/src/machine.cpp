@@ -12,7 +12,7 @@
 #include <sstream>
 #include <vector>
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 std::string text_of(const std::string &path) {
@@ -138,4 +138,4 @@ int usable_cores() {
 
 bool is_confined() { return within_quota(int(allowed_cpus().size())) < sysconf(_SC_NPROCESSORS_ONLN); }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -3,10 +3,10 @@
 
 #include <string>
 
-namespace rf {
+namespace rf_internal {
 
 std::string cpu_features();  // machine and instruction sets: equal texts run and pack alike
 int usable_cores();          // by affinity and control groups, processors that share a core once
 bool is_confined();          // whether this process may use fewer processors than the machine has
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -8,7 +8,7 @@
 #include "unicode.hpp"
 #include "utf8.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 Schema of(Schema::Type type, const char *expected) {
@@ -315,4 +315,4 @@ Manifest read_manifest(const Json &content, const std::string &where) {
   return m;
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -13,7 +13,7 @@
 #include "schema.hpp"
 #include "signature.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 struct FileEntry {
   std::string name, sha256;
@@ -66,4 +66,4 @@ std::vector<FileEntry> read_files(const Json &table);
 // Why a path of a table of files leads out of the folder, or one of `names` is not there.
 std::optional<std::string> table_problem(const Json &files, const std::vector<std::string> &names);
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 class Philox {
@@ -62,4 +62,4 @@ void fill_normal(uint64_t seed, float *out, size_t size) {
   }
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -7,11 +7,11 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace rf {
+namespace rf_internal {
 
 enum class Stage : uint64_t { representation = 0, pixels = 1, text = 2 };
 
 void fill_gumbel(uint64_t seed, Stage stage, uint32_t step, float *out, size_t size);
 void fill_normal(uint64_t seed, float *out, size_t size);
 
-}  // namespace rf
+}  // namespace rf_internal

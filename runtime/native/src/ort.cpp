@@ -12,7 +12,7 @@
 #include "machine.hpp"
 #include "utf8.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 bool is_out_of_memory(const std::string &what) {
@@ -89,6 +89,15 @@ OrtLibrary::OrtLibrary(const std::string &path) {
 #define RF_ORT_TAKE(position, name, ...) std::memcpy(&api_.name, &table[position], sizeof(void *));
   RF_ORT_FUNCTIONS(RF_ORT_TAKE)
 #undef RF_ORT_TAKE
+  if (std::strtol(version_.c_str() + 2, nullptr, 10) >= long(ort::kPluginApiVersion) || version_[0] > '1') {
+    table = get_base()->get_api(ort::kPluginApiVersion);
+    has_plugins_ = table != nullptr;
+  }
+#define RF_ORT_TAKE(position, name, ...) std::memcpy(&plugin_api_.name, &table[position], sizeof(void *));
+  if (has_plugins_) {
+    RF_ORT_PLUGIN_FUNCTIONS(RF_ORT_TAKE)
+  }
+#undef RF_ORT_TAKE
   check(api_.CreateEnv(ort::kErrorsOnly, "rf", &env_));
   const char *telemetry = std::getenv("ORT_DISABLE_TELEMETRY");
   if (telemetry && std::strcmp(telemetry, "0")) check(api_.DisableTelemetryEvents(env_));
@@ -112,8 +121,9 @@ void OrtLibrary::check(ort::Status *status, const std::string &doing) const {
               RF_DAMAGED);
 }
 
-OrtSession::OrtSession(const OrtLibrary &library, const std::string &path, int num_threads, bool compiled)
-    : library_(library), process_(getpid()) {
+OrtSession::OrtSession(const OrtLibrary &library, const std::string &path, int num_threads, bool compiled,
+                       const Provider &provider)
+    : library_(library), process_(getpid()), is_on_cpu_(provider.is_cpu()) {
   if (!is_utf8(path)) throw Error("ONNX Runtime opens no file whose path is not UTF-8: " + quoted(path) + ". Rename it.");
   auto &api = library.api();
   ort::SessionOptions *made = nullptr;
@@ -125,7 +135,9 @@ OrtSession::OrtSession(const OrtLibrary &library, const std::string &path, int n
   // INT8 weights times inputs that are rounded to INT8 by block: the way that has kernels for VNNI and AMX.
   library.check(api.AddSessionConfigEntry(made, "session.qdq_matmulnbits_accuracy_level", "4"));
   if (compiled) library.check(api.SetSessionGraphOptimizationLevel(made, ort::kNone));
-  library.check(api.CreateSession(library.env(), path.c_str(), made, &session_), path);
+  use_provider(library, made, provider);
+  library.check(api.CreateSession(library.env(), path.c_str(), made, &session_),
+                path + (is_on_cpu_ ? "" : " on the execution provider " + provider.name));
   try {
     signature_ = {read(true), read(false)};
   } catch (...) {
@@ -197,7 +209,9 @@ ort::Value *OrtBinding::value(const Tensor &tensor) {
 }
 
 void OrtBinding::input(const std::string &name, const Tensor &tensor) {
-  session_.library().check(session_.library().api().BindInput(binding_, name.c_str(), value(tensor)));
+  auto made = value(tensor);
+  session_.library().check(session_.library().api().BindInput(binding_, name.c_str(), made));
+  if (!session_.is_on_cpu()) copied_.emplace_back(name, made);
 }
 
 void OrtBinding::output(const std::string &name, const Tensor &tensor) {
@@ -205,7 +219,9 @@ void OrtBinding::output(const std::string &name, const Tensor &tensor) {
 }
 
 void OrtBinding::run() {
+  for (auto &[name, input] : copied_)  // a device has what was there when it was bound
+    session_.library().check(session_.library().api().BindInput(binding_, name.c_str(), input));
   session_.library().check(session_.library().api().RunWithBinding(session_.handle(), nullptr, binding_));
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -1,16 +1,18 @@
-// Runs graphs on the CPU with ONNX Runtime, which is opened at run time. Knows nothing of the model: names and memory in
+// Runs graphs with ONNX Runtime, which is opened at run time, on the CPU or on an execution provider of it. Knows nothing of the model: names and memory in
 // and out.
 #pragma once
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine.hpp"
 #include "ort_api.hpp"
+#include "providers.hpp"
 #include "signature.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 // Memory of a tensor; what is bound has to outlive its binding.
 struct Tensor {
@@ -33,6 +35,7 @@ class OrtLibrary {
   static const OrtLibrary &open(const std::string &path);
 
   const ort::Api &api() const { return api_; }
+  const ort::PluginApi *plugins() const { return has_plugins_ ? &plugin_api_ : nullptr; }  // null before 1.22
   ort::Env *env() const { return env_; }
   const std::string &version() const { return version_; }
   Target target() const;
@@ -41,13 +44,17 @@ class OrtLibrary {
  private:
   explicit OrtLibrary(const std::string &path);
   ort::Api api_;
+  ort::PluginApi plugin_api_;
+  bool has_plugins_ = false;
   ort::Env *env_ = nullptr;
   std::string version_;
 };
 
 class OrtSession;
 
-class OrtBinding {  // runs that copy nothing: ONNX Runtime reads and writes the memory that was bound
+// Runs that copy nothing on the CPU: ONNX Runtime reads and writes the memory that was bound. On another provider what is
+// bound is copied to its device before each run, and back behind it.
+class OrtBinding {
  public:
   explicit OrtBinding(const OrtSession &session);
   ~OrtBinding();
@@ -64,12 +71,14 @@ class OrtBinding {  // runs that copy nothing: ONNX Runtime reads and writes the
   ort::MemoryInfo *memory_ = nullptr;
   ort::IoBinding *binding_ = nullptr;
   std::vector<ort::Value *> values_;
+  std::vector<std::pair<std::string, ort::Value *>> copied_;  // inputs, where a device has copies of them
 };
 
 class OrtSession {
  public:
   // `num_threads` 0: one per core that the process may use. `compiled`: nothing is left to optimise.
-  OrtSession(const OrtLibrary &library, const std::string &path, int num_threads, bool compiled);
+  OrtSession(const OrtLibrary &library, const std::string &path, int num_threads, bool compiled,
+             const Provider &provider = {});
   ~OrtSession();
   OrtSession(const OrtSession &) = delete;
   OrtSession &operator=(const OrtSession &) = delete;
@@ -77,13 +86,15 @@ class OrtSession {
   const GraphSignature &signature() const { return signature_; }
   const OrtLibrary &library() const { return library_; }
   ort::Session *handle() const { return session_; }
+  bool is_on_cpu() const { return is_on_cpu_; }
 
  private:
   std::vector<TensorSpec> read(bool is_input) const;
   const OrtLibrary &library_;
   ort::Session *session_ = nullptr;
   int process_;
+  bool is_on_cpu_;
   GraphSignature signature_;
 };
 
-}  // namespace rf
+}  // namespace rf_internal

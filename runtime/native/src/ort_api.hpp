@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace rf::ort {
+namespace rf_internal::ort {
 
 struct Status;
 struct Env;
@@ -21,6 +21,9 @@ struct IoBinding;
 struct Allocator;
 struct TypeInfo;
 struct TensorInfo;
+struct CudaOptions;
+struct TensorRtOptions;
+struct EpDevice;
 
 constexpr uint32_t kApiVersion = 18;  // the oldest table that is asked for; every later library has it
 enum ElementType : int { kFloat32 = 1, kInt64 = 7, kFloat16 = 10 };
@@ -70,12 +73,33 @@ struct ApiBase {
   F(135, ReleaseIoBinding, void, IoBinding *)                                                                      \
   F(136, BindInput, Status *, IoBinding *, const char *, const Value *)                                            \
   F(137, BindOutput, Status *, IoBinding *, const char *, const Value *)                                           \
+  F(170, SessionOptionsAppendExecutionProvider_TensorRT_V2, Status *, SessionOptions *, const TensorRtOptions *)     \
+  F(171, CreateTensorRTProviderOptions, Status *, TensorRtOptions **)                                              \
+  F(174, ReleaseTensorRTProviderOptions, void, TensorRtOptions *)                                                  \
+  F(204, SessionOptionsAppendExecutionProvider_CUDA_V2, Status *, SessionOptions *, const CudaOptions *)             \
+  F(205, CreateCUDAProviderOptions, Status *, CudaOptions **)                                                      \
+  F(206, UpdateCUDAProviderOptions, Status *, CudaOptions *, const char *const *, const char *const *, size_t)     \
+  F(208, ReleaseCUDAProviderOptions, void, CudaOptions *)                                                          \
+  F(216, SessionOptionsAppendExecutionProvider, Status *, SessionOptions *, const char *name, const char *const *, \
+    const char *const *, size_t)                                                                                   \
   F(254, GetBuildInfoString, const char *)
 
-struct Api {
-#define RF_ORT_MEMBER(position, name, result, ...) result (*name)(__VA_ARGS__) = nullptr;
-  RF_ORT_FUNCTIONS(RF_ORT_MEMBER)
-#undef RF_ORT_MEMBER
-};
+// What came with plugins, in 1.22: to be read from a table of that version alone.
+constexpr uint32_t kPluginApiVersion = 22;
+#define RF_ORT_PLUGIN_FUNCTIONS(F)                                                                                 \
+  F(301, RegisterExecutionProviderLibrary, Status *, Env *, const char *name, const char *path)                    \
+  F(303, GetEpDevices, Status *, const Env *, const EpDevice *const **, size_t *)                                  \
+  F(304, SessionOptionsAppendExecutionProvider_V2, Status *, SessionOptions *, Env *, const EpDevice *const *,     \
+    size_t, const char *const *, const char *const *, size_t)                                                      \
+  F(312, EpDevice_EpName, const char *, const EpDevice *)
 
-}  // namespace rf::ort
+#define RF_ORT_MEMBER(position, name, result, ...) result (*name)(__VA_ARGS__) = nullptr;
+struct Api {
+  RF_ORT_FUNCTIONS(RF_ORT_MEMBER)
+};
+struct PluginApi {
+  RF_ORT_PLUGIN_FUNCTIONS(RF_ORT_MEMBER)
+};
+#undef RF_ORT_MEMBER
+
+}  // namespace rf_internal::ort

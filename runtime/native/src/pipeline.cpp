@@ -8,7 +8,7 @@
 #include "error.hpp"
 #include "noise.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 constexpr const char *kCheckTexts = "check_texts.json";
@@ -73,14 +73,21 @@ void check_forced(const int64_t *forced, size_t num_rows, size_t num_tokens, int
 }  // namespace
 
 Pipeline::Pipeline(const std::string &path, const OpenOptions &options)
-    : process_(getpid()), bundle_(open_bundle(path)), library_(OrtLibrary::open(options.library)) {
+    : process_(getpid()), bundle_(open_bundle(path)), library_(OrtLibrary::open(options.library)),
+      provider_(options.provider) {
   auto &variant = options.variant;
   std::string unknown;
   for (auto &each : manifest().requirements) unknown += (unknown.empty() ? "" : ", ") + each;
   if (!unknown.empty())
     throw Error(bundle_.path + " requires what this rf-export does not know: " + unknown + ". Install a newer one.",
                 RF_MISMATCH);
-  std::string choice = options.engine == "auto" && variant.is_modern() ? "none" : options.engine;
+  bool has_no_engines = variant.is_modern() || !provider_.is_cpu();
+  std::string choice = options.engine == "auto" && has_no_engines ? "none" : options.engine;
+  if (choice != "none" && !provider_.is_cpu())
+    throw Error("Engines of ONNX Runtime are for its CPU kernels, and the execution provider " + provider_.name +
+                " was asked for. Leave one of them out.");
+  if (provider_.is_cpu() && !provider_.library.empty())
+    throw Error("A provider_library needs the name of its execution provider. Give it as provider.");
   if (choice == "auto") {
     engine_ = find_engine(bundle_, variant, library_.target(), options.verify, options.warn);
   } else if (choice != "none") {
@@ -97,7 +104,7 @@ Pipeline::Pipeline(const std::string &path, const OpenOptions &options)
   graphs_.model = manifest().model, graphs_.variant = variant;
   for (auto entry : entries) {
     std::string file = engine_ ? engine_->file(entry->name) : bundle_.file(entry->file);
-    auto session = std::make_unique<OrtSession>(library_, file, options.num_threads, engine_.has_value());
+    auto session = std::make_unique<OrtSession>(library_, file, options.num_threads, engine_.has_value(), provider_);
     check_signature(entry->signature, session->signature(), file);
     graphs_.sessions[entry->name] = std::move(session);
   }
@@ -133,6 +140,7 @@ std::string Pipeline::info() const {
   info.emplace_back("dialect", text(graphs_.variant.dialect));
   info.emplace_back("engine", engine_ ? text(engine_->path) : Json());
   info.emplace_back("library", text("onnxruntime " + library_.version()));
+  info.emplace_back("provider", text(provider_.is_cpu() ? "CPU" : provider_.name));
   info.emplace_back("tokenizer", tokenizer_ ? text(tokenizer_->kind()) : Json());
   for (auto name : {"model", "sampling", "understanding", "tuned"}) info.emplace_back(name, manifest().document[name]);
   return Json(std::move(info)).dump();
@@ -209,4 +217,4 @@ void to_rgb(const float *pixels, int64_t height, int64_t width, uint8_t *rgb) {
     }
 }
 
-}  // namespace rf
+}  // namespace rf_internal

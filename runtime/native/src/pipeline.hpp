@@ -15,11 +15,12 @@
 #include "stages.hpp"
 #include "tokenizer.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 struct OpenOptions {
   Variant variant;
   std::string engine = "auto", library;
+  Provider provider;
   Verify verify = Verify::automatic;
   int num_threads = 0;
   bool allow_unverified = false;
@@ -44,6 +45,7 @@ class Pipeline {
   Bundle bundle_;
   const OrtLibrary &library_;
   std::optional<Engine> engine_;
+  Provider provider_;
   Graphs graphs_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::string no_tokenizer_;
@@ -78,4 +80,4 @@ void to_rgb(const float *pixels, int64_t height, int64_t width, uint8_t *rgb);
 // Ids that came in place of a text; raises Error where the model does not know one.
 void check_ids(const std::vector<int64_t> &ids, const Manifest &manifest, int64_t max_tokens, const std::string &what);
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -8,7 +8,7 @@
 #include "manifest.hpp"
 #include "schedule.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 constexpr int64_t kMaxSteps = 1000, kMaxWindow = 65536;
@@ -161,4 +161,4 @@ AnswerPlan plan_answer(const AnswerOptions &options, const Manifest &manifest) {
           greedy};
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-namespace rf {
+namespace rf_internal {
 
 struct Manifest;
 
@@ -64,4 +64,4 @@ struct AnswerPlan {
 
 AnswerPlan plan_answer(const AnswerOptions &options, const Manifest &manifest);
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-namespace rf {
+namespace rf_internal {
 
 std::vector<float> timesteps(int64_t num_steps, int64_t num_patches, double shift, int64_t base_patches) {
   double base = double(base_patches ? base_patches : num_patches);
@@ -16,4 +16,4 @@ std::vector<float> timesteps(int64_t num_steps, int64_t num_patches, double shif
   return times;
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -7,7 +7,7 @@
 #include "sha256.hpp"
 #include "utf8.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 Schema simple(Schema::Type type, const char *expected) {
@@ -156,4 +156,4 @@ Json read_document(const Json &content, const std::string &where, const char *fo
   return document;
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -10,7 +10,7 @@
 
 #include "json.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 struct Schema;
 
@@ -47,4 +47,4 @@ void check_schema(const Schema &schema, const Json &content, const std::string &
 Json read_document(const Json &content, const std::string &where, const char *format, int64_t version,
                    const std::string &remedy, int64_t oldest = 0);
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 constexpr uint32_t kRound[64] = {
@@ -73,4 +73,4 @@ std::string sha256(const std::string &text) {
   return digest.hex();
 }
 
-}  // namespace rf
+}  // namespace rf_internal

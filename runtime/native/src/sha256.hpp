@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-namespace rf {
+namespace rf_internal {
 
 class Sha256 {
  public:
@@ -22,4 +22,4 @@ class Sha256 {
 
 std::string sha256(const std::string &text);
 
-}  // namespace rf
+}  // namespace rf_internal

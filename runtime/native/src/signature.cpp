@@ -4,7 +4,7 @@
 
 #include "error.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 using Shape = std::vector<Dim>;
@@ -145,4 +145,4 @@ void check_signature(const GraphSignature &expected, const GraphSignature &actua
   check_tensors("output", expected.outputs, actual.outputs, what);
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace rf {
+namespace rf_internal {
 
 extern const std::vector<const char *> kGraphs, kPrecisions, kDialects;
 constexpr int64_t kMaxLayers = 1024, kMaxAnswer = 256, kMaxTopK = 1024;
@@ -62,4 +62,4 @@ void check_signature(const GraphSignature &expected, const GraphSignature &actua
 // Name of a cache tensor: key and value of layer 0, key and value of layer 1, ...
 std::string kv_name(const char *prefix, int64_t index);
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -6,7 +6,7 @@
 
 #include "error.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 // Whose row each is, and which row is the unconditional one of each request.
@@ -312,4 +312,4 @@ void Drawing::denoise(std::vector<float> &x_t, const DrawEvents &events) {
   }
 }
 
-}  // namespace rf
+}  // namespace rf_internal

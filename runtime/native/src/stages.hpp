@@ -16,7 +16,7 @@
 #include "signature.hpp"
 #include "windows.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 struct Graphs {  // the loaded graphs of a model, and whose they are
   ModelSpec model;
@@ -101,4 +101,4 @@ class Drawing {
   std::vector<int64_t> text_lengths_;
 };
 
-}  // namespace rf
+}  // namespace rf_internal

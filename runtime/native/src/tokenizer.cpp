@@ -10,7 +10,7 @@
 #include "unicode.hpp"
 #include "utf8.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 constexpr uint64_t kMaxBytes = 64u << 20;
@@ -516,4 +516,4 @@ std::string Tokenizer::decode(const std::vector<int64_t> &ids) const {
   return is_byte_level_ ? with_replacements(text) : text;
 }
 
-}  // namespace rf
+}  // namespace rf_internal

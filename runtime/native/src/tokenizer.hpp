@@ -12,7 +12,7 @@
 
 #include "json.hpp"
 
-namespace rf {
+namespace rf_internal {
 
 class Tokenizer {
  public:
@@ -65,4 +65,4 @@ class Tokenizer {
   int64_t unknown_ = -1;
 };
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -7,7 +7,7 @@
 
 #include "utf8.hpp"
 
-namespace rf {
+namespace rf_internal {
 namespace {
 
 struct Range {
@@ -133,4 +133,4 @@ std::string nfc(const std::string &text) {
   return result;
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-namespace rf {
+namespace rf_internal {
 
 bool is_printable(uint32_t code);  // as Python's str.isprintable
 bool is_letter(uint32_t code);     // \p{L}
@@ -15,4 +15,4 @@ bool is_space(uint32_t code);      // \s, White_Space
 std::string lowercase(const std::string &text);  // as Rust's and Python's, character by character
 std::string nfc(const std::string &text);        // Unicode normal form C
 
-}  // namespace rf
+}  // namespace rf_internal

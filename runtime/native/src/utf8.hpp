@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-namespace rf {
+namespace rf_internal {
 
 inline void append_utf8(std::string &out, uint32_t code) {
   if (code < 0x80) {
@@ -55,4 +55,4 @@ inline std::vector<uint32_t> code_points(const std::string &text) {
   return codes;
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace rf {
+namespace rf_internal {
 
 TokenWindow::TokenWindow(int64_t rows, int64_t columns, int64_t start_id, int64_t size, const int64_t *forced)
     : columns_(columns), size_(std::min(size, rows * columns + 1)), drawn_(size_t(rows * columns)),
@@ -41,4 +41,4 @@ std::pair<int64_t, int64_t> TokenWindow::settle(const int64_t *drawn) {
   return {before, known};
 }
 
-}  // namespace rf
+}  // namespace rf_internal

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-namespace rf {
+namespace rf_internal {
 
 // The representation tokens of one request. Position 0 is the start token, position k has token k - 1.
 class TokenWindow {
@@ -33,4 +33,4 @@ class TokenWindow {
   std::vector<int64_t> drawn_, inputs_, forced_;
 };
 
-}  // namespace rf
+}  // namespace rf_internal
