@@ -151,6 +151,8 @@ class Drawer:
         """What the model is and can do, JSON-ready."""
         manifest, vocabulary = self._manifest, self._pipeline.model.tokenizer.vocabulary
         model, defaults = manifest.model, manifest.sampling
+        names: tuple[Literal["paper", "tuned"], ...] = ("paper",) if manifest.tuned is None else ("paper", "tuned")
+        plans = [(name, plan_drawing(GenerationOptions(plan=name), manifest)) for name in names]
         knows_words_only = not vocabulary.pieces and len(vocabulary.words) <= _MOST_WORDS
         return {
             "bundle_id": manifest.bundle_id,
@@ -164,6 +166,7 @@ class Drawer:
             "num_steps": defaults.num_steps,
             "max_steps": self._max_steps,
             "guidance": defaults.pix_guidance_scale,
+            "plans": {name: {"steps": each.num_steps, "guidance": each.pix_guidance_scale} for name, each in plans},
             "rep_vocab_size": model.rep_vocab_size,
             "answers": manifest.understanding is not None,
             "words": sorted(vocabulary.words) if knows_words_only else None,

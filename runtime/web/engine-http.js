@@ -32,17 +32,16 @@ export function createEngine(base = "v1") {
       maxTokens: model.max_tokens,
       width: model.width,
       height: model.height,
-      steps: model.num_steps,
       maxSteps: model.max_steps,
-      guidance: model.guidance,
+      plans: model.plans,
       answers: model.answers,
       words: model.words,
     };
   }
 
   async function* draw(request, signal) {
-    const { prompt, seed, steps, guidance, width, height, tokens, edits } = request;
-    const body = { prompt, seed, steps, guidance, stream: true, progress: true, partial_images: steps };
+    const { prompt, seed, plan, steps, guidance, width, height, tokens, edits } = request;
+    const body = { prompt, seed, plan, steps, guidance, stream: true, progress: true, partial_images: request.previews };
     if (width && height) body.size = `${width}x${height}`;
     if (tokens) Object.assign(body, { rep_tokens: tokens, edit: edits ?? [] });
     for await (const event of events(await call(tokens ? "images/edits" : "images/generations", body, signal))) {

@@ -10,9 +10,8 @@
  * @property {number} maxTokens     Tokens of a picture, at most.
  * @property {number} width         The default, in pixels.
  * @property {number} height
- * @property {number} steps         The default.
  * @property {number} maxSteps
- * @property {number} guidance      The default.
+ * @property {Object<string, {steps: number, guidance: number}>} plans What it can draw by; "paper" is always there.
  * @property {boolean} answers      Whether it answers questions.
  * @property {?string[]} words      All that it knows, where these are few.
  *
@@ -21,8 +20,10 @@
  * @property {number} seed
  * @property {?number} [width]
  * @property {?number} [height]
- * @property {number} steps
- * @property {number} guidance
+ * @property {string} plan
+ * @property {number} [steps]       Where it is not the plan's.
+ * @property {number} [guidance]    Likewise.
+ * @property {number} previews      So many are wanted.
  * @property {?object} [tokens]     Those of a picture that was drawn, to draw from.
  * @property {string[]} [edits]     Changes of them, in the language of `rf-export generate --edit`.
  *
@@ -33,7 +34,8 @@
  * @typedef {{type: "word", text: string}} AskEvent
  *
  * @typedef {object} Engine
- * @property {() => Promise<Info>} info
+ * @property {(onLoading: (loaded: number, total: number) => void) => Promise<Info>} info Ready to draw then; tells the
+ *   bytes that it loads.
  * @property {(request: DrawRequest, signal: AbortSignal) => AsyncGenerator<DrawEvent>} draw
  * @property {(image: Blob, question: string, signal: AbortSignal) => AsyncGenerator<AskEvent>} ask
  * @property {(key: string) => void} [useKey]

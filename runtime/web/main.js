@@ -6,6 +6,7 @@ import { TokenGrid, regionText } from "./grid.js";
 const $ = (id) => document.getElementById(id);
 const EXAMPLES = ["a red car", "two blue fish", "a green cat left of a blue mushroom", "three red balloons", "a yellow tree and a purple cup"];
 const QUESTIONS = ["what colour is the car ?", "how many fish are there ?", "what is this ?"];
+const PLANS = { paper: "full", tuned: "tuned" };
 const SMALL = 200; // pixels; a smaller picture is shown with its pixels
 
 const { createEngine } = await import(document.querySelector("meta[name=engine]").content);
@@ -18,6 +19,7 @@ let current = null; // of the session
 let running = null; // AbortController
 let copied = null; // the region that waits for its place
 let shownUrl = null; // of a preview
+let loadingSince = null; // [time, bytes]
 
 // ---- Drawing
 
@@ -46,10 +48,11 @@ async function run(work) {
 }
 
 async function draw(base = null, edits = []) {
-  const settings = { steps: Number($("steps").value), guidance: Number($("guidance").value) };
+  const settings = { plan: $("plan").value, steps: Number($("steps").value), guidance: Number($("guidance").value) };
   const size = base ? { width: base.tokens.width, height: base.tokens.height } : { width: Number($("width").value), height: Number($("height").value) };
   const prompt = $("prompt").value.trim();
-  const request = { ...settings, ...size, prompt, seed: base ? base.seed : seed(), tokens: base?.tokens, edits };
+  const own = { steps: unlessPlanned("steps"), guidance: unlessPlanned("guidance"), previews: settings.steps };
+  const request = { ...settings, ...own, ...size, prompt, seed: base ? base.seed : seed(), tokens: base?.tokens, edits };
   const before = current;
   const isDone = await run(async (signal) => {
     const started = performance.now();
@@ -64,6 +67,19 @@ async function draw(base = null, edits = []) {
     }
   });
   if (!isDone && !running) before ? open(before) : clearStage();
+}
+
+/** A value that the plan does not have anyway. */
+function unlessPlanned(id) {
+  const value = Number($(id).value);
+  return value === info.plans[$("plan").value][id] ? undefined : value;
+}
+
+function takePlan() {
+  const { steps, guidance } = info.plans[$("plan").value];
+  $("steps").value = steps;
+  $("guidance").value = guidance;
+  showRanges();
 }
 
 function beginPicture({ width, height }) {
@@ -249,7 +265,7 @@ function restore(entry) {
   if (entry.tokens) {
     $("prompt").value = entry.prompt;
     $("seed").value = entry.seed;
-    for (const name of ["width", "height", "steps", "guidance"]) $(name).value = entry.settings[name];
+    for (const name of ["width", "height", "plan", "steps", "guidance"]) $(name).value = entry.settings[name];
     showRanges();
   }
   open(entry);
@@ -335,10 +351,11 @@ function setUp() {
     $(side).replaceChildren(...sizes.map((size) => new Option(size, size)));
     $(side).value = info[side];
   }
-  $("steps").max = Math.min(info.maxSteps, Math.max(50, info.steps));
-  $("steps").value = info.steps;
-  $("guidance").value = info.guidance;
-  showRanges();
+  $("steps").max = Math.min(info.maxSteps, Math.max(50, info.plans.paper.steps));
+  const plans = Object.entries(info.plans);
+  $("plan").replaceChildren(...plans.map(([name, { steps }]) => new Option(`${PLANS[name]}: ${steps} steps`, name)));
+  $("plan").parentElement.hidden = plans.length === 1;
+  takePlan();
   const knows = (text) => !info.words || text.split(" ").every((word) => info.words.includes(word));
   const examples = EXAMPLES.filter(knows);
   $("examples").replaceChildren(...examples.map((text) => chip(text, () => { $("prompt").value = text; draw(); })));
@@ -356,13 +373,26 @@ function setUp() {
 
 async function start() {
   try {
-    info = await engine.info();
+    info = await engine.info(showLoading);
   } catch (error) {
+    $("hint").textContent = "Nothing can be drawn.";
     return explain(error);
   }
   fail(null);
   setUp();
+  $("hint").textContent = "The picture appears here, step by step.";
   document.body.classList.add("ready");
+  for (const each of document.querySelectorAll("[inert]")) each.inert = false;
+}
+
+/** Bytes that were loaded, of how many, and the time that is left. */
+function showLoading(loaded, total) {
+  const now = performance.now() / 1000, mib = (bytes) => (bytes / 2 ** 20).toFixed(1);
+  loadingSince ??= [now, loaded];
+  const gone = now - loadingSince[0], left = ((total - loaded) * gone) / (loaded - loadingSince[1]);
+  const told = gone > 1 && left > 0.5 && left < Infinity ? `, about ${Math.ceil(left)} s left` : "";
+  $("hint").textContent = loaded < total ? `Loading the model: ${mib(loaded)} of ${mib(total)} MiB${told}` : "Getting ready …";
+  $("bar").value = loaded / total;
 }
 
 $("draw").onsubmit = (event) => { event.preventDefault(); draw(); };
@@ -378,4 +408,5 @@ $("copy").onclick = beginCopy;
 $("clear").onclick = () => { copied = null; $("copy").setAttribute("aria-pressed", "false"); grid.choose(null); };
 $("file").onchange = () => { openFile($("file").files[0]); $("file").value = ""; };
 for (const id of ["steps", "guidance"]) $(id).oninput = showRanges;
+$("plan").onchange = takePlan;
 await start();

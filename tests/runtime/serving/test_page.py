@@ -94,7 +94,7 @@ def test_a_newcomer_draws_with_one_click(page: Any, server: Server) -> None:
     assert page.get_attribute("#save", "download") == "a-red-car.png"
     with page.expect_download() as download:
         page.click("#save")
-    body = {"prompt": "a red car", "seed": 7, "steps": 25, "guidance": 3, "size": "24x16"}
+    body = {"prompt": "a red car", "seed": 7, "plan": "paper", "size": "24x16"}
     drawn = server.json("/v1/images/generations", body)[1]["data"][0]["b64_json"]
     assert download.value.path().read_bytes() == base64.b64decode(drawn)
 
