@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow native bench lint clean
+.PHONY: help setup demo serve web test test-slow native bench lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,10 @@ demo: $(STAMP) ## Export the reference checkpoint, build its engine, draw, and w
 serve: $(STAMP) ## Open a page that draws with the demo's bundle; exports it first where it is missing
 	@test -d demo/bundle || $(VENV)/bin/rf-export export examples/reference/checkpoint -o demo/bundle
 	$(VENV)/bin/rf-export serve demo/bundle --open
+
+web: $(STAMP) ## Open the same page as a site that draws in the browser, without a server of ours: demo/site
+	@test -d demo/bundle || $(VENV)/bin/rf-export export examples/reference/checkpoint -o demo/bundle
+	$(VENV)/bin/rf-export export-web demo/bundle -o demo/site --force --open
 
 lint: $(STAMP) ## ruff (rules and format), mypy strict, import rules
 	$(PY) -m ruff check .

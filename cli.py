@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rf_export.commands import bench, evaluate, import_qwen3, tokens, train
+from rf_export.web.command import export_web
 from runtime.commands import parameters as arg
 from runtime.commands.doctor import doctor
 from runtime.commands.generate import generate
@@ -542,7 +543,7 @@ def refit_engine(engine: Path, bundle: Path) -> None:
 
 for each in (export, verify, calibrate, tune, build_engine, refit_engine, train, evaluate, bench, tokens, generate):
     main.add_command(each)
-for each in (understand, serve, inspect, doctor, import_qwen3):
+for each in (understand, serve, export_web, inspect, doctor, import_qwen3):
     main.add_command(each)
 
 if __name__ == "__main__":

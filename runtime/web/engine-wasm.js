@@ -4,7 +4,7 @@ import { EngineError } from "./engine.js";
 import { openBundle } from "./host/client.js";
 
 const RELOADED = "rf-export-reloaded"; // of the session's storage
-const SLOW = 5000; // milliseconds that a service worker may take
+const PATIENCE = 60_000; // milliseconds for a service worker to take over
 
 /** @returns {import("./engine.js").Engine} */
 export function createEngine() {
@@ -27,7 +27,7 @@ export function createEngine() {
       throw explained(error);
     }
     navigator.serviceWorker?.controller?.postMessage("keep all");
-    const { model, sampling, tuned, answers, words, precision, numThreads } = pipeline.info;
+    const { model, sampling, tuned, answers, words, precision } = pipeline.info;
     const plans = {};
     for (const plan of tuned ? ["paper", "tuned"] : ["paper"]) {
       const { numSteps: steps } = await pipeline.measure({ plan });
@@ -35,7 +35,7 @@ export function createEngine() {
     }
     const parameters = model.num_parameters / 1e6;
     return {
-      about: `${+parameters.toPrecision(2)} M parameters, ${precision}, ${numThreads > 1 ? `${numThreads} threads of` : "in"} this browser`,
+      about: `${+parameters.toPrecision(2)} M parameters, ${precision}, in your browser`,
       cell: 2 * model.patch_size,
       maxGrid: model.max_grid,
       maxTokens: model.max_positions - 2,
@@ -110,9 +110,14 @@ async function useServiceWorker() {
   const isAgain = sessionStorage.getItem(RELOADED);
   sessionStorage.removeItem(RELOADED);
   if (!registration || isAgain || (workers.controller && !registration.waiting)) return;
-  const changed = new Promise((resolve) => workers.addEventListener("controllerchange", () => resolve(true), { once: true }));
-  (registration.waiting ?? registration.active ?? registration.installing).postMessage("take over");
-  if (!(await Promise.race([changed, new Promise((resolve) => setTimeout(resolve, SLOW))]))) return;
+  const worker = registration.waiting ?? registration.active ?? registration.installing;
+  const hasChanged = await new Promise((resolve) => {
+    workers.addEventListener("controllerchange", () => resolve(true), { once: true });
+    worker.addEventListener("statechange", () => worker.state === "redundant" && resolve(false)); // it could not be installed
+    setTimeout(resolve, PATIENCE);
+    worker.postMessage("take over");
+  });
+  if (!hasChanged) return;
   sessionStorage.setItem(RELOADED, "yes");
   location.reload();
   await new Promise(() => {});

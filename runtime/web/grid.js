@@ -51,7 +51,7 @@ export class TokenGrid {
     this.element.tabIndex = isActive ? 0 : -1;
     this.element.setAttribute("role", isActive ? "application" : "img");
     this.element.setAttribute("aria-label", isActive ? "Tokens: arrow keys move, with shift they extend the region" : "Tokens");
-    if (!isActive) this.choose(null);
+    this.choose(isActive ? this.region : null);
   }
 
   choose(region) {

@@ -352,8 +352,8 @@ function setUp() {
     $(side).value = info[side];
   }
   $("steps").max = Math.min(info.maxSteps, Math.max(50, info.plans.paper.steps));
-  const plans = Object.entries(info.plans);
-  $("plan").replaceChildren(...plans.map(([name, { steps }]) => new Option(`${PLANS[name]}: ${steps} steps`, name)));
+  const plans = Object.keys(info.plans);
+  $("plan").replaceChildren(...plans.map((name) => new Option(PLANS[name], name)));
   $("plan").parentElement.hidden = plans.length === 1;
   takePlan();
   const knows = (text) => !info.words || text.split(" ").every((word) => info.words.includes(word));

@@ -7,7 +7,8 @@
  * hash of the table. Where a file has a packed twin it is that one which travels, whatever the server knows of
  * compression. The headers isolate the page (so that it may use threads), and hold its workers to the site.
  */
-const FILES = {}; // path -> {sha256, packed: whether PATH.gz is there}
+/** @type {Object<string, {sha256: string, packed: boolean}>} By path; packed: PATH.gz is there too. */
+const FILES = {};
 
 const ROOT = new URL(registration.scope).pathname;
 const STORE = `rf-export ${ROOT}`;

@@ -34,7 +34,7 @@ SMALLER = (
 )
 ELSEWHERE = (
     (r"^(sudo|rsync|tegrastats|pip|git|\. |python3 -m venv)", "changes the machine, or needs another one"),
-    (r"^(rf-export|make) serve", "runs until it is stopped, and has tests of its own"),
+    (r"^(rf-export|make) serve|^make web|--serve", "runs until it is stopped, and has tests of its own"),
     (r"^make (setup|demo|test|test-slow|bench)", "makes an environment, runs this suite, or what has tests of its own"),
     (r"refit-engine ENGINE BUNDLE", "needs an engine of TensorRT"),
     (r"^rf-export tune", "draws thousands of pictures, and has tests of its own"),

@@ -1,0 +1,250 @@
+"""An exported site in a real browser: draws what Python draws, stops, edits, answers, and needs no network but once.
+
+Needs Chromium (apt-get install chromium, or CHROMIUM=/path/to/it), playwright, and onnxruntime-web from npm's registry.
+One browser and one visitor serve all tests; each draws what it needs.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sites import StaticServer, damage, write_site
+
+from runtime import GenerationOptions, PictureEvent, Pipeline
+from runtime.commands.token_edits import choose_tokens, parse_edit
+from runtime.pictures.png import read_parameters
+from runtime.pictures.token_file import RepGrid, read_grid
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("sites are looked at in Chromium: apt-get install chromium", allow_module_level=True)
+playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: pip install playwright")
+
+SHOTS = os.environ.get("RF_EXPORT_TEST_SHOTS")  # a folder for screenshots, to look at
+IDLE = "body.ready:not(.busy)"
+WIDE = """() => [...document.querySelectorAll("body *")].filter(each => {
+  const box = each.getBoundingClientRect();
+  return box.width && (box.right > innerWidth + 1 || box.left < -1) && !each.classList.contains("unseen");
+}).map(each => each.outerHTML.slice(0, 90))"""
+KEPT = "async () => { for (const name of await caches.keys()) return (await (await caches.open(name)).keys()).length; }"
+
+
+@pytest.fixture(scope="module")
+def site(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In fp32, which the browser computes as Python does."""
+    return write_site(tiny_bundle, tmp_path_factory.mktemp("web") / "site", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def server(site: Path) -> Iterator[StaticServer]:
+    server = StaticServer(site)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def visitor(browser: Any, server: StaticServer) -> Iterator[Any]:
+    """Someone who opened the page; nothing but the site may be asked, and nothing may go wrong in the page."""
+    context = browser.new_context(viewport={"width": 1280, "height": 844}, color_scheme="light")
+    troubles: list[str] = []
+    context.on("weberror", lambda error: troubles.append(str(error.error)))
+    context.on("console", lambda told: troubles.append(told.text) if told.type == "error" else None)
+    context.on(
+        "request",
+        lambda asked: None if asked.url.startswith((server.url, "blob:", "data:")) else troubles.append(asked.url),
+    )
+    page = context.new_page()
+    page.set_default_timeout(180_000)
+    page.goto(server.url)
+    page.wait_for_selector(IDLE)
+    yield page
+    context.close()
+    assert troubles == []
+
+
+@pytest.fixture
+def page(visitor: Any) -> Any:
+    """The page as it is, with nothing chosen."""
+    visitor.select_option("#width", "24")
+    visitor.select_option("#height", "16")
+    visitor.fill("#seed", "7")
+    visitor.uncheck("#show-tokens")
+    visitor.evaluate("plan.onchange()")
+    return visitor
+
+
+def draw(page: Any, prompt: str, steps: int | None = None) -> None:
+    page.fill("#prompt", prompt)
+    if steps is not None:
+        page.evaluate(f"steps.max = 1000; steps.value = {steps}; steps.oninput()")
+    page.click("#go")
+    page.wait_for_selector(IDLE)
+    assert page.locator("#error").is_hidden(), page.text_content("#error")
+
+
+def wait_until(page: Any, promise: str, timeout_s: float = 180) -> None:
+    """Wait for a promise that says yes; `wait_for_function` takes the promise itself for a yes."""
+    deadline = time.monotonic() + timeout_s
+    while not page.evaluate(promise):
+        assert time.monotonic() < deadline, promise
+        time.sleep(0.05)
+
+
+def saved(page: Any, out: Path) -> Path:
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(out)
+    return out
+
+
+def test_a_picture_is_that_of_python(page: Any, pipeline: Pipeline, tmp_path: Path) -> None:
+    draw(page, "a red car")
+    assert re.search(r"25 steps in [\d.]+ s, seed 7", page.text_content("#status"))
+    file = saved(page, tmp_path / "car.png")
+    event = list(pipeline.generate(["a red car"], seed=7))[-1]
+    assert isinstance(event, PictureEvent)
+    assert read_grid(file).rep_ids.ravel().tolist() == event.rep_ids.tolist()
+    picture = np.asarray(Image.open(file).convert("RGB"), np.int64)
+    assert np.abs(picture - event.picture).max() <= 1
+    assert read_parameters(file)["tokens"] == RepGrid.of(event, pipeline.bundle.manifest).to_dict()
+    assert read_parameters(file)["precision"] == "fp32"
+
+
+def test_each_step_is_shown_and_the_page_is_isolated(page: Any) -> None:
+    page.evaluate(
+        """() => {
+          window.seen = new Set();
+          new MutationObserver(() => seen.add(picture.src)).observe(picture, {attributes: true});
+        }"""
+    )
+    draw(page, "two blue fish", 12)
+    assert page.evaluate("seen.size") >= 12
+    assert page.locator("#grid span.known").count() == 6
+    assert page.evaluate("crossOriginIsolated")
+
+
+def test_stop_shows_what_was_there_before(page: Any) -> None:
+    draw(page, "a cup", 4)
+    pictures = page.locator("#history li").count()
+    page.evaluate(
+        """() => {
+          const status = document.getElementById("status"), button = document.getElementById("stop");
+          const observer = new MutationObserver(() => {
+            if (/^Step/.test(status.textContent)) { observer.disconnect(); button.click(); }
+          });
+          observer.observe(status, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+    draw(page, "a cup", 1000)
+    assert page.text_content("#status").startswith("4 steps")
+    assert page.locator("#history li").count() == pictures
+
+
+def test_a_region_is_drawn_anew_as_python_does_it(page: Any, pipeline: Pipeline) -> None:
+    draw(page, "a red car")
+    page.check("#show-tokens")
+    before = [int(code) for code in page.locator("#grid span").all_text_contents()]
+    page.locator("#grid").focus()
+    for key in ("ArrowRight", "ArrowRight", "Shift+ArrowDown"):
+        page.keyboard.press(key)
+    page.click("#redraw")
+    page.wait_for_selector(IDLE)
+    after = [int(code) for code in page.locator("#grid span").all_text_contents()]
+    edit = re.search(r"edited: (\S+)", page.text_content("#status"))
+    assert edit
+    grid = RepGrid(
+        checkpoint=pipeline.bundle.manifest.checkpoint["sha256"],
+        height=16,
+        width=24,
+        prompt="a red car",
+        seed=7,
+        rep_ids=np.array(before).reshape(2, 3),
+    )
+    options = GenerationOptions(height=16, width=24)
+    edits = [parse_edit(edit[1])]
+    chosen = choose_tokens(pipeline, ["a red car"], seed=7, options=options, base=grid, edits=edits)
+    assert chosen is not None and after == chosen[0].tolist()
+    assert after[0] == before[0]
+
+
+def test_questions_get_the_answers_of_python(page: Any, pipeline: Pipeline, tmp_path: Path) -> None:
+    draw(page, "a red car")
+    file = saved(page, tmp_path / "car.png")
+    questions = ["", "what colour is the car ?"]
+    for question in questions:
+        page.fill("#question", question)
+        page.click("#ask-go")
+        page.wait_for_selector(IDLE)
+    answers = page.locator("#said dd").all_text_contents()
+    assert answers == [pipeline.understand(file, question=question).strip() or "…" for question in reversed(questions)]
+
+
+def test_errors_are_sentences(page: Any) -> None:
+    page.fill("#prompt", "a red elephant")
+    page.click("#go")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "elephant" in page.text_content("#error")
+    draw(page, "a cup", 2)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_it_fits_phones_and_desks(page: Any, width: int, scheme: str) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    draw(page, "a green cat left of a blue mushroom", 4)
+    page.check("#show-tokens")
+    assert page.evaluate(WIDE) == []
+    assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"site-{width}-{scheme}.png", full_page=True)
+
+
+def test_without_a_network_and_after_an_update(page: Any, server: StaticServer, site: Path, tiny_bundle: Path) -> None:
+    num_files = sum(path.is_file() and path.suffix != ".gz" for path in site.rglob("*")) - 1  # the service worker
+    wait_until(page, f"({KEPT})().then(count => count === {num_files})")
+    server.stop()
+    page.reload()
+    page.wait_for_selector(IDLE)
+    assert "fp32" in page.text_content("#model")
+    draw(page, "a red car", 4)
+    server.start()
+    write_site(tiny_bundle, site, precision="fp16", force=True)
+    page.reload()  # the browser learns of the new site, and goes on with the old one
+    page.wait_for_selector(IDLE)
+    wait_until(page, "navigator.serviceWorker.getRegistration().then(({waiting}) => Boolean(waiting))")
+    page.reload()
+    page.wait_for_selector(f"{IDLE} #model:has-text('fp16')")
+    draw(page, "a red car", 4)
+    wait_until(page, f"({KEPT})().then(count => count === {num_files})")  # what is old is forgotten
+
+
+def test_damaged_weights_are_refused_in_a_sentence(browser: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    site = write_site(tiny_bundle, tmp_path / "site")
+    damage(site, "bundle/graphs/weights/fp16.bin")
+    server = StaticServer(site)
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(180_000)
+        page.goto(server.url)
+        page.wait_for_selector("#error:not([hidden])")
+        assert "fp16.bin" in page.text_content("#error") and "damaged" in page.text_content("#error")
+        assert page.text_content("#hint") == "Nothing can be drawn."
+        assert page.locator("body.ready").count() == 0
+        page.close()
+    finally:
+        server.stop()
