@@ -79,7 +79,7 @@ VISIT: Final = """async () => {
   go.click();
   await step;
   const pressed = performance.now();
-  stop.click();
+  document.getElementById("stop").click();
   while (!idle()) await new Promise((resolve) => setTimeout(resolve));
   told.stop = performance.now() - pressed;
   plan.onchange();

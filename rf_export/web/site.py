@@ -147,7 +147,8 @@ def _cut(bundle: Bundle, variant: Variant, folder: Path) -> str:
     """Write the part of a bundle that draws in one variant, with the verdict on it; returns its id."""
     manifest = bundle.manifest
     graphs = tuple(manifest.graphs_of(variant))
-    names = dict.fromkeys([manifest.tokenizer.file, *(name for graph in graphs for name in graph.files)])
+    others = {name for graph in manifest.graphs if graph not in graphs for name in graph.files}
+    names = [name for name in manifest.files if name not in others.difference(*(graph.files for graph in graphs))]
     bundle.verify(names)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ const PATIENCE = 60_000; // milliseconds for a service worker to take over
 export function createEngine() {
   const { content, dataset } = document.querySelector("meta[name=bundle]");
   const base = new URL(content, document.baseURI);
-  let pipeline, checkpoint;
+  let pipeline;
 
   async function info(onLoading) {
     await useServiceWorker();
@@ -22,7 +22,6 @@ export function createEngine() {
         warmUp: true,
         onProgress: ({ loaded, total }) => onLoading(loaded, total),
       });
-      checkpoint = (await (await fetch(new URL("manifest.json", base))).json()).checkpoint.sha256;
     } catch (error) {
       throw explained(error);
     }
@@ -70,9 +69,9 @@ export function createEngine() {
 
   /** As runtime/pictures/token_file.py writes it. */
   function tokensOf({ prompt, seed, width, height, repIds }) {
-    const cell = 2 * pipeline.info.model.patch_size, columns = width / cell, rows = height / cell;
+    const { checkpoint, model } = pipeline.info, cell = 2 * model.patch_size, columns = width / cell, rows = height / cell;
     const rep_ids = Array.from({ length: rows }, (_, row) => repIds.slice(row * columns, (row + 1) * columns));
-    const head = { format: "rf-export-tokens", format_version: 1, checkpoint, height, width, rows, columns };
+    const head = { format: "rf-export-tokens", format_version: 1, checkpoint: checkpoint.sha256, height, width, rows, columns };
     return { ...head, prompt, seed: Number(seed), rep_ids };
   }
 
