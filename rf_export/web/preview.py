@@ -5,23 +5,18 @@ from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from runtime.errors import RFError
 
 ADDRESS: Final = "127.0.0.1"
+_KINDS: Final = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    extensions_map: ClassVar[dict[str, str]] = {  # the system's own table may have others
-        **SimpleHTTPRequestHandler.extensions_map,
-        ".js": "text/javascript",
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-        ".json": "application/json",
-        ".svg": "image/svg+xml",
-        ".gz": "application/gzip",
-    }
+    def guess_type(self, path: Any) -> str:
+        """The kind of a file, whatever the system's own table has."""
+        return _KINDS.get(Path(path).suffix) or super().guess_type(path)
 
     def log_message(self, *_: Any) -> None:
         """Tell nothing."""

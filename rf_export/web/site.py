@@ -138,9 +138,8 @@ def _require_drawable(bundle: Bundle, variant: Variant, options: SiteOptions) ->
 
 def _copy_library(library: Path, folder: Path) -> None:
     folder.mkdir()
-    for name in (*onnxruntime_web.FILES, "LICENSE"):
-        if (library / name).is_file():  # a folder of files without a licence is somebody's own
-            shutil.copyfile(library / name, folder / name)
+    for name in onnxruntime_web.FILES:
+        shutil.copyfile(library / name, folder / name)
 
 
 def _cut(bundle: Bundle, variant: Variant, folder: Path) -> str:

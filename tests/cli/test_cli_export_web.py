@@ -75,7 +75,10 @@ def test_the_page_draws_by_itself_and_names_no_other_address(site: Path) -> None
 
 
 def test_the_same_bundle_makes_the_same_site(tiny_bundle: Path, site: Path, tmp_path: Path) -> None:
-    told = json.loads(run("export-web", tiny_bundle, "-o", tmp_path / "again", "--json"))
+    package = tmp_path / "unpacked"
+    shutil.copytree(onnxruntime_web.fetch(), package / "dist")
+    ours = ("--onnxruntime-web", package)
+    told = json.loads(run("export-web", tiny_bundle, "-o", tmp_path / "again", "--json", *ours))
     assert (tmp_path / "again/service-worker.js").read_text() == (site / "service-worker.js").read_text()
     assert told["precision"] == "fp16" and told["num_files"] == len(table(site))
     assert told["bundle_id"] == open_bundle(site / "bundle").manifest.bundle_id
@@ -85,7 +88,9 @@ def test_the_same_bundle_makes_the_same_site(tiny_bundle: Path, site: Path, tmp_
     out = run("export-web", tiny_bundle, "-o", tmp_path / "again", "--force", "--precision", "fp32")
     assert "fp32, bundle" in out and "a first visit loads" in out
     assert open_bundle(tmp_path / "again/bundle").manifest.precisions == ("fp32",)
-    assert {path.name for path in tmp_path.iterdir()} == {"again"}
+    (package / "dist/ort.wasm.min.mjs").write_text("another version")
+    refused(invoke("export-web", tiny_bundle, "-o", tmp_path / "other", *ours), "ort.wasm.min.mjs", "1.30.0")
+    assert {path.name for path in tmp_path.iterdir()} == {"again", "unpacked"}
 
 
 def test_graphs_that_nobody_verified_are_left_or_refused(bundle: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_options_are_completed() -> None:
 
 def test_the_terminal_is_for_commands_only() -> None:
     """Whoever embeds a library has a log and a progress of their own."""
-    commands = {"cli.py", "rf_export/commands.py", "runtime/serving/command.py"}
+    commands = {"cli.py", "rf_export/commands.py", "rf_export/web/command.py", "runtime/serving/command.py"}
     allowed = {*commands, "rf_export/evaluation/train_checker.py"}  # which is a program
     packages = ("runtime", "engines", "calibration", "tuning", "verification", "rf_export")
     for path in (path for package in packages for path in (ROOT / package).rglob("*.py")):
