@@ -10,15 +10,20 @@ from rf_export.web import onnxruntime_web, preview
 from rf_export.web.site import WEB, SiteOptions, export_site
 from runtime.errors import RFError
 
-__all__ = ["WEB", "StaticServer", "damage", "write_site"]
+__all__ = ["WEB", "StaticServer", "damage", "require_library", "write_site"]
+
+
+def require_library() -> Path:
+    """The files of onnxruntime-web; skips the test where they are not to be had."""
+    try:
+        return onnxruntime_web.fetch()
+    except RFError as error:
+        pytest.skip(str(error))
 
 
 def write_site(bundle: Path, out: Path, **options: Any) -> Path:
-    """Export a site; skips the test where onnxruntime-web is not to be had."""
-    try:
-        onnxruntime_web.fetch()
-    except RFError as error:
-        pytest.skip(str(error))
+    """Export a site; skips the test where that cannot be."""
+    require_library()
     return export_site(bundle, out, SiteOptions(**options), lambda *_: None).path
 
 

@@ -92,14 +92,14 @@ def export_site(bundle_path: Path, out: Path, options: SiteOptions, report: Prog
     variant = Variant(options.precision or _best_precision(bundle, options.dialect), options.dialect)
     _require_drawable(bundle, variant, options)
     with write_folder(out, replaceable=_is_site, force=options.force, what="site") as folder:
-        library = onnxruntime_web.fetch(options.onnxruntime_web, report)
         report("copying", 0, 1)
+        bundle_id = _cut(bundle, variant, folder / BUNDLE)
+        library = onnxruntime_web.fetch(options.onnxruntime_web, report)
         shutil.copytree(WEB / "host", folder / "host", ignore=shutil.ignore_patterns("ort", "*.json", "*.md"))
         _copy_library(library, folder / "host" / "ort")
         for name in _PAGE:
             shutil.copyfile(WEB / name, folder / name)
-        bundle_id = _cut(bundle, variant, folder / BUNDLE)
-        (folder / "index.html").write_text(_index(variant, options), encoding="utf-8")
+        (folder / "index.html").write_text(_index(folder, variant, options), encoding="utf-8")
         table = _table(folder)
         packed = _pack(folder, list(table), report)
         _write_worker(folder, table, packed)
@@ -162,14 +162,16 @@ def _cut(bundle: Bundle, variant: Variant, folder: Path) -> str:
     return part.bundle_id
 
 
-def _index(variant: Variant, options: SiteOptions) -> str:
-    """The page of the server with another engine."""
+def _index(folder: Path, variant: Variant, options: SiteOptions) -> str:
+    """The page of the server with another engine, which knows how much there is to load."""
+    bundle = sum(path.stat().st_size for path in (folder / BUNDLE).rglob("*") if path.is_file())
+    library = (folder / "host" / "ort" / "ort-wasm-simd-threaded.wasm").stat().st_size
     unverified = " data-unverified" * options.allow_unverified
     heads = (
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         '<meta name="engine" content="./engine-wasm.js">',
         f'<meta name="bundle" content="{BUNDLE}/" data-precision="{variant.precision}" '
-        f'data-dialect="{variant.dialect}"{unverified}>',
+        f'data-dialect="{variant.dialect}" data-bytes="{bundle}" data-library-bytes="{library}"{unverified}>',
     )
     before, found, after = (WEB / "index.html").read_text(encoding="utf-8").partition(_SERVER_ENGINE)
     assert found

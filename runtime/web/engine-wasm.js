@@ -14,13 +14,15 @@ export function createEngine() {
 
   async function info(onLoading) {
     await useServiceWorker();
+    const others = Number(dataset.libraryBytes), all = Number(dataset.bytes) + others;
     try {
+      await loadLibrary((loaded) => onLoading(loaded, all));
       pipeline = await openBundle(base, {
         precision: dataset.precision,
         dialect: dataset.dialect,
         allowUnverified: dataset.unverified !== undefined,
         warmUp: true,
-        onProgress: ({ loaded, total }) => onLoading(loaded, total),
+        onProgress: ({ loaded, total }) => onLoading(loaded + others, total + others),
       });
     } catch (error) {
       throw explained(error);
@@ -120,6 +122,14 @@ async function useServiceWorker() {
   sessionStorage.setItem(RELOADED, "yes");
   location.reload();
   await new Promise(() => {});
+}
+
+/** The largest file of the library, which hides how far it is; from now on the service worker has it. */
+async function loadLibrary(onLoaded) {
+  if (!navigator.serviceWorker?.controller) return;
+  const reader = (await fetch(new URL("host/ort/ort-wasm-simd-threaded.wasm", document.baseURI))).body.getReader();
+  let loaded = 0;
+  for (let next = await reader.read(); !next.done; next = await reader.read()) onLoaded((loaded += next.value.length));
 }
 
 // ---- Pictures

@@ -3,9 +3,14 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -13,7 +18,7 @@ import numpy as np
 import pytest
 import tomllib
 from running import invoke, refused, run
-from sites import WEB, write_site
+from sites import WEB, require_library, write_site
 
 from rf_export.web import onnxruntime_web
 from runtime import Pipeline
@@ -21,6 +26,7 @@ from runtime.bundle.folder import open_bundle, write_manifest
 from runtime.signature import Variant
 
 ROOT = Path(__file__).parents[2]
+WASM = "host/ort/ort-wasm-simd-threaded.wasm"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +69,7 @@ def test_the_table_names_every_file_and_packed_twins_are_the_same(site: Path) ->
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
         assert entry["packed"] == (f"{name}.gz" in files)
         assert not entry["packed"] or gzip.decompress((site / f"{name}.gz").read_bytes()) == content
-    assert known["host/ort/ort-wasm-simd-threaded.wasm"]["packed"]
+    assert known[WASM]["packed"]
 
 
 def test_the_page_draws_by_itself_and_names_no_other_address(site: Path) -> None:
@@ -76,7 +82,7 @@ def test_the_page_draws_by_itself_and_names_no_other_address(site: Path) -> None
 
 def test_the_same_bundle_makes_the_same_site(tiny_bundle: Path, site: Path, tmp_path: Path) -> None:
     package = tmp_path / "unpacked"
-    shutil.copytree(onnxruntime_web.fetch(), package / "dist")
+    shutil.copytree(require_library(), package / "dist")
     ours = ("--onnxruntime-web", package)
     told = json.loads(run("export-web", tiny_bundle, "-o", tmp_path / "again", "--json", *ours))
     assert (tmp_path / "again/service-worker.js").read_text() == (site / "service-worker.js").read_text()
@@ -93,7 +99,24 @@ def test_the_same_bundle_makes_the_same_site(tiny_bundle: Path, site: Path, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"again", "unpacked"}
 
 
+def test_a_site_can_be_looked_at_until_ctrl_c(tiny_bundle: Path, tmp_path: Path) -> None:
+    require_library()
+    command = [sys.executable, ROOT / "cli.py", "export-web", tiny_bundle, "-o", tmp_path / "site", "--serve"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*map(str, command), "--port", "0"], stdout=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = next(line.split()[0] for line in process.stdout if line.startswith("http://127.0.0.1"))
+        for name, kind in (("", "text/html"), ("main.js", "text/javascript"), (WASM, "application/wasm")):
+            with urllib.request.urlopen(f"{url}{name}") as answer:
+                assert answer.headers["Content-Type"].startswith(kind)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
 def test_graphs_that_nobody_verified_are_left_or_refused(bundle: Path, tmp_path: Path) -> None:
+    require_library()
     manifest = open_bundle(bundle).manifest
     write_manifest(bundle, manifest.replace(verified={"fp32": manifest.verified["fp32"]}))
     assert "fp32, bundle" in run("export-web", bundle, "-o", tmp_path / "site")
