@@ -3,12 +3,11 @@
 import json
 import shutil
 import subprocess
-from random import Random
 
 import pytest
 from building import NATIVE, require_compiler, run
 from msgspec.structs import replace
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers_made import byte_level, known_texts, other_kinds, texts, word_level
 
 from runtime import GenerationOptions
 from runtime.bundle.folder import describe_file, open_bundle, write_manifest
@@ -16,61 +15,6 @@ from runtime.errors import RFError
 from runtime.native.binding import NativePipeline
 from runtime.text.tokenizer import PromptTokenizer
 from verification.texts import CHECK_TEXTS
-
-SPLITS = {
-    "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "llama": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
-CORPUS = [
-    "a red car and two blue fish, don't stop",
-    "l'été à Paris — 1234 fois",
-    "Über Größe 12345",
-    "日本語の車",
-    "x\n\n  y",
-]
-PARTS = [
-    *(
-        "a",
-        "red",
-        " ",
-        "  ",
-        "\n",
-        "\r\n",
-        "\t",
-        "'s",
-        "'LL",
-        "'ſ",
-        "don't",
-        "é",
-        "e\u0301",
-        "ﬁ",
-        "한",
-        "\u1112\u1161\u11ab",
-    ),
-    *(
-        "1",
-        "23",
-        "4567",
-        "٣",
-        "½",
-        "Ⅷ",
-        "!",
-        "?!\n",
-        "...",
-        "—",
-        "🚗",
-        "👨‍👩‍👧",
-        "車",
-        "ä",
-        "\u00a0",
-        "\u3000",
-        "_",
-        "<think>",
-    ),
-    *("\u0301", "\u0323\u0301", "İ", "ß", "Σ", "<", "think>", "\u2028", "\u0085", "\u200d", "Å", "क्षि"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -82,36 +26,6 @@ def program(tmp_path_factory):
     include = ["-I", NATIVE / "src", "-I", NATIVE / "include"]
     run("c++", "-std=c++17", "-O1", *include, "tests/native/tokens.cpp", *sources, "-o", out, cwd=NATIVE.parents[1])
     return out
-
-
-def byte_level(split, prefix=False):
-    tokenizer = Tokenizer(models.BPE())
-    if split == "gpt2":
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    else:
-        tokenizer.normalizer = normalizers.NFC()
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(SPLITS[split]), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS * 3, trainer)
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
-    return tokenizer
-
-
-def texts(count):
-    rng = Random(4)
-    yield from CORPUS
-    for _ in range(count):
-        yield "".join(rng.choice(PARTS) for _ in range(rng.choice((1, 2, 5, 20, 60))))
 
 
 def compare(program, path, vocab_size, all_texts):
@@ -142,22 +56,16 @@ def test_byte_level_bpe_is_read_exactly(split, prefix, program, tmp_path):
 
 
 def test_words_are_read_exactly(program, tmp_path):
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "red": 2, "é": 3, "!": 4, "23": 5, "ä": 6}, "[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     path = tmp_path / "tokenizer.json"
-    tokenizer.save(str(path))
-    rng = Random(3)
-    words = ["a", "red", "É", "!", "23", "Ä", " ", "\n", "\u00a0"]
-    known = [" ".join(rng.choice(words) for _ in range(rng.choice((1, 3, 9)))) for _ in range(300)]
-    read, refused = compare(program, path, 10, [*known, *texts(300)])
+    word_level().save(str(path))
+    read, refused = compare(program, path, 10, [*known_texts(300), *texts(300)])
     assert read >= 300
     assert refused > 100
 
 
 def test_other_kinds_are_refused_by_name(program, tmp_path):
     path = tmp_path / "tokenizer.json"
-    for model in (models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), models.Unigram([("a", -1.0)])):
-        tokenizer = Tokenizer(model)
+    for tokenizer in other_kinds():
         tokenizer.save(str(path))
         assert "which this library does not read. Give token ids" in run(program, path, 10, input="")
 

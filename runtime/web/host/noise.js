@@ -31,7 +31,7 @@ function uniform(seed, stage, step, size) {
 
 /** Gumbel noise of one token, [size] float32. @param {bigint} seed @param {number} step @param {number} size @param {number} [stage] */
 export function gumbel(seed, step, size, stage = STAGES.representation) {
-  return Float32Array.from(uniform(seed, stage, step, size), (u) => -Math.log(-Math.log(u)));
+  return new Float32Array(uniform(seed, stage, step, size).map((u) => -Math.log(-Math.log(u))));
 }
 
 /** The standard normal noise that a picture starts from, [size] float32. @param {bigint} seed @param {number} size */
