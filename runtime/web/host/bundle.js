@@ -28,19 +28,31 @@ export class Bundle {
     this.source = source, this.manifest = manifest;
   }
 
-  /** Raises RFError where it is no bundle, damaged, or needs what nobody knows here. @param {import("./source.js").Source} source @param {AbortSignal} [signal] */
+  /**
+   * Raises RFError where it is no bundle, damaged, or needs what nobody knows here.
+   *
+   * @param {import("./source.js").Source} source @param {AbortSignal} [signal]
+   */
   static async open(source, signal) {
     const where = `${source.name}/${MANIFEST}`, content = await source.read(MANIFEST, MAX_MANIFEST_BYTES, undefined, signal).catch((error) => {
       if (error.kind !== "damaged") throw error;
       throw new RFError(`${source.name} has no ${MANIFEST}, so it is not a bundle. Make one with: rf-export export`);
     });
     if (content.length > MAX_MANIFEST_BYTES) {
-      throw new RFError(`${where} has more than ${MAX_MANIFEST_BYTES} bytes, and at most ${MAX_MANIFEST_BYTES} are read. It is no such file.`, "damaged");
+      throw new RFError(
+        `${where} has more than ${MAX_MANIFEST_BYTES} bytes, and at most ${MAX_MANIFEST_BYTES} are read. It is no ` +
+          "such file.",
+        "damaged",
+      );
     }
     refuseLfsPointer(content, where);
     const manifest = readManifest(parseJson(content, where), where);
     if (manifest.requires.length) {
-      throw new RFError(`${source.name} requires what this rf-export does not know: ${manifest.requires.join(", ")}. Install a newer one.`, "mismatch");
+      throw new RFError(
+        `${source.name} requires what this rf-export does not know: ${manifest.requires.join(", ")}. Install a ` +
+          "newer one.",
+        "mismatch",
+      );
     }
     return new Bundle(source, manifest);
   }
@@ -56,7 +68,11 @@ export class Bundle {
     return this.manifest.graphs.find((graph) => graph.name === name && graph.precision === precision && graph.dialect === dialect);
   }
 
-  /** The entry of a graph; raises RFError saying what there is. @param {import("./signature.js").GraphName} name @param {Variant} variant @returns {GraphEntry} */
+  /**
+   * The entry of a graph; raises RFError saying what there is.
+   *
+   * @param {import("./signature.js").GraphName} name @param {Variant} variant @returns {GraphEntry}
+   */
   graph(name, variant) {
     const graph = this.#find(name, variant);
     if (graph) return graph;
@@ -65,7 +81,9 @@ export class Bundle {
     const remedy = variant.precision.startsWith("int8")
       ? `make the graphs with: rf-export calibrate ${this.source.name} --prompts FILE${target}`
       : "export the bundle again with the precision that you need";
-    throw new RFError(`${this.source.name} has no ${name} in ${inWords(variant)}; it has ${there}. Choose one of these, or ${remedy}.`);
+    throw new RFError(
+      `${this.source.name} has no ${name} in ${inWords(variant)}; it has ${there}. Choose one of these, or ${remedy}.`,
+    );
   }
 
   /** Raises RFError where the graphs failed a verification or nobody verified them. @param {Variant} variant */
@@ -73,7 +91,10 @@ export class Bundle {
     const [verdict, reason] = this.#verdict(variant), { name } = this.source;
     if (verdict === "passed") return;
     const found = verdict === "failed" ? "failed verification" : "may not be right";
-    throw new RFError(`The ${inWords(variant)} graphs of ${name} ${found}: ${reason}. Verify with: rf-export verify ${name} --checkpoint CHECKPOINT. ${ANYWAY}`);
+    throw new RFError(
+      `The ${inWords(variant)} graphs of ${name} ${found}: ${reason}. Verify with: rf-export verify ${name} ` +
+        `--checkpoint CHECKPOINT. ${ANYWAY}`,
+    );
   }
 
   /** @param {Variant} variant @returns {[string, string]} */
@@ -107,16 +128,27 @@ export class Bundle {
     const read = await Promise.all(all.map(async (name) => {
       const { size, sha256: hash } = files[name], path = `${this.source.name}/${name}`;
       if (name === tokenizer.file && size > MAX_TOKENIZER_BYTES) {
-        throw new RFError(`${path} has ${size} bytes, and at most ${MAX_TOKENIZER_BYTES} are read. It is no such file.`, "damaged");
+        throw new RFError(
+          `${path} has ${size} bytes, and at most ${MAX_TOKENIZER_BYTES} are read. It is no such file.`,
+          "damaged",
+        );
       }
       const content = await this.source.read(name, size, (bytes) => onProgress?.({ file: name, loaded: loaded += bytes, total }), signal);
       if (content.length !== size) {
         refuseLfsPointer(content, path);
         const found = content.length > size ? `more than ${size}` : content.length;
-        throw new RFError(`${path} has ${found} bytes and ${size} are expected: it is damaged or was cut off. Copy it again, or make it again.`, "damaged");
+        throw new RFError(
+          `${path} has ${found} bytes and ${size} are expected: it is damaged or was cut off. Copy it again, or ` +
+            "make it again.",
+          "damaged",
+        );
       }
       if ((await sha256Of(content)) !== hash) {
-        throw new RFError(`${path} differs from what was written (sha256): it is damaged or was changed. Copy it again, or make it again.`, "damaged");
+        throw new RFError(
+          `${path} differs from what was written (sha256): it is damaged or was changed. Copy it again, or make it ` +
+            "again.",
+          "damaged",
+        );
       }
       return /** @type {[string, Uint8Array<ArrayBuffer>]} */ ([name, content]);
     }));

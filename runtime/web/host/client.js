@@ -13,16 +13,20 @@ import { filesByPath } from "./source.js";
 
 export { RFError };
 
+/** @typedef {{onEvent: (event: any) => void, resolve: (value: any) => void, reject: (error: unknown) => void}} Waiting */
+
 /** Calls into one worker, and what comes back. */
 class Channel {
   #next = 1;
-  #waiting = /** @type {Map<number, {onEvent: (event: any) => void, resolve: (value: any) => void, reject: (error: unknown) => void}>} */ (new Map());
+  #waiting = /** @type {Map<number, Waiting>} */ (new Map());
   #ended = /** @type {?Error} */ (null);
   #worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
 
   constructor() {
     this.#worker.onmessage = ({ data }) => this.#take(data);
-    this.#worker.onerror = (event) => this.end(new RFError(`The worker that draws cannot go on (${event.message || "it did not start"}). Load the page again.`, "missing"));
+    this.#worker.onerror = ({ message }) => {
+      this.end(new RFError(`The worker that draws cannot go on (${message || "it did not start"}). Load the page again.`, "missing"));
+    };
   }
 
   /** @param {any} message */
@@ -33,7 +37,8 @@ class Channel {
     this.#waiting.delete(id);
     if (!error) return call.resolve(result);
     const { name, message, kind, stack } = error;
-    call.reject(name === "RFError" ? new RFError(message, kind) : name === "AbortError" ? new DOMException(message, name) : Object.assign(new Error(message), { name, stack }));
+    if (name === "RFError") call.reject(new RFError(message, kind));
+    else call.reject(name === "AbortError" ? new DOMException(message, name) : Object.assign(new Error(message), { name, stack }));
   }
 
   /** Everything that still waits has failed. @param {Error} error */
@@ -54,7 +59,10 @@ class Channel {
     const done = new Promise((resolve, reject) => this.#waiting.set(id, { onEvent, resolve, reject }));
     signal?.addEventListener("abort", abort);
     this.#worker.postMessage({ id, target, method, args });
-    return { id, done: done.catch((error) => { throw signal?.aborted ? signal.reason : error; }).finally(() => signal?.removeEventListener("abort", abort)) };
+    const told = done.catch((error) => {
+      throw signal?.aborted ? signal.reason : error;
+    });
+    return { id, done: told.finally(() => signal?.removeEventListener("abort", abort)) };
   }
 
   /** @param {number} id */
@@ -62,7 +70,10 @@ class Channel {
     this.#worker.postMessage({ abort: id });
   }
 
-  /** @param {number} target @param {string} method @param {any[]} args @param {AbortSignal} [signal] @returns {AsyncGenerator<any>} */
+  /**
+   * @param {number} target @param {string} method @param {any[]} args @param {AbortSignal} [signal]
+   * @returns {AsyncGenerator<any>}
+   */
   async *events(target, method, args, signal) {
     const queue = /** @type {any[]} */ ([]);
     let wake = () => {}, isDone = false, failure = /** @type {unknown} */ (null);
@@ -95,7 +106,10 @@ export class Pipeline {
     this.#channel = channel, this.#id = id, this.info = info;
   }
 
-  /** @param {import("./plans.js").DrawOptions} [options] @returns {Promise<ReturnType<import("./pipeline.js").Pipeline["measure"]>>} */
+  /**
+   * @param {import("./plans.js").DrawOptions} [options]
+   * @returns {Promise<ReturnType<import("./pipeline.js").Pipeline["measure"]>>}
+   */
   measure(options = {}) {
     return this.#channel.call(this.#id, "measure", [options]).done;
   }
@@ -110,7 +124,10 @@ export class Pipeline {
     return this.#channel.call(this.#id, "detokenize", [ids]).done;
   }
 
-  /** @param {import("./request.js").DrawRequest} request @param {{signal?: AbortSignal, previews?: boolean|number}} [how] @returns {AsyncGenerator<DrawEvent>} */
+  /**
+   * @param {import("./request.js").DrawRequest} request
+   * @param {{signal?: AbortSignal, previews?: boolean|number}} [how] @returns {AsyncGenerator<DrawEvent>}
+   */
   draw(request, { signal, ...how } = {}) {
     return this.#channel.events(this.#id, "draw", [request, how], signal);
   }
@@ -148,7 +165,10 @@ export class Conversation {
     return this.#channel.call(this.#id, "get", ["numRead"]).done;
   }
 
-  /** @param {import("./pictures.js").Picture} picture @param {{height?: number, width?: number}} [size] @returns {Promise<void>} */
+  /**
+   * @param {import("./pictures.js").Picture} picture @param {{height?: number, width?: number}} [size]
+   * @returns {Promise<void>}
+   */
   show({ rgb, rgba, data, height, width }, size) { // ImageData, an event: whatever else they hold stays here
     return this.#channel.call(this.#id, "show", [{ rgb, rgba, data, height, width }, size]).done;
   }
@@ -158,7 +178,10 @@ export class Conversation {
     return this.#channel.call(this.#id, "say", [text]).done;
   }
 
-  /** @param {string} [question] @param {import("./conversation.js").AskOptions} [options] @param {{signal?: AbortSignal}} [how] @returns {AsyncGenerator<AskEvent>} */
+  /**
+   * @param {string} [question] @param {import("./conversation.js").AskOptions} [options]
+   * @param {{signal?: AbortSignal}} [how] @returns {AsyncGenerator<AskEvent>}
+   */
   ask(question = "", options = {}, { signal } = {}) {
     return this.#channel.events(this.#id, "ask", [question, options], signal);
   }
@@ -184,7 +207,7 @@ export async function openBundle(place, { signal, onProgress, ort, wasmPaths, ..
   const isList = typeof place === "object" && "length" in place; // its paths would not come along
   const where = typeof place === "string" || place instanceof URL ? absolute(place) : isList ? filesByPath(place) : place;
   const channel = new Channel();
-  const given = Object.fromEntries(Object.entries({ ...options, ort: absolute(ort), wasmPaths: absolute(wasmPaths), onProgress: Boolean(onProgress) }).filter(([, value]) => value !== undefined));
+  const given = { ...options, ort: absolute(ort), wasmPaths: absolute(wasmPaths), onProgress: Boolean(onProgress) };
   try {
     const { id, done } = channel.call(0, "open", [where, given], signal, onProgress);
     return new Pipeline(channel, id, await done);

@@ -2,7 +2,11 @@
 
 const MOST = 2, MOST_COMPARED = 20_000, CUTOFF = 0.65;
 
-/** Characters in matching blocks: the longest one first, then those on both sides of it. @param {string[]} a @param {string[]} b @returns {number} */
+/**
+ * Characters in matching blocks: the longest one first, then those on both sides of it.
+ *
+ * @param {string[]} a @param {string[]} b @returns {number}
+ */
 function numMatching(a, b) {
   let best = 0, atA = 0, atB = 0;
   for (let i = 0; i < a.length; ++i) {

@@ -69,7 +69,12 @@ export class Conversation {
     if (problem) throw new RFError(`This model reads no pictures of ${height} x ${width} pixels: ${problem}.`);
     const pixels = floats(loadPixels(picture, height, width), [1, 3, height, width]);
     const { image_features: features } = await this.#loaded.graphs.sessions.vision_encoder.run({ pixels }, ["image_features"]);
-    if (!isFinite(features)) throw new RFError(`The numbers overflowed in ${this.#loaded.graphs.variant.precision}. Use precision fp32.`, "overflow");
+    if (!isFinite(features)) {
+      throw new RFError(
+        `The numbers overflowed in ${this.#loaded.graphs.variant.precision}. Use precision fp32.`,
+        "overflow",
+      );
+    }
     this.#refuseWhileAnswering();
     const data = /** @type {Float32Array} */ (features.data), count = features.dims[1], start = this.#features.length;
     this.#requireRoom(count);
@@ -98,7 +103,11 @@ export class Conversation {
   async *ask(question = "", { seed: given, history = "keep", ids, forcedIds, ...options } = {}, { signal } = {}) {
     this.#refuseWhileAnswering();
     const seed = readSeed(given ?? 0, (value) => `seed must be 0 to 2**64 - 1, got ${value}.`);
-    if (!["keep", "forget"].includes(history)) throw new RFError(`history must be "keep" or "forget", got ${told(history)}.`);
+    if (!["keep", "forget"].includes(history)) {
+      throw new RFError(
+        `history must be "keep" or "forget", got ${told(history)}.`,
+      );
+    }
     const { model } = this.#loaded.manifest, own = planAnswer(options, this.#loaded.manifest);
     if (forcedIds && !(forcedIds.length && forcedIds.every((id) => Number.isInteger(id) && id >= 0 && id < model.vocab_size))) {
       throw new RFError("token_ids must be at least one id that the model knows.");
@@ -160,7 +169,11 @@ export class Conversation {
       if (!plan.greedy) inputs.gumbel = floats(gumbel(seed, step, model.vocab_size, STAGES.text), [1, model.vocab_size]);
       const outputs = await row.read(next, { ...inputs, ...(step ? {} : images), answer_ids: ints(answer, [1, window]) });
       if (!isFinite(outputs.logits)) {
-        throw new RFError(`The numbers overflowed in ${this.#loaded.graphs.variant.precision}: the answer means nothing. Use precision fp32.`, "overflow");
+        throw new RFError(
+          `The numbers overflowed in ${this.#loaded.graphs.variant.precision}: the answer means nothing. Use ` +
+            "precision fp32.",
+          "overflow",
+        );
       }
       const [tokenId] = /** @type {number[]} */ (outputs.next_ids.data), last = forced ? forced[step] : tokenId;
       yield { step, tokenId };
@@ -190,7 +203,10 @@ export class Conversation {
     return this.#format.stop_ids.includes(id);
   }
 
-  /** @param {string} text @param {?readonly number[]|undefined} ids @param {"text"|"question"} what @returns {readonly number[]} */
+  /**
+   * @param {string} text @param {?readonly number[]|undefined} ids @param {"text"|"question"} what
+   * @returns {readonly number[]}
+   */
   #encode(text, ids, what) {
     const { manifest } = this.#loaded;
     return ids ? checkIds(ids, manifest, manifest.model.max_positions, what) : this.#loaded.encode(text, manifest.model.max_positions, what);
@@ -201,10 +217,16 @@ export class Conversation {
     const needed = this.#ids.length + numTokens, { max_positions: positions } = this.#loaded.manifest.model, { slots } = this.#loaded.graphs;
     const start = `That takes ${needed} tokens, images included, and`;
     if (needed > positions) {
-      throw new RFError(`${start} the model has ${positions} positions. Ask with fewer or smaller images, a shorter text, or a smaller max_tokens.`);
+      throw new RFError(
+        `${start} the model has ${positions} positions. Ask with fewer or smaller images, a shorter text, or a ` +
+          "smaller max_tokens.",
+      );
     }
     if (slots && needed > slots) {
-      throw new RFError(`${start} these graphs have ${slots} cache slots. Ask with fewer images, a smaller max_tokens, or export with more --cache-slots.`);
+      throw new RFError(
+        `${start} these graphs have ${slots} cache slots. Ask with fewer images, a smaller max_tokens, or export ` +
+          "with more --cache-slots.",
+      );
     }
   }
 

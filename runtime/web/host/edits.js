@@ -20,7 +20,9 @@ const GRAMMAR = "Write ROWS,COLUMNS=SOURCE, such as 0:2,1=137, 0:2,0:2=2:4,2:4 o
 
 /** @typedef {{rows: Span, columns: Span}} Region */
 
-/** @typedef {{region: Region, fill?: number, copy?: Region, redraw?: ?bigint, words: string}} Edit Of the last three one; null redraws with the next seed. */
+/**
+ * @typedef {{region: Region, fill?: number, copy?: Region, redraw?: ?bigint, words: string}} Edit Of the last three one; null redraws with the next seed.
+ */
 
 /** Raises RFError for an edit that is not understood. @param {string} text @returns {Edit} */
 export function parseEdit(text) {
@@ -39,7 +41,10 @@ export function parseEdit(text) {
   }
   const copy = parseRegion(source);
   if (copy) return { region, copy, words: start + inWords(copy) };
-  throw new RFError(`The edit ${start}${source} is not understood: the browser reads no files. Give a code, ROWS,COLUMNS to copy from, or redraw:SEED.`);
+  throw new RFError(
+    `The edit ${start}${source} is not understood: the browser reads no files. Give a code, ROWS,COLUMNS to copy ` +
+      "from, or redraw:SEED.",
+  );
 }
 
 /** @param {string} text @returns {?Region} */
@@ -59,11 +64,18 @@ function spanOf(start, colon, stop) {
 /** @param {Region} region */
 const inWords = ({ rows, columns }) => [rows, columns].map(({ start, stop }) => `${start}:${stop ?? ""}`).join(",");
 
-/** The places of a region in reading order, row by row; raises RFError where it is not inside. @param {Region} region @param {[number, number]} grid */
+/**
+ * The places of a region in reading order, row by row; raises RFError where it is not inside.
+ *
+ * @param {Region} region @param {[number, number]} grid
+ */
 function placesOf(region, [numRows, numColumns]) {
   const { rows, columns } = region, bottom = rows.stop ?? numRows, right = columns.stop ?? numColumns;
   if (!(rows.start < bottom && bottom <= numRows && columns.start < right && right <= numColumns)) {
-    throw new RFError(`The region ${inWords(region)} is not inside a grid of ${numRows} rows and ${numColumns} columns, which are counted from 0.`);
+    throw new RFError(
+      `The region ${inWords(region)} is not inside a grid of ${numRows} rows and ${numColumns} columns, which are ` +
+        "counted from 0.",
+    );
   }
   return Array.from({ length: bottom - rows.start }, (_, row) =>
     Array.from({ length: right - columns.start }, (_, column) => (rows.start + row) * numColumns + columns.start + column));
@@ -80,10 +92,17 @@ export function applyEdits(repIds, edits, grid, numCodes) {
   const changed = repIds.slice();
   for (const { region, fill, copy, words } of edits) {
     const target = placesOf(region, grid), source = copy && placesOf(copy, grid);
-    if (fill !== undefined && fill >= numCodes) throw new RFError(`The edit ${words} paints with a code that does not exist: they are 0 to ${numCodes - 1}.`);
+    if (fill !== undefined && fill >= numCodes) {
+      throw new RFError(
+        `The edit ${words} paints with a code that does not exist: they are 0 to ${numCodes - 1}.`,
+      );
+    }
     const size = (/** @type {number[][]} */ places) => `${places.length} x ${places[0].length}`;
     if (source && size(source) !== size(target) && size(source) !== "1 x 1") {
-      throw new RFError(`The edit ${words} copies ${size(source)} tokens to a region of ${size(target)}: give one as large, or a single cell.`);
+      throw new RFError(
+        `The edit ${words} copies ${size(source)} tokens to a region of ${size(target)}: give one as large, or a ` +
+          "single cell.",
+      );
     }
     target.forEach((row, y) => row.forEach((place, x) => {
       if (fill !== undefined) changed[place] = fill;
@@ -93,7 +112,11 @@ export function applyEdits(repIds, edits, grid, numCodes) {
   return changed;
 }
 
-/** The same with -1 where the model draws again. @param {readonly number[]} repIds @param {Edit} edit @param {[number, number]} grid */
+/**
+ * The same with -1 where the model draws again.
+ *
+ * @param {readonly number[]} repIds @param {Edit} edit @param {[number, number]} grid
+ */
 export function cleared(repIds, edit, grid) {
   const changed = repIds.slice();
   for (const place of placesOf(edit.region, grid).flat()) changed[place] = -1;

@@ -140,7 +140,11 @@ class Parser {
   }
 }
 
-/** Raises RFError (damaged) with the place in the file `where`. @param {Uint8Array} data @param {string} where @returns {Json} */
+/**
+ * Raises RFError (damaged) with the place in the file `where`.
+ *
+ * @param {Uint8Array} data @param {string} where @returns {Json}
+ */
 export function parseJson(data, where) {
   try {
     return new Parser(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(data)).document();

@@ -7,7 +7,8 @@
 import { RFError, isPrintable, quoted } from "./errors.js";
 import { byCodePoints, shortened } from "./json.js";
 import { checkPlan, planOf } from "./plans.js";
-import { ABOVE, DIM, FINITE, FROM_ZERO, HASH, NOT_NEGATIVE, OBJECT, POSITIVE, SHARE, TEXT, choice, list, optional, orNull, readAs, readDocument, record, table } from "./schema.js";
+import { ABOVE, DIM, FINITE, FROM_ZERO, HASH, NOT_NEGATIVE, OBJECT, POSITIVE, SHARE, TEXT } from "./schema.js";
+import { choice, list, optional, orNull, readAs, readDocument, record, table } from "./schema.js";
 import { sha256 } from "./sha256.js";
 import { DIALECTS, GRAPHS, PRECISIONS, cacheSlots, checkSignature, inWords, maxTopK, modelProblem, signatureOf } from "./signature.js";
 
@@ -39,6 +40,7 @@ const FORMAT = "rf-export-bundle";
  */
 
 const TIMES = orNull(list(SHARE)), PAIR = list(SHARE, "a list", (size) => size === 2);
+const IDS = list(NOT_NEGATIVE, "a list of one id at least", (size) => size > 0);
 const TENSORS = list(record({ name: TEXT, dtype: TEXT, shape: list(DIM) }));
 const MODEL = record(
   {
@@ -68,7 +70,7 @@ const MANIFEST = record(
     checkpoint: table(TEXT),
     model: MODEL,
     sampling: SAMPLING,
-    understanding: orNull(record({ start_id: NOT_NEGATIVE, stop_ids: list(NOT_NEGATIVE, "a list of one id at least", (size) => size > 0), max_tokens: POSITIVE })),
+    understanding: orNull(record({ start_id: NOT_NEGATIVE, stop_ids: IDS, max_tokens: POSITIVE })),
     tokenizer: record({ file: TEXT }),
     graphs: list(record({
       name: choice(GRAPHS), precision: choice(PRECISIONS), dialect: choice(DIALECTS), opset: POSITIVE, file: TEXT, weights: list(TEXT),
@@ -130,7 +132,10 @@ function manifestProblem(m) {
 export function readManifest(content, where) {
   const { version, document } = readDocument(content, where, FORMAT, [2, 3], "Export the bundle");
   if (version !== 3) {
-    throw new RFError(`${where}: the bundle is in format 2, whose graphs the browser host does not run. Export it again.`, "unsupported");
+    throw new RFError(
+      `${where}: the bundle is in format 2, whose graphs the browser host does not run. Export it again.`,
+      "unsupported",
+    );
   }
   const foundId = document.get("bundle_id");
   document.delete("bundle_id");

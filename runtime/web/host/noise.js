@@ -7,7 +7,11 @@
 export const STAGES = /** @type {const} */ ({ representation: 0, pixels: 1, text: 2 });
 export const MAX_SEED = (1n << 64n) - 1n;
 
-/** Uniform numbers in (0, 1): [size] float64. @param {bigint} seed @param {number} stage @param {number} step @param {number} size */
+/**
+ * Uniform numbers in (0, 1): [size] float64.
+ *
+ * @param {bigint} seed @param {number} stage @param {number} step @param {number} size
+ */
 function uniform(seed, stage, step, size) {
   const values = new Float64Array(size), keys = [];
   let one = seed, other = (BigInt(stage) << 32n) | BigInt(step);
@@ -29,7 +33,11 @@ function uniform(seed, stage, step, size) {
   return values.map((value) => Math.min((value + 0.5) * 2 ** -53, 1 - 2 ** -53)); // the largest number would round to 1
 }
 
-/** Gumbel noise of one token, [size] float32. @param {bigint} seed @param {number} step @param {number} size @param {number} [stage] */
+/**
+ * Gumbel noise of one token, [size] float32.
+ *
+ * @param {bigint} seed @param {number} step @param {number} size @param {number} [stage]
+ */
 export function gumbel(seed, step, size, stage = STAGES.representation) {
   return new Float32Array(uniform(seed, stage, step, size).map((u) => -Math.log(-Math.log(u))));
 }

@@ -25,7 +25,11 @@ export async function loadOrt(ort, { numThreads, wasmPaths }) {
   try {
     module = url ? await import(url) : ort;
   } catch (error) {
-    throw new RFError(`onnxruntime-web cannot be loaded from ${url} (${error.message}). Put its files there, or name their place: ort.`, "missing");
+    throw new RFError(
+      `onnxruntime-web cannot be loaded from ${url} (${error.message}). Put its files there, or name their place: ` +
+        "ort.",
+      "missing",
+    );
   }
   const library = module.InferenceSession ? module : module.default;
   library.env.wasm.numThreads = numThreads;
@@ -38,7 +42,10 @@ export async function loadOrt(ort, { numThreads, wasmPaths }) {
 export const versionOf = (ort) => ort.env.versions.web ?? ort.env.versions.common;
 
 /** @param {readonly number[]|Float32Array} values @param {readonly number[]} [dims] @returns {Value} */
-export const floats = (values, dims = [values.length]) => ({ dtype: "float32", dims, data: values instanceof Float32Array ? values : Float32Array.from(values) });
+export const floats = (values, dims = [values.length]) => {
+  const data = values instanceof Float32Array ? values : Float32Array.from(values);
+  return { dtype: "float32", dims, data };
+};
 
 /** @param {number[]} values @param {readonly number[]} [dims] @returns {Value} */
 export const ints = (values, dims = [values.length]) => ({ dtype: "int64", dims, data: values });
@@ -71,13 +78,18 @@ export class Session {
       });
       return new Session(ort, session, where);
     } catch (error) {
-      throw new RFError(`${where} cannot be loaded by onnxruntime-web ${versionOf(ort)} (${error.message}). Export the bundle again, or take another precision.`, "mismatch");
+      throw new RFError(
+        `${where} cannot be loaded by onnxruntime-web ${versionOf(ort)} (${error.message}). Export the bundle ` +
+          "again, or take another precision.",
+        "mismatch",
+      );
     }
   }
 
   /** Inputs and outputs as the library tells them. @returns {import("./signature.js").Signature} */
   get signature() {
-    const specs = (/** @type {any[]} */ all) => all.map(({ name, type, shape }) => ({ name, dtype: type, shape: shape.map((/** @type {any} */ size) => size || "?") }));
+    const specs = (/** @type {{name: string, type: string, shape: (number|string)[]}[]} */ all) =>
+      all.map(({ name, type, shape }) => ({ name, dtype: type, shape: shape.map((size) => size || "?") }));
     return { inputs: specs(this.#session.inputMetadata), outputs: specs(this.#session.outputMetadata) };
   }
 

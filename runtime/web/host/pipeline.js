@@ -21,9 +21,14 @@
  * @property {?import("./tokenizer.js").Tokenizer} tokenizer  Null: of a kind that is not read.
  * @property {(text: string, maxTokens: number, what: "prompt"|"question"|"text") => number[]} encode
  *
- * @typedef {{type: "token", step: number, numSteps: number, repId: number, logits: Float32Array}} TokenEvent  As the model drew it, also where another one is forced.
- * @typedef {{type: "step", step: number, numSteps: number, t: number, tNext: number, rgba?: Uint8ClampedArray<ArrayBuffer>}} StepEvent  A preview of the finished picture.
- * @typedef {{type: "picture", rgba: Uint8ClampedArray<ArrayBuffer>, pixels: Float32Array, height: number, width: number, repIds: number[], seed: bigint, prompt: string}} PictureEvent
+ * @typedef {Uint8ClampedArray<ArrayBuffer>} Rgba
+ *
+ * @typedef {{type: "token", step: number, numSteps: number, repId: number, logits: Float32Array}} TokenEvent
+ *   As the model drew it, also where another one is forced.
+ * @typedef {{type: "step", step: number, numSteps: number, t: number, tNext: number, rgba?: Rgba}} StepEvent
+ *   With a preview of the finished picture.
+ * @typedef {{type: "picture", rgba: Rgba, pixels: Float32Array, height: number, width: number, repIds: number[], seed: bigint,
+ *   prompt: string}} PictureEvent
  */
 
 import { Bundle } from "./bundle.js";
@@ -43,7 +48,10 @@ import { breathe } from "./turns.js";
 
 const MAX_THREADS = 4;
 const CHECK_TEXTS = "check_texts.json"; // texts with their ids, where a bundle has them
-const OPEN_KEYS = ["precision", "dialect", "numThreads", "allowUnverified", "executionProvider", "ort", "wasmPaths", "warmUp", "onProgress", "signal"];
+const OPEN_KEYS = [
+  ...["precision", "dialect", "numThreads", "allowUnverified", "executionProvider"],
+  ...["ort", "wasmPaths", "warmUp", "onProgress", "signal"],
+];
 
 /** @typedef {import("./request.js").Request} Request */
 
@@ -73,13 +81,17 @@ export class Pipeline {
     const { dialect = "classic", allowUnverified = false, executionProvider = "wasm", onProgress, signal } = options;
     const source = sourceOf(place), bundle = await Bundle.open(source, signal), { manifest } = bundle;
     const variant = { precision: options.precision ?? bundle.defaultPrecision, dialect };
-    for (const [name, value, all] of /** @type {[string, string, readonly string[]][]} */ ([["precision", variant.precision, PRECISIONS], ["dialect", dialect, DIALECTS]])) {
-      if (!all.includes(value)) throw new RFError(`${name} must be ${all.map(quoted).join(" or ")}, got ${told(value)}.`);
-    }
+    requireOneOf("precision", variant.precision, PRECISIONS);
+    requireOneOf("dialect", dialect, DIALECTS);
     const entries = GRAPHS.map((name) => bundle.graph(name, variant));
     if (!allowUnverified) bundle.requireVerified(variant);
-    const numThreads = options.numThreads ?? (globalThis.crossOriginIsolated ? Math.min(globalThis.navigator?.hardwareConcurrency ?? 1, MAX_THREADS) : 1);
-    if (!(Number.isInteger(numThreads) && numThreads >= 1)) throw new RFError(`num_threads must be >= 1, got ${told(numThreads)}.`);
+    const cores = globalThis.crossOriginIsolated ? globalThis.navigator?.hardwareConcurrency ?? 1 : 1;
+    const numThreads = options.numThreads ?? Math.min(cores, MAX_THREADS);
+    if (!(Number.isInteger(numThreads) && numThreads >= 1)) {
+      throw new RFError(
+        `num_threads must be >= 1, got ${told(numThreads)}.`,
+      );
+    }
     const checks = Object.hasOwn(manifest.files, CHECK_TEXTS) ? [CHECK_TEXTS] : [];
     const [ort, files] = await Promise.all([
       loadOrt(options.ort ?? DEFAULT_ORT, { numThreads, wasmPaths: options.wasmPaths }),
@@ -91,9 +103,11 @@ export class Pipeline {
     for (const entry of entries) {
       signal?.throwIfAborted();
       const folder = entry.file.slice(0, entry.file.lastIndexOf("/") + 1), where = `${source.name}/${entry.file}`;
-      const weights = entry.weights.map((name) => ({ path: name.startsWith(folder) ? name.slice(folder.length) : name, data: content(name) }));
-      const session = (sessions[entry.name] = await Session.open(ort, content(entry.file), weights, { provider: executionProvider, where }));
+      const inside = (/** @type {string} */ name) => (name.startsWith(folder) ? name.slice(folder.length) : name);
+      const weights = entry.weights.map((name) => ({ path: inside(name), data: content(name) }));
+      const session = await Session.open(ort, content(entry.file), weights, { provider: executionProvider, where });
       checkSignature(entry, session.signature, where);
+      sessions[entry.name] = session;
     }
     const graphs = { model: manifest.model, variant, slots: cacheSlots(entries[1]), sessions };
     const pipeline = new Pipeline({ manifest, graphs, ...tokenizer }, `onnxruntime-web ${versionOf(ort)}`, numThreads);
@@ -113,7 +127,11 @@ export class Pipeline {
     return { height, width, rows: grid[0], columns: grid[1], numRepTokens: grid[0] * grid[1], numSteps: times.length - 1, window };
   }
 
-  /** Ids of a text; raises RFError (unsupported) where the tokenizer is of a kind that is not read. @param {string} text */
+  /**
+   * Ids of a text; raises RFError (unsupported) where the tokenizer is of a kind that is not read.
+   *
+   * @param {string} text
+   */
   tokenize(text) {
     return this.#model.encode(text, this.#model.manifest.model.max_positions, "text");
   }
@@ -137,7 +155,8 @@ export class Pipeline {
     await breathe(signal);
     await drawing.prefill([...checked.ids]);
     const repIds = yield* this.#tokens(drawing, seed, forced, signal);
-    const start = normal(seed, 3 * height * width), scale = Math.fround(plan.noiseScale), steps = drawing.denoise(scale === 1 ? start : start.map((value) => value * scale));
+    const scale = Math.fround(plan.noiseScale), noise = normal(seed, 3 * height * width).map((value) => value * scale);
+    const steps = drawing.denoise(noise);
     await breathe(signal);
     let next = await steps.next();
     for (; !next.done; next = await steps.next()) {
@@ -148,12 +167,19 @@ export class Pipeline {
     }
     const pixels = next.value;
     if (!isFinite(floats(pixels))) {
-      throw new RFError(`The numbers overflowed in ${graphs.variant.precision}: the picture is not finite. Use precision fp32, or a smaller guidance scale.`, "overflow");
+      throw new RFError(
+        `The numbers overflowed in ${graphs.variant.precision}: the picture is not finite. Use precision fp32, or ` +
+          "a smaller guidance scale.",
+        "overflow",
+      );
     }
     yield { type: "picture", rgba: toRgba(pixels), pixels, height, width, repIds, seed, prompt };
   }
 
-  /** @param {Drawing} drawing @param {bigint} seed @param {?readonly number[]} forced @param {AbortSignal|undefined} signal @returns {AsyncGenerator<TokenEvent, number[]>} */
+  /**
+   * @param {Drawing} drawing @param {bigint} seed @param {?readonly number[]} forced
+   * @param {AbortSignal|undefined} signal @returns {AsyncGenerator<TokenEvent, number[]>}
+   */
   async *#tokens(drawing, seed, forced, signal) {
     const codes = this.#model.manifest.model.rep_vocab_size, stage = drawing.drawTokens((token) => gumbel(seed, token, codes), forced);
     await breathe(signal);
@@ -165,7 +191,11 @@ export class Pipeline {
     return next.value;
   }
 
-  /** The tokens that edits come to; null leaves all of them to the model. @param {Request} request @param {AbortSignal|undefined} signal */
+  /**
+   * The tokens that edits come to; null leaves all of them to the model.
+   *
+   * @param {Request} request @param {AbortSignal|undefined} signal
+   */
   async #editedTokens({ ids, seed, plan, forced, edits }, signal) {
     if (!edits.length) return forced;
     const { manifest, graphs } = this.#model;
@@ -181,7 +211,8 @@ export class Pipeline {
     const before = forced?.every((id) => id >= 0) ? forced : await drawTokens(seed, forced);
     let changed = applyEdits(before, edits, plan.grid, manifest.model.rep_vocab_size);
     for (const edit of edits) {
-      if (edit.redraw !== undefined) changed = await drawTokens(edit.redraw ?? BigInt.asUintN(64, seed + 1n), cleared(changed, edit, plan.grid));
+      if (edit.redraw === undefined) continue;
+      changed = await drawTokens(edit.redraw ?? BigInt.asUintN(64, seed + 1n), cleared(changed, edit, plan.grid));
     }
     return changed;
   }
@@ -209,10 +240,19 @@ export class Pipeline {
   }
 }
 
-/** @param {(file: string) => Uint8Array|undefined} contentOf @param {string} place @param {import("./manifest.js").Manifest} manifest @returns {Pick<LoadedModel, "tokenizer"|"encode">} */
+/** @param {string} name @param {string} value @param {readonly string[]} all */
+function requireOneOf(name, value, all) {
+  if (!all.includes(value)) throw new RFError(`${name} must be ${all.map(quoted).join(" or ")}, got ${told(value)}.`);
+}
+
+/**
+ * @param {(file: string) => Uint8Array|undefined} contentOf @param {string} place
+ * @param {import("./manifest.js").Manifest} manifest @returns {Pick<LoadedModel, "tokenizer"|"encode">}
+ */
 function openTokenizer(contentOf, place, { model, understanding, tokenizer: { file } }) {
   try {
-    const content = /** @type {Uint8Array} */ (contentOf(file)), control = understanding ? [understanding.start_id, ...understanding.stop_ids] : [];
+    const content = /** @type {Uint8Array} */ (contentOf(file));
+    const control = understanding ? [understanding.start_id, ...understanding.stop_ids] : [];
     const tokenizer = new Tokenizer(content, `${place}/${file}`, model.vocab_size, control), checks = contentOf(CHECK_TEXTS);
     if (checks) tokenizer.replay(checks, `${place}/${CHECK_TEXTS}`);
     return { tokenizer, encode: (text, maxTokens, what) => tokenizer.encode(text, maxTokens, what) };

@@ -47,16 +47,26 @@ export const planOf = (value) => ({
   repGuidanceScale: value.rep_guidance_scale, pixGuidanceScale: value.pix_guidance_scale, window: value.window,
 });
 
-/** Raises RFError for a name that nobody knows: a slip would change what is drawn. @param {object} options @param {readonly string[]} known */
+/**
+ * Raises RFError for a name that nobody knows: a slip would change what is drawn.
+ *
+ * @param {object} options @param {readonly string[]} known
+ */
 export function requireKnown(options, known) {
   const unknown = Object.keys(options).filter((name) => !known.includes(name));
-  if (unknown.length) throw new RFError(`There is no option ${unknown.map(quoted).join(", ")}. There are ${known.join(", ")}.`);
+  if (unknown.length) {
+    throw new RFError(
+      `There is no option ${unknown.map(quoted).join(", ")}. There are ${known.join(", ")}.`,
+    );
+  }
 }
 
 /** @param {string} name @param {unknown} value @param {number} least @param {number} most */
 const requireWhole = (name, value, least, most) => {
   if (!isNull(value) && !(Number.isInteger(value) && Number(value) >= least && Number(value) <= most)) {
-    throw new RFError(`${name} must be ${most === Infinity ? `>= ${least}` : `${least} to ${most}`}, got ${told(value)}.`);
+    throw new RFError(
+      `${name} must be ${most === Infinity ? `>= ${least}` : `${least} to ${most}`}, got ${told(value)}.`,
+    );
   }
 };
 
@@ -132,7 +142,11 @@ function requireTemperature(value) {
  * @property {number} noiseScale
  */
 
-/** Raises RFError where the model cannot draw this. @param {DrawOptions} options @param {Manifest} manifest @returns {DrawingPlan} */
+/**
+ * Raises RFError where the model cannot draw this.
+ *
+ * @param {DrawOptions} options @param {Manifest} manifest @returns {DrawingPlan}
+ */
 export function planDrawing(options, manifest) {
   const { model, sampling, tuned } = manifest;
   checkOptions(options);
@@ -150,7 +164,10 @@ export function planDrawing(options, manifest) {
     );
   }
   if ((options.window ?? 1) > numTokens + 1) {
-    throw new RFError(`window must be 1 to ${numTokens + 1} for ${size}, which have ${numTokens} tokens and a start token, got ${options.window}.`);
+    throw new RFError(
+      `window must be 1 to ${numTokens + 1} for ${size}, which have ${numTokens} tokens and a start token, got ` +
+        `${options.window}.`,
+    );
   }
   const topK = options.topK ?? sampling.top_k, temperature = options.temperature ?? sampling.temperature, greedy = temperature < SMALLEST;
   if (topK > maxTopK(model)) throw new RFError(`top_k must be 1 to ${maxTopK(model)} for this model, got ${topK}.`);
@@ -170,7 +187,11 @@ export function planDrawing(options, manifest) {
   };
 }
 
-/** Who says anything about steps says all of it. @param {Plan} options @param {Plan} plan @param {Manifest["sampling"]} defaults @param {number} numPatches */
+/**
+ * Who says anything about steps says all of it.
+ *
+ * @param {Plan} options @param {Plan} plan @param {Manifest["sampling"]} defaults @param {number} numPatches
+ */
 function timesOf(options, plan, defaults, numPatches) {
   const own = { numSteps: defaults.num_steps, shift: defaults.shift, times: defaults.times };
   const first = [options, plan].find((each) => each.times || !isNull(each.numSteps) || !isNull(each.shift)) ?? own;
@@ -192,7 +213,11 @@ export const isGuided = ({ pixGuidanceScale, guided }, t) => pixGuidanceScale !=
  * @property {boolean} greedy
  */
 
-/** Raises RFError where the model was not trained to answer, or not with such options. @param {AnswerOptions} options @param {Manifest} manifest @returns {AnswerPlan} */
+/**
+ * Raises RFError where the model was not trained to answer, or not with such options.
+ *
+ * @param {AnswerOptions} options @param {Manifest} manifest @returns {AnswerPlan}
+ */
 export function planAnswer(options, { model, understanding }) {
   if (!understanding) {
     throw new RFError(
@@ -204,13 +229,21 @@ export function planAnswer(options, { model, understanding }) {
   requireWhole("max_tokens", options.maxTokens, 1, Infinity);
   requireWhole("top_k", options.topK, 1, Infinity);
   requireTemperature(options.temperature);
-  const { temperature, topP, repetitionPenalty } = { temperature: options.temperature ?? 0, topP: options.topP ?? 1, repetitionPenalty: options.repetitionPenalty ?? 1 };
-  if (!(isNumber(topP) && topP > 0 && topP <= 1)) throw new RFError(`top_p must be above 0 and at most 1, got ${told(topP)}.`);
+  const temperature = options.temperature ?? 0, topP = options.topP ?? 1, repetitionPenalty = options.repetitionPenalty ?? 1;
+  if (!(isNumber(topP) && topP > 0 && topP <= 1)) {
+    throw new RFError(
+      `top_p must be above 0 and at most 1, got ${told(topP)}.`,
+    );
+  }
   if (!(isNumber(repetitionPenalty) && repetitionPenalty > 0 && repetitionPenalty <= MAX_PENALTY)) {
     throw new RFError(`repetition_penalty must be above 0 and at most ${MAX_PENALTY}, got ${told(repetitionPenalty)}.`);
   }
   const limit = maxTextTopK(model), greedy = temperature < SMALLEST;
-  if ((options.topK ?? 1) > limit) throw new RFError(`top_k must be 1 to ${limit} for this model, got ${options.topK}.`);
+  if ((options.topK ?? 1) > limit) {
+    throw new RFError(
+      `top_k must be 1 to ${limit} for this model, got ${options.topK}.`,
+    );
+  }
   return {
     maxTokens: options.maxTokens ?? understanding.max_tokens,
     temperature: greedy ? 1 : temperature,

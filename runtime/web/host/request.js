@@ -34,10 +34,18 @@ export function readSeed(value, problem) {
   return seed;
 }
 
-/** Ids that came in place of a text; raises RFError where the model does not know one. @param {readonly number[]} ids @param {Manifest} manifest @param {number} maxTokens @param {string} what */
+/**
+ * Ids that came in place of a text; raises RFError where the model does not know one.
+ *
+ * @param {readonly number[]} ids @param {Manifest} manifest @param {number} maxTokens @param {string} what
+ */
 export function checkIds(ids, { model }, maxTokens, what) {
   const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < model.vocab_size));
-  if (wrong !== undefined) throw new RFError(`The ids of a ${what} must be 0 to ${model.vocab_size - 1}, got ${told(wrong)}.`);
+  if (wrong !== undefined) {
+    throw new RFError(
+      `The ids of a ${what} must be 0 to ${model.vocab_size - 1}, got ${told(wrong)}.`,
+    );
+  }
   if (ids.length > maxTokens) {
     const place = what === "prompt" ? " for this size of picture" : "";
     throw new RFError(`The ${what} has ${ids.length} tokens and the model takes ${maxTokens}${place}. Shorten it.`);
@@ -63,7 +71,11 @@ export function checkRequest(request, manifest, slots, encode) {
   return { prompt, ids: read, seed, plan, forced, edits };
 }
 
-/** Tokens that a prompt may have. @param {import("./plans.js").DrawingPlan} plan @param {number} maxPositions @param {?number} slots */
+/**
+ * Tokens that a prompt may have.
+ *
+ * @param {import("./plans.js").DrawingPlan} plan @param {number} maxPositions @param {?number} slots
+ */
 function maxPromptTokens({ grid, height, width }, maxPositions, slots) {
   // Positions: the text, the start token, N tokens, and one that all pixel patches share.
   const numTokens = grid[0] * grid[1], positions = maxPositions - numTokens - 2;
@@ -80,9 +92,15 @@ function maxPromptTokens({ grid, height, width }, maxPositions, slots) {
 function checkRepIds(repIds, size, numCodes) {
   const values = Array.from(repIds);
   if (values.length !== size || !values.every(Number.isInteger)) {
-    throw new RFError(`rep_ids must be ${size} whole numbers, got ${values.length === size ? told(values) : `${values.length}`}.`);
+    throw new RFError(
+      `rep_ids must be ${size} whole numbers, got ${values.length === size ? told(values) : `${values.length}`}.`,
+    );
   }
   const least = Math.min(...values), most = Math.max(...values);
-  if (least < -1 || most >= numCodes) throw new RFError(`rep_ids must be 0 to ${numCodes - 1}, or -1 to draw one, got ${least} to ${most}.`);
+  if (least < -1 || most >= numCodes) {
+    throw new RFError(
+      `rep_ids must be 0 to ${numCodes - 1}, or -1 to draw one, got ${least} to ${most}.`,
+    );
+  }
   return values;
 }

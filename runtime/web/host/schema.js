@@ -50,7 +50,11 @@ export const choice = (choices) => ({
 });
 
 /** @param {Schema} item @param {string} [expected] @param {(size: number) => boolean} [hasSize] @returns {Schema} */
-export const list = (item, expected = "a list", hasSize = () => true) => ({ expected, item, fits: (value) => Array.isArray(value) && hasSize(value.length) });
+export const list = (item, expected = "a list", hasSize = () => true) => ({
+  expected,
+  item,
+  fits: (value) => Array.isArray(value) && hasSize(value.length),
+});
 
 /** @param {Schema} item @returns {Schema} */
 export const table = (item) => ({ ...OBJECT, item });
@@ -119,17 +123,26 @@ export function readDocument(content, where, form, [oldest, newest], remedy) {
   const isObject = content instanceof Map;
   if (!isObject || content.get("format") !== form) {
     const other = shortened(isObject ? content.get("format") : content);
-    throw new RFError(`${where} is no file of the format ${quoted(form)}, found ${other}. Give a file that rf-export wrote.`, "damaged");
+    throw new RFError(
+      `${where} is no file of the format ${quoted(form)}, found ${other}. Give a file that rf-export wrote.`,
+      "damaged",
+    );
   }
   const found = content.get("format_version");
   if (!(found instanceof Numeral && found.isWhole && found.value >= 1)) {
-    throw new RFError(`${where}: 'format_version' must be a whole number >= 1, found ${shortened(found)}. ${remedy} again.`, "damaged");
+    throw new RFError(
+      `${where}: 'format_version' must be a whole number >= 1, found ${shortened(found)}. ${remedy} again.`,
+      "damaged",
+    );
   }
   const version = found.value;
   if (version < oldest || version > newest) {
     const reads = oldest < newest ? `${oldest} to ${newest}` : newest;
     const again = version > newest ? `Install a newer rf-export, or ${remedy[0].toLowerCase()}${remedy.slice(1)}` : remedy;
-    throw new RFError(`${where} has format version ${found.literal}, and this rf-export reads ${reads}. ${again} again.`, "mismatch");
+    throw new RFError(
+      `${where} has format version ${found.literal}, and this rf-export reads ${reads}. ${again} again.`,
+      "mismatch",
+    );
   }
   const document = new Map(content), seal = document.get("checksum");
   document.delete("checksum");

@@ -50,7 +50,11 @@ function block(state, w, view, at) {
   [a, b, c, d, e, f, g, h].forEach((word, index) => (state[index] += word));
 }
 
-/** The same of much data. A page that is not secure (http, not of this machine) has no crypto.subtle. @param {Uint8Array<ArrayBuffer>} bytes */
+/**
+ * The same of much data. A page that is not secure (http, not of this machine) has no crypto.subtle.
+ *
+ * @param {Uint8Array<ArrayBuffer>} bytes
+ */
 export async function sha256Of(bytes) {
   const subtle = globalThis.crypto?.subtle;
   return subtle ? hex(new Uint8Array(await subtle.digest("SHA-256", bytes))) : sha256(bytes);

@@ -43,10 +43,18 @@ export const cellOf = (model) => 2 * model.patch_size;
 export const maxTopK = (model) => Math.min(model.rep_vocab_size, MAX_TOP_K);
 /** @param {ModelSpec} model */
 export const maxTextTopK = (model) => Math.min(model.vocab_size, MAX_TOP_K);
-/** Name of a cache tensor: key and value of layer 0, key and value of layer 1, ... @param {string} prefix @param {number} index */
+/**
+ * Name of a cache tensor: key and value of layer 0, key and value of layer 1, ...
+ *
+ * @param {string} prefix @param {number} index
+ */
 export const kvName = (prefix, index) => `${prefix}.${index >> 1}.${index & 1 ? "value" : "key"}`;
 
-/** Why there are no rows and columns of representation tokens for a size. @param {ModelSpec} model @param {number} height @param {number} width */
+/**
+ * Why there are no rows and columns of representation tokens for a size.
+ *
+ * @param {ModelSpec} model @param {number} height @param {number} width
+ */
 export function gridProblem(model, height, width) {
   const cell = cellOf(model);
   for (const [name, value] of /** @type {[string, number][]} */ ([["height", height], ["width", width]])) {
@@ -82,7 +90,9 @@ export function signatureOf(graph, m, variant, slots) {
   const tensors = (specs) => specs.map(([name, dtype, shape]) => ({ name, dtype, shape }));
   /** @param {string} prefix @param {string} rows @param {number|string} length */
   const keysAndValues = (prefix, rows, length) =>
-    Array.from({ length: 2 * m.num_layers }, (_, index) => ({ name: kvName(prefix, index), dtype: kv, shape: [rows, m.num_kv_heads, length, m.head_dim] }));
+    Array.from({ length: 2 * m.num_layers }, (_, index) => {
+      return { name: kvName(prefix, index), dtype: kv, shape: [rows, m.num_kv_heads, length, m.head_dim] };
+    });
   if (graph === "text_decoder") {
     return {
       inputs: [
@@ -94,7 +104,10 @@ export function signatureOf(graph, m, variant, slots) {
         ]),
         ...keysAndValues("past_key_values", "batch", cache),
       ],
-      outputs: [...tensors([["next_ids", i, ["batch"]], ["logits", f, ["batch", m.vocab_size]]]), ...keysAndValues("present", "batch", isModern ? cache : "sequence")],
+      outputs: [
+        ...tensors([["next_ids", i, ["batch"]], ["logits", f, ["batch", m.vocab_size]]]),
+        ...keysAndValues("present", "batch", isModern ? cache : "sequence"),
+      ],
     };
   }
   if (graph === "rep_decoder") {
@@ -132,7 +145,11 @@ export function signatureOf(graph, m, variant, slots) {
   };
 }
 
-/** Raises RFError (mismatch) that names the first tensor that differs. @param {Signature} expected @param {Signature} actual @param {string} what */
+/**
+ * Raises RFError (mismatch) that names the first tensor that differs.
+ *
+ * @param {Signature} expected @param {Signature} actual @param {string} what
+ */
 export function checkSignature(expected, actual, what) {
   checkTensors("input", expected.inputs, actual.inputs, what);
   checkTensors("output", expected.outputs, actual.outputs, what);
@@ -148,11 +165,18 @@ function checkTensors(kind, wanted, found, what) {
     const agree = other?.dtype === spec.dtype && other.shape.length === spec.shape.length &&
       spec.shape.every((size, index) => size === other.shape[index] || (other.shape[index] === "?" && typeof size === "string"));
     if (!agree) {
-      throw new RFError(`${what}: expected ${kind} ${words(spec)}, found ${other ? words(other) : "nothing of that name"}. Export the bundle again.`, "mismatch");
+      throw new RFError(
+        `${what}: expected ${kind} ${words(spec)}, found ${other ? words(other) : "nothing of that name"}. Export ` +
+          "the bundle again.",
+        "mismatch",
+      );
     }
   }
   if (byName.size) {
     const extra = [...byName.values()].map(words).join(", ");
-    throw new RFError(`${what}: unexpected ${kind} ${extra}. It was made by another version: export the bundle again.`, "mismatch");
+    throw new RFError(
+      `${what}: unexpected ${kind} ${extra}. It was made by another version: export the bundle again.`,
+      "mismatch",
+    );
   }
 }

@@ -41,7 +41,12 @@ function siteSource(base) {
         throw new RFError(`${path} cannot be reached. Open the page again where there is a network.`, "missing");
       }
       if (answer.status === 404) throw missing(path);
-      if (!answer.ok) throw new RFError(`${path} cannot be read: the site answered with status ${answer.status}. Try it again.`, "missing");
+      if (!answer.ok) {
+        throw new RFError(
+          `${path} cannot be read: the site answered with status ${answer.status}. Try it again.`,
+          "missing",
+        );
+      }
       return collect(/** @type {ReadableStream<Uint8Array>} */ (answer.body), most, path, onBytes, signal);
     },
   };
@@ -67,7 +72,11 @@ function folderSource(root) {
   };
 }
 
-/** Files of an <input webkitdirectory> by their paths in its folder, or others by their names. @param {FileList|File[]} files */
+/**
+ * Files of an <input webkitdirectory> by their paths in its folder, or others by their names.
+ *
+ * @param {FileList|File[]} files
+ */
 export function filesByPath(files) {
   return new Map(Array.from(files, (file) => [file.webkitRelativePath.slice(file.webkitRelativePath.indexOf("/") + 1) || file.name, file]));
 }
@@ -85,7 +94,10 @@ function filesSource(files) {
   };
 }
 
-/** @param {ReadableStream<Uint8Array>} stream @param {number} most @param {string} path @param {((bytes: number) => void)=} onBytes @param {AbortSignal=} signal */
+/**
+ * @param {ReadableStream<Uint8Array>} stream @param {number} most @param {string} path
+ * @param {((bytes: number) => void)=} onBytes @param {AbortSignal=} signal
+ */
 async function collect(stream, most, path, onBytes, signal) {
   let bytes = new Uint8Array(Math.min(most + 1, 1 << 20)), size = 0;
   const reader = stream.getReader();

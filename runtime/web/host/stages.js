@@ -49,10 +49,14 @@ export class Cache {
     return this.#values(() => new this.Kind(this.model.num_kv_heads * this.model.head_dim), 1, 1);
   }
 
-  /** @param {(layer: Float32Array|Uint16Array) => Float32Array|Uint16Array} part @param {number} rows @param {number} slots */
+  /**
+   * @param {(layer: Float32Array|Uint16Array) => Float32Array|Uint16Array} part @param {number} rows
+   * @param {number} slots
+   */
   #values(part, rows, slots) {
     const dims = [rows, this.model.num_kv_heads, slots, this.model.head_dim];
-    return Object.fromEntries(this.layers.map((layer, index) => [kvName("past_key_values", index), { dtype: this.dtype, dims, data: part(layer) }]));
+    const values = this.layers.map((layer) => ({ dtype: this.dtype, dims, data: part(layer) }));
+    return Object.fromEntries(values.map((value, index) => [kvName("past_key_values", index), value]));
   }
 
   /** Names of the outputs with new keys and values. */
@@ -100,7 +104,11 @@ export class Cache {
   }
 }
 
-/** What else text_decoder reads, for a text without images whose next token nobody wants. @param {Cache} cache @returns {Values} */
+/**
+ * What else text_decoder reads, for a text without images whose next token nobody wants.
+ *
+ * @param {Cache} cache @returns {Values}
+ */
 export function textInputs({ model, dtype, Kind }) {
   return {
     row_starts: ints([0]),
@@ -133,7 +141,8 @@ export class Drawing {
   /** @param {number[]} ids */
   async prefill(ids) {
     if (!ids.length) return;
-    const cache = this.#cache, inputs = { input_ids: ints(ids, [1, ids.length]), past_lengths: ints([0]), ...textInputs(cache), ...cache.emptyInputs() };
+    const cache = this.#cache, own = { input_ids: ints(ids, [1, ids.length]), past_lengths: ints([0]) };
+    const inputs = { ...own, ...textInputs(cache), ...cache.emptyInputs() };
     cache.keep(await this.#graphs.sessions.text_decoder.run(inputs, cache.outputs), 0, ids.length, [0]);
   }
 

@@ -31,7 +31,7 @@ const WHITESPACE = String.raw`${WORD}+|(?:(?!${WORD})\S)+`;
 
 /** @param {string} pattern */
 const compiled = (pattern) =>
-  new RegExp(pattern.replace(/\[\^\\s/g, "[^\\p{White_Space}").replace(/\\s/g, "\\p{White_Space}").replace(/\\S/g, "\\P{White_Space}"), "gu");
+  new RegExp(pattern.replace(/\\s/g, "\\p{White_Space}").replace(/\\S/g, "\\P{White_Space}"), "gu");
 
 /** The letters that stand for bytes in byte-level vocabularies. */
 const LETTERS = (() => {
@@ -103,7 +103,8 @@ export class Tokenizer {
    */
   constructor(content, where, vocabSize, controlIds) {
     const document = plain(parseJson(content, where)), model = document?.model, kind = kindOf(model);
-    if (!["WordLevel", "BPE"].includes(kind) || typeof model.vocab !== "object" || Array.isArray(model.vocab)) unsupported(`a model of the kind ${quoted(kind)}`);
+    const isKnown = ["WordLevel", "BPE"].includes(kind) && typeof model.vocab === "object" && !Array.isArray(model.vocab);
+    if (!isKnown) unsupported(`a model of the kind ${quoted(kind)}`);
     this.#isByteLevel = kind === "BPE";
     for (const [word, id] of Object.entries(model.vocab ?? {})) {
       if (!Number.isInteger(id) || id < 0) unsupported("ids that are no whole numbers");
@@ -113,7 +114,10 @@ export class Tokenizer {
     this.#readAdded(document.added_tokens);
     const largest = Math.max(0, ...batches(this.#ids.values()));
     if (largest >= vocabSize) {
-      throw new RFError(`${where} makes ids up to ${largest}, and the model knows ${vocabSize}. The tokenizer is not the model's. ${REMEDY}`);
+      throw new RFError(
+        `${where} makes ids up to ${largest}, and the model knows ${vocabSize}. The tokenizer is not the model's. ` +
+          `${REMEDY}`,
+      );
     }
     for (const [word, id] of this.#ids) if (!this.#words.has(id)) this.#words.set(id, word);
     this.#unknown = this.#ids.get(model.unk_token) ?? -1;
@@ -214,9 +218,16 @@ export class Tokenizer {
     if (IS_BLANK.test(text)) return [];
     const shown = `the ${what} ${quoted(cut(text))}`, numCharacters = text.length > MAX_CHARACTERS ? Array.from(text).length : 0;
     if (numCharacters > MAX_CHARACTERS) {
-      throw new RFError(`The ${what} has ${numCharacters} characters, and at most ${MAX_CHARACTERS} are read. Shorten it: ${quoted(cut(text))}`);
+      throw new RFError(
+        `The ${what} has ${numCharacters} characters, and at most ${MAX_CHARACTERS} are read. Shorten it: ` +
+          `${quoted(cut(text))}`,
+      );
     }
-    if (/\p{Surrogate}/u.test(text)) throw new RFError(`T${shown.slice(1)} cannot be read: half of a character is missing. Write it in valid Unicode.`);
+    if (/\p{Surrogate}/u.test(text)) {
+      throw new RFError(
+        `T${shown.slice(1)} cannot be read: half of a character is missing. Write it in valid Unicode.`,
+      );
+    }
     const control = /** @type {string[]} */ ([]);
     let ids = /** @type {number[]} */ ([]);
     for (const part of this.#split(text)) {
@@ -227,9 +238,17 @@ export class Tokenizer {
     if (ids.some((id) => id < 0 || id === this.#unknown)) throw this.#unknownIn(text, shown);
     if (ids.length > maxTokens) {
       const place = what === "prompt" ? " for this size of picture" : "";
-      throw new RFError(`The ${what} has ${ids.length} tokens and the model takes ${maxTokens}${place}. Shorten it: ${quoted(cut(text))}`);
+      throw new RFError(
+        `The ${what} has ${ids.length} tokens and the model takes ${maxTokens}${place}. Shorten it: ` +
+          `${quoted(cut(text))}`,
+      );
     }
-    if (control.length) throw new RFError(`${listed(control)} in ${shown} is a control token of the model and no text. Leave it out, or write it otherwise.`);
+    if (control.length) {
+      throw new RFError(
+        `${listed(control)} in ${shown} is a control token of the model and no text. Leave it out, or write it ` +
+          "otherwise.",
+      );
+    }
     return ids;
   }
 
@@ -270,7 +289,11 @@ export class Tokenizer {
     return this.#isByteLevel ? fromUtf8(tokens.flatMap(bytesOf)) : tokens.join(" ");
   }
 
-  /** The tokens that were added, as ids, and the texts between them. @param {string} text @returns {(string|number)[]} */
+  /**
+   * The tokens that were added, as ids, and the texts between them.
+   *
+   * @param {string} text @returns {(string|number)[]}
+   */
   #split(text) {
     if (!this.#added.size) return [text];
     const escaped = [...this.#added.keys()].sort((a, b) => b.length - a.length).map((each) => each.replace(/[\\^$.*+?()[\]{}|/-]/g, "\\$&"));

@@ -6,9 +6,14 @@ import { openBundle } from "./rf.js";
 /** @typedef {{id: number, target: number, method: string, args: any[]}} Call */
 
 const targets = /** @type {Map<number, any>} */ (new Map()), running = /** @type {Map<number, AbortController>} */ (new Map());
-const post = /** @type {(message: any, transfer?: Transferable[]) => void} */ (/** @type {unknown} */ (globalThis.postMessage.bind(globalThis)));
+/** @type {(message: any, transfer?: Transferable[]) => void} */
+const post = (message, transfer = []) => globalThis.postMessage(message, { transfer });
 
-/** Arrays of an event are the receiver's own: they are handed over and not copied. @param {Record<string, any>} event */
+/**
+ * Arrays of an event are the receiver's own: they are handed over and not copied.
+ *
+ * @param {Record<string, any>} event
+ */
 const buffersOf = (event) => [...new Set(Object.values(event).filter(ArrayBuffer.isView).map((array) => array.buffer))];
 
 /** @param {Call} call @param {AbortSignal} signal */
