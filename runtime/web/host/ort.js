@@ -65,16 +65,16 @@ export class Session {
   /**
    * @param {Ort} ort @param {Uint8Array} graph
    * @param {{path: string, data: Uint8Array}[]} weights Under the paths that the graph has for them.
-   * @param {{provider: string, where: string}} options
+   * @param {{provider: string, where: string, foldsWeights: boolean}} options Whether INT8 weights become floats once.
    */
-  static async open(ort, graph, weights, { provider, where }) {
+  static async open(ort, graph, weights, { provider, where, foldsWeights }) {
     try {
       const session = await ort.InferenceSession.create(graph, {
         executionProviders: [provider],
         graphOptimizationLevel: "all",
         logSeverityLevel: 3,
         externalData: weights,
-        extra: { session: { qdq_matmulnbits_accuracy_level: "4" } }, // otherwise INT8 takes another path
+        extra: { session: { qdq_matmulnbits_accuracy_level: "4", disable_quant_qdq: foldsWeights ? "1" : "0" } },
       });
       return new Session(ort, session, where);
     } catch (error) {
