@@ -8,7 +8,7 @@ TORCH_INDEX ?=
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve web test test-slow native bench lint clean
+.PHONY: help setup demo serve web test test-slow test-arm native bench lint clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ test: lint ## Everything but the slow tests, a process for each core (at most fo
 
 test-slow: $(STAMP) ## The slow tests: bundles beyond 2 GB, more kills (16 GiB of memory, 12 GiB of disk, minutes)
 	$(PY) -m pytest -m slow
+
+test-arm: $(STAMP) ## Draw on an emulated Jetson Orin's CPU and compare; Debian or Ubuntu, downloads 155 MB (BUNDLE=demo/bundle)
+	PYTHON=$(abspath $(PY)) tests/arm.sh $(or $(BUNDLE),demo/bundle) build/arm
 
 native: ## Build the native host, librf_runtime, and its examples in build/native (a C++ compiler and CMake)
 	cmake -S runtime/native -B build/native

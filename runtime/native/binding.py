@@ -53,6 +53,7 @@ class _OpenOptions(ctypes.Structure):
         ("user", ctypes.c_void_p),
         ("provider", c_char_p),
         ("provider_library", c_char_p),
+        ("no_spinning", c_int32),
     )
 
 
@@ -224,6 +225,7 @@ class NativePipeline:
         verify: str = "auto",
         dialect: str = "classic",
         allow_unverified: bool = False,
+        allow_spinning: bool = True,
         library: Path | None = None,
         onnxruntime: str | Path | None = None,
         provider: str | None = None,
@@ -239,6 +241,7 @@ class NativePipeline:
             verify: "auto", "size" or "hash".
             dialect: The graphs to run.
             allow_unverified: Also run graphs that failed a verification or that nobody verified.
+            allow_spinning: Let threads wait busily for the next run.
             library: librf_runtime, where it is not where `make native` puts it.
             onnxruntime: ONNX Runtime's shared library; None for the one of the installed package.
             provider: Execution provider of ONNX Runtime, such as "CUDA"; None for its CPU kernels.
@@ -252,6 +255,7 @@ class NativePipeline:
         native.rf_open_options_init(byref(options))
         found = onnxruntime or find_onnxruntime()
         options.num_threads, options.allow_unverified = num_threads or 0, allow_unverified
+        options.no_spinning = not allow_spinning
         options.precision, options.dialect = precision.encode(), dialect.encode()
         options.engine, options.verify = os.fsencode(engine), verify.encode()
         options.library = os.fsencode(found) if found else None

@@ -1,5 +1,6 @@
 """The native host, built, and a bundle that is opened by it and by the Python runtime."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from runtime.native.binding import NativePipeline
 
 @pytest.fixture(scope="session")
 def native_library() -> Path:
-    """librf_runtime."""
-    return build() / "librf_runtime.so"
+    """librf_runtime: the one that RF_RUNTIME_LIBRARY names, such as a build with sanitizers, or a fresh one."""
+    named = os.environ.get("RF_RUNTIME_LIBRARY")
+    return Path(named) if named else build() / "librf_runtime.so"
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,7 @@ typedef struct rf_open_options {
   const char *provider;         /* execution provider of ONNX Runtime: NULL or "CPU", "CUDA", "TensorRT", or the name of
                                    another one that the library has. RF_MISSING where it, or its driver, is not there */
   const char *provider_library; /* of a provider that is a plugin; NULL: none. Needs ONNX Runtime 1.22 */
+  int32_t no_spinning;          /* not 0: threads sleep between runs, for cores that others use too */
 } rf_open_options;
 
 RF_PUBLIC void rf_open_options_init(rf_open_options *options);

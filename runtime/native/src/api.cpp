@@ -174,7 +174,7 @@ rf_status rf_open(const char *bundle, const rf_open_options *options, rf_pipelin
     open.engine = text_or(o.engine, "auto"), open.library = text_or(o.library, "");
     open.provider = {text_or(o.provider, ""), text_or(o.provider_library, "")};
     if (o.num_threads < 0) throw Error("num_threads must be >= 1, got " + std::to_string(o.num_threads) + ".");
-    open.num_threads = o.num_threads, open.allow_unverified = o.allow_unverified != 0;
+    open.threads = {o.num_threads, !o.no_spinning}, open.allow_unverified = o.allow_unverified != 0;
     if (o.warn) open.warn = [&](const std::string &message) { o.warn(message.c_str(), o.user); };
     *pipeline = new rf_pipeline{Pipeline(bundle, open)};
   });

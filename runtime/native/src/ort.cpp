@@ -121,7 +121,7 @@ void OrtLibrary::check(ort::Status *status, const std::string &doing) const {
               RF_DAMAGED);
 }
 
-OrtSession::OrtSession(const OrtLibrary &library, const std::string &path, int num_threads, bool compiled,
+OrtSession::OrtSession(const OrtLibrary &library, const std::string &path, const Threads &threads, bool compiled,
                        const Provider &provider)
     : library_(library), process_(getpid()), is_on_cpu_(provider.is_cpu()) {
   if (!is_utf8(path)) throw Error("ONNX Runtime opens no file whose path is not UTF-8: " + quoted(path) + ". Rename it.");
@@ -130,8 +130,11 @@ OrtSession::OrtSession(const OrtLibrary &library, const std::string &path, int n
   library.check(api.CreateSessionOptions(&made));
   std::unique_ptr<ort::SessionOptions, void (*)(ort::SessionOptions *)> options(made, api.ReleaseSessionOptions);
   // 0 is a thread per core of the whole machine, each bound to its core, whatever this process may use.
-  library.check(api.SetIntraOpNumThreads(made, num_threads ? num_threads : is_confined() ? usable_cores() : 0));
+  library.check(api.SetIntraOpNumThreads(made, threads.num ? threads.num : is_confined() ? usable_cores() : 0));
   library.check(api.SetSessionLogSeverityLevel(made, ort::kErrorsOnly));
+  // From the second run of a shape on, a pattern would take all its memory once more in one block; no run is faster.
+  library.check(api.DisableMemPattern(made));
+  library.check(api.AddSessionConfigEntry(made, "session.intra_op.allow_spinning", threads.may_spin ? "1" : "0"));
   // INT8 weights times inputs that are rounded to INT8 by block: the way that has kernels for VNNI and AMX.
   library.check(api.AddSessionConfigEntry(made, "session.qdq_matmulnbits_accuracy_level", "4"));
   if (compiled) library.check(api.SetSessionGraphOptimizationLevel(made, ort::kNone));

@@ -52,6 +52,11 @@ class OrtLibrary {
 
 class OrtSession;
 
+struct Threads {
+  int num = 0;  // of a run; 0: one per core that the process may use
+  bool may_spin = true;  // they wait busily for the next run
+};
+
 // Runs that copy nothing on the CPU: ONNX Runtime reads and writes the memory that was bound. On another provider what is
 // bound is copied to its device before each run, and back behind it.
 class OrtBinding {
@@ -76,9 +81,9 @@ class OrtBinding {
 
 class OrtSession {
  public:
-  // `num_threads` 0: one per core that the process may use. `compiled`: nothing is left to optimise.
-  OrtSession(const OrtLibrary &library, const std::string &path, int num_threads, bool compiled,
-             const Provider &provider = {});
+  // `compiled`: nothing is left to optimise.
+  OrtSession(const OrtLibrary &library, const std::string &path, const Threads &threads, bool compiled,
+             const Provider &provider);
   ~OrtSession();
   OrtSession(const OrtSession &) = delete;
   OrtSession &operator=(const OrtSession &) = delete;

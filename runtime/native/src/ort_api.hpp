@@ -42,6 +42,7 @@ struct ApiBase {
   F(6, DisableTelemetryEvents, Status *, const Env *)                                                              \
   F(7, CreateSession, Status *, const Env *, const char *path, const SessionOptions *, Session **)                 \
   F(10, CreateSessionOptions, Status *, SessionOptions **)                                                         \
+  F(17, DisableMemPattern, Status *, SessionOptions *)                                                             \
   F(22, SetSessionLogSeverityLevel, Status *, SessionOptions *, int)                                               \
   F(23, SetSessionGraphOptimizationLevel, Status *, SessionOptions *, int)                                         \
   F(24, SetIntraOpNumThreads, Status *, SessionOptions *, int)                                                     \

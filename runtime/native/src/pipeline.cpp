@@ -104,7 +104,7 @@ Pipeline::Pipeline(const std::string &path, const OpenOptions &options)
   graphs_.model = manifest().model, graphs_.variant = variant;
   for (auto entry : entries) {
     std::string file = engine_ ? engine_->file(entry->name) : bundle_.file(entry->file);
-    auto session = std::make_unique<OrtSession>(library_, file, options.num_threads, engine_.has_value(), provider_);
+    auto session = std::make_unique<OrtSession>(library_, file, options.threads, engine_.has_value(), provider_);
     check_signature(entry->signature, session->signature(), file);
     graphs_.sessions[entry->name] = std::move(session);
   }

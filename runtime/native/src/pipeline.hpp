@@ -22,7 +22,7 @@ struct OpenOptions {
   std::string engine = "auto", library;
   Provider provider;
   Verify verify = Verify::automatic;
-  int num_threads = 0;
+  Threads threads;
   bool allow_unverified = false;
   Warn warn = [](const std::string &) {};
 };
