@@ -199,7 +199,7 @@ class Parser {
 
 void dump_text(std::string &out, const std::string &text) {
   auto escape = [&](uint32_t code) {
-    char buffer[8];
+    char buffer[16];
     std::snprintf(buffer, sizeof buffer, "\\u%04x", code & 0xFFFF);
     out += buffer;
   };
