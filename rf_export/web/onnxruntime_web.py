@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Final
 
-from runtime.bundle.atomic import write_folder
+from runtime.bundle.atomic import locked, write_folder
 from runtime.errors import RFError
 from runtime.events import Progress
 
@@ -48,18 +48,23 @@ def fetch(given: Path | None = None, report: Progress = lambda *_: None) -> Path
         return _given(Path(named))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rf-export"
     folder = cache / f"onnxruntime-web-{VERSION}"
-    if not all((folder / name).is_file() for name in FILES):
+    if not _is_in(folder):
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile() as package:
-            _download(package, report)
-            with write_folder(folder, replaceable=lambda _: True, force=True, what="cache") as new:
-                _unpack(package, new)
+        with locked(cache / "download"), tempfile.TemporaryFile() as package:
+            if not _is_in(folder):  # nobody has fetched it meanwhile
+                _download(package, report)
+                with write_folder(folder, replaceable=lambda _: True, force=True, what="cache") as new:
+                    _unpack(package, new)
     return folder
+
+
+def _is_in(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
 
 
 def _given(folder: Path) -> Path:
     places = (folder, folder / "dist", folder / "package" / "dist")
-    found = next((each for each in places if all((each / name).is_file() for name in FILES)), None)
+    found = next(filter(_is_in, places), None)
     if found is None:
         raise RFError(f"{folder} does not have {', '.join(FILES)}. {_REMEDY}", "missing")
     for name, sha256 in FILES.items():

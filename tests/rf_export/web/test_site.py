@@ -18,6 +18,9 @@ from PIL import Image
 from sites import StaticServer, damage, write_site
 
 from runtime import GenerationOptions, PictureEvent, Pipeline
+from runtime.bundle.folder import open_bundle
+from runtime.bundle.manifest import TunedPlan
+from runtime.bundle.plan import record_plan
 from runtime.commands.token_edits import choose_tokens, parse_edit
 from runtime.pictures.png import read_parameters
 from runtime.pictures.token_file import RepGrid, read_grid
@@ -37,9 +40,17 @@ KEPT = "async () => { for (const name of await caches.keys()) return (await (awa
 
 
 @pytest.fixture(scope="module")
-def site(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a tuned plan."""
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("web") / "bundle"))
+    record_plan(open_bundle(bundle), TunedPlan(num_steps=3, shift=2.0, guided=(0.0, 0.5), window=4))
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def site(bundle: Path) -> Path:
     """In fp32, which the browser computes as Python does."""
-    return write_site(tiny_bundle, tmp_path_factory.mktemp("web") / "site", precision="fp32")
+    return write_site(bundle, bundle.with_name("site"), precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +74,10 @@ def visitor(browser: Any, server: StaticServer) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1280, "height": 844}, color_scheme="light")
     troubles: list[str] = []
     context.on("weberror", lambda error: troubles.append(str(error.error)))
-    context.on("console", lambda told: troubles.append(told.text) if told.type == "error" else None)
+    context.on(
+        "console",
+        lambda told: troubles.append(told.text) if told.type == "error" and "CONNECTION" not in told.text else None,
+    )
     context.on(
         "request",
         lambda asked: None if asked.url.startswith((server.url, "blob:", "data:")) else troubles.append(asked.url),
@@ -84,6 +98,7 @@ def page(visitor: Any) -> Any:
     visitor.select_option("#height", "16")
     visitor.fill("#seed", "7")
     visitor.uncheck("#show-tokens")
+    visitor.select_option("#plan", "paper")
     visitor.evaluate("plan.onchange()")
     return visitor
 
@@ -123,6 +138,18 @@ def test_a_picture_is_that_of_python(page: Any, pipeline: Pipeline, tmp_path: Pa
     assert np.abs(picture - event.picture).max() <= 1
     assert read_parameters(file)["tokens"] == RepGrid.of(event, pipeline.bundle.manifest).to_dict()
     assert read_parameters(file)["precision"] == "fp32"
+
+
+def test_the_tuned_plan_is_that_of_python(page: Any, bundle: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline.load(bundle, num_threads=1, engine="none")
+    page.select_option("#plan", "tuned")
+    for steps in (None, 5):
+        draw(page, "two blue fish", steps)
+        assert page.text_content("#status").startswith(f"{steps or 3} steps")
+        options = GenerationOptions(plan="tuned", num_steps=steps)
+        expected = pipeline.draw("two blue fish", seed=7, options=options).astype(np.int64)
+        picture = np.asarray(Image.open(saved(page, tmp_path / "fish.png")).convert("RGB"), np.int64)
+        assert np.abs(picture - expected).max() <= 1
 
 
 def test_each_step_is_shown_and_the_page_is_isolated(page: Any) -> None:
@@ -214,7 +241,7 @@ def test_it_fits_phones_and_desks(page: Any, width: int, scheme: str) -> None:
         page.screenshot(path=Path(SHOTS) / f"site-{width}-{scheme}.png", full_page=True)
 
 
-def test_without_a_network_and_after_an_update(page: Any, server: StaticServer, site: Path, tiny_bundle: Path) -> None:
+def test_without_a_network_and_after_an_update(page: Any, server: StaticServer, site: Path, bundle: Path) -> None:
     num_files = sum(path.is_file() and path.suffix != ".gz" for path in site.rglob("*")) - 1  # the service worker
     wait_until(page, f"({KEPT})().then(count => count === {num_files})")
     server.stop()
@@ -223,7 +250,7 @@ def test_without_a_network_and_after_an_update(page: Any, server: StaticServer, 
     assert "fp32" in page.text_content("#model")
     draw(page, "a red car", 4)
     server.start()
-    write_site(tiny_bundle, site, precision="fp16", force=True)
+    write_site(bundle, site, precision="fp16", force=True)
     page.reload()  # the browser learns of the new site, and goes on with the old one
     page.wait_for_selector(IDLE)
     wait_until(page, "navigator.serviceWorker.getRegistration().then(({waiting}) => Boolean(waiting))")
