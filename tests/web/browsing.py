@@ -52,16 +52,22 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class Site:
-    """Serves /page.js, and files below /host, /ort and /<bundle>; `spoilt` has other content for paths, or None."""
+    """Serves /page.js, and files below /host, /ort and /<bundle>; `spoilt` has other content for paths, or None.
+
+    A path of `dropped` gets no answer.
+    """
 
     def __init__(self, script: Path) -> None:
         self.spoilt: dict[str, bytes | None] = {}
+        self.dropped: set[str] = set()
         self.folders = {"host": HOST, "ort": onnxruntime_web.fetch()}
         site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = unquote(self.path.partition("?")[0]).lstrip("/")
+                if path in site.dropped:
+                    return  # without an answer
                 content = PAGE if not path else script.read_bytes() if path == "page.js" else site.content(path)
                 self.send_response(404 if content is None else 200)
                 self.send_header(
@@ -112,7 +118,9 @@ def opened_page(script: Path) -> Iterator[tuple[Site, Any]]:
         page = browser.new_page()
         page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("console", lambda told: troubles.append(told.text) if "status of" not in told.text else None)
+        page.on(
+            "console", lambda told: troubles.append(told.text) if "Failed to load resource" not in told.text else None
+        )
         page.on(
             "request", lambda asked: None if asked.url.startswith((site.url, "blob:")) else troubles.append(asked.url)
         )

@@ -1,15 +1,17 @@
-"""The browser host answers what the Python runtime answers, and keeps, forgets and rewinds as it does."""
+"""The browser host answers what the Python runtime answers, and forgets as it does; and it has the golden vectors."""
 
 import base64
 
 import numpy as np
 import pytest
 from browsing import array, in_javascript, require_browser
+from golden_vectors import Golden
 
 from runtime import AnswerOptions
 from runtime.errors import RFError
 from runtime.events import WordEvent
 from runtime.pictures.load import load_pixels
+from verification.golden import write_golden
 
 require_browser()
 
@@ -39,8 +41,7 @@ def talk(questions):
         yield ("rewind", 4)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_answers_what_python_answers(precision, tiny, web, python):
+def test_answers_what_python_answers(precision, web, python):
     words = python[precision].model.tokenizer.vocabulary.words
     steps = list(talk(["", " ".join(words[:3]), " ".join(words[5:9])]))
     asked, expected = [], []
@@ -78,7 +79,10 @@ def test_an_answer_that_is_given_up_leaves_the_conversation_as_it_was(tiny, open
         """async () => {
           const conversation = await rf.pipelines.fp32.converse(), lengths = [], controller = new AbortController();
           await conversation.say("a red car");
-          for await (const _ of conversation.ask("two fish", { maxTokens: 9 })) break;
+          for await (const _ of conversation.ask("two fish", { maxTokens: 9 })) {
+            await new Promise((resolve) => setTimeout(resolve, 100)); // however fast the model is, it waits
+            break;
+          }
           lengths.push(await conversation.length);
           try {
             const events = conversation.ask("", { maxTokens: 9 }, { signal: controller.signal });
@@ -139,3 +143,65 @@ def test_pictures_of_any_size_are_fitted_as_pillow_fits_them(tiny, web):
         away = np.abs(expected - array(pixels, np.float32).reshape(3, 16, 24)) * 127.5
         assert away.max() < 1.01, rgb.shape  # which direction comes first differs between versions of Pillow
         assert (away > 0).mean() < 0.1
+
+
+@pytest.fixture(scope="module")
+def golden(tiny_bundle, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("golden") / "golden"
+    write_golden(tiny_bundle, folder)
+    return Golden(folder)
+
+
+def test_noise_times_and_texts_of_the_golden_vectors(golden, tiny, web):
+    found = web("golden", golden.content)
+    for each, values in zip(golden.content["noise"], found["noise"], strict=True):
+        expected = np.array(each.get("normal") or each["gumbel"], np.float32)
+        # The last bit is the business of the browser's logarithm.
+        assert np.allclose(expected, values, rtol=2e-7, atol=1e-7), each
+    assert found["times"] == [each["values"] for each in golden.content["times"]]
+    assert found["texts"] == [each["ids"] for each in golden.content["texts"]]
+
+
+def test_draws_the_golden_vectors(precision, golden, web):
+    """Prompts that were drawn together are drawn one by one: the same up to rounding."""
+    numbers = {"drawings": 0, "values": 0, "different": 0}
+    for each in golden.drawings(precision):
+        count = len(each["ids"])
+        requests = [
+            {
+                "ids": ids,
+                "seed": str(int(each["seed"]) + row),
+                **in_javascript(each["options"]),
+                **({"repIds": each["forced_rep_ids"][row]} if each["forced_rep_ids"] else {}),
+            }
+            for row, ids in enumerate(each["ids"])
+        ]
+        found = web("draw", precision, requests)
+        assert [one["repIds"] for one in found] == each["rep_ids"], each["name"]
+        data = np.frombuffer((golden.folder / each["file"]).read_bytes(), np.uint8).reshape(count, -1, 3)
+        rgba = np.stack([array(one["rgba"], np.uint8).reshape(-1, 4)[:, :3] for one in found])
+        away = np.abs(rgba.astype(int) - data)
+        assert away.max() <= 1, each["name"]
+        numbers["drawings"] += count
+        numbers["values"] += away.size
+        numbers["different"] += int((away > 0).sum())
+    print(precision, numbers)
+    assert numbers["drawings"] >= 10
+
+
+def test_answers_the_golden_vectors(precision, golden, web):
+    for each in golden.answers(precision):
+        talk = []
+        for shown in each["pictures"]:
+            size = {"height": shown["height"], "width": shown["width"]}
+            rgb = base64.b64encode(golden.picture(shown).tobytes()).decode()
+            talk.append(["show", {"rgb": rgb, **size}, size])
+        for turn in each["turns"]:
+            options = {**in_javascript(each["options"]), "seed": each["seed"], "history": turn["history"]}
+            talk.append(["ask", turn["question"], options])
+        for turn, found in zip(each["turns"], web("converse", precision, talk), strict=True):
+            assert (found["ids"], found["text"], found["endedBy"]) == (
+                turn["answer_ids"],
+                turn["answer"],
+                turn["ended_by"],
+            )

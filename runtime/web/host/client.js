@@ -67,7 +67,7 @@ class Channel {
 
   /** @param {number} id */
   abort(id) {
-    this.#worker.postMessage({ abort: id });
+    this.#worker.postMessage({ id, abort: true });
   }
 
   /**
@@ -82,8 +82,10 @@ class Channel {
     try {
       for (;;) {
         if (signal?.aborted) throw signal.reason; // events that are still on their way are of no use
-        if (queue.length) yield queue.shift();
-        else if (failure) throw failure;
+        if (queue.length) {
+          yield queue.shift();
+          this.#worker.postMessage({ id, taken: true });
+        } else if (failure) throw failure;
         else if (isDone) return;
         else await new Promise((resolve) => (wake = () => resolve(undefined)));
       }

@@ -5,7 +5,13 @@ import { openBundle } from "./rf.js";
 
 /** @typedef {{id: number, target: number, method: string, args: any[]}} Call */
 
-const targets = /** @type {Map<number, any>} */ (new Map()), running = /** @type {Map<number, AbortController>} */ (new Map());
+/**
+ * What runs: how it is given up, and how many of its events nobody has taken yet.
+ *
+ * @typedef {{controller: AbortController, ahead: number, wake: () => void}} Running
+ */
+
+const targets = /** @type {Map<number, any>} */ (new Map()), running = /** @type {Map<number, Running>} */ (new Map());
 /** @type {(message: any, transfer?: Transferable[]) => void} */
 const post = (message, transfer = []) => globalThis.postMessage(message, { transfer });
 
@@ -16,8 +22,9 @@ const post = (message, transfer = []) => globalThis.postMessage(message, { trans
  */
 const buffersOf = (event) => [...new Set(Object.values(event).filter(ArrayBuffer.isView).map((array) => array.buffer))];
 
-/** @param {Call} call @param {AbortSignal} signal */
-async function run({ id, target, method, args }, signal) {
+/** @param {Call} call @param {Running} own */
+async function run({ id, target, method, args }, own) {
+  const { signal } = own.controller;
   if (method === "open") {
     const [place, options] = args, onProgress = (/** @type {any} */ event) => post({ id, event });
     const pipeline = await openBundle(place, { ...options, signal, onProgress: options.onProgress ? onProgress : undefined });
@@ -35,18 +42,26 @@ async function run({ id, target, method, args }, signal) {
   if (method !== "draw" && method !== "ask") return object[method](...args);
   const [first, options, how] = method === "draw" ? [args[0], args[1]] : args;
   const events = method === "draw" ? object.draw(first, { ...options, signal }) : object.ask(first, options, { ...how, signal });
+  // A drawing is a little ahead of who looks at it; an answer is not, since whoever leaves it has to find things as they were.
+  const most = method === "draw" ? 3 : 0;
   for await (const event of events) {
-    signal.throwIfAborted();
     post({ id, event }, buffersOf(event));
+    for (++own.ahead; own.ahead > most; ) {
+      await new Promise((resolve) => (own.wake = () => resolve(undefined)));
+      signal.throwIfAborted();
+    }
   }
 }
 
 onmessage = async ({ data }) => {
-  if ("abort" in data) return running.get(data.abort)?.abort();
-  const controller = new AbortController();
-  running.set(data.id, controller);
+  const now = running.get(data.id);
+  if (now && "taken" in data) return --now.ahead, now.wake();
+  if (now && "abort" in data) return now.controller.abort(), now.wake();
+  if (!data.method) return; // it has ended meanwhile
+  const own = { controller: new AbortController(), ahead: 0, wake: () => {} };
+  running.set(data.id, own);
   try {
-    post({ id: data.id, result: await run(data, controller.signal) });
+    post({ id: data.id, result: await run(data, own) });
   } catch (error) {
     post({ id: data.id, error: { name: error.name, message: error.message, kind: error.kind, stack: error.stack } });
   } finally {
