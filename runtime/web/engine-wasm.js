@@ -32,7 +32,7 @@ export function createEngine() {
     const plans = {};
     for (const plan of tuned ? ["paper", "tuned"] : ["paper"]) {
       const { numSteps: steps } = await pipeline.measure({ plan });
-      plans[plan] = { steps, guidance: (plan === "tuned" && tuned.pix_guidance_scale) || sampling.pix_guidance_scale };
+      plans[plan] = { steps, guidance: (plan === "tuned" ? tuned.pix_guidance_scale : null) ?? sampling.pix_guidance_scale };
     }
     const parameters = model.num_parameters / 1e6;
     return {

@@ -1,6 +1,7 @@
 """The drawer draws what a pipeline draws, tells as much as is asked for, and stops when nobody waits."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 from runtime import GenerationOptions, PictureEvent, Pipeline, RFError
+from runtime.bundle.folder import open_bundle
+from runtime.bundle.manifest import TunedPlan
+from runtime.bundle.plan import record_plan
 from runtime.commands.token_edits import choose_tokens, parse_edit
 from runtime.pictures.png import encode_png
 from runtime.pictures.token_file import RepGrid, grid_in
@@ -123,6 +127,14 @@ def test_edits_give_the_tokens_that_the_command_draws_from(
     assert [code for row in drawn.tokens["rep_ids"] for code in row] == chosen[0].tolist()
     *_, native = pipeline.generate(["a red car"], seed=7, options=options, rep_ids=chosen)
     assert (pixels(drawn.png) == native.picture).all()
+
+
+def test_it_tells_its_plans(pipeline: Pipeline, tiny_bundle: Path, tmp_path: Path) -> None:
+    assert with_drawer(pipeline, Drawer.info)["plans"] == {"paper": {"steps": 25, "guidance": 3.0}}
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    record_plan(open_bundle(bundle), TunedPlan(num_steps=3, pix_guidance_scale=1.0))
+    tuned = with_drawer(Pipeline.load(bundle, num_threads=1, engine="none"), Drawer.info)["plans"]["tuned"]
+    assert tuned == {"steps": 3, "guidance": 1.0}
 
 
 def refusal(pipeline: Pipeline, drawing: Drawing, **limits: Any) -> RFError:
