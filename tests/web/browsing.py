@@ -74,6 +74,8 @@ class Site:
                     "Content-Type", KINDS.get(Path(path).suffix, "text/html" if not path else "text/plain")
                 )
                 self.send_header("Content-Length", str(len(content or b"")))
+                if path in site.spoilt:
+                    self.send_header("Cache-Control", "max-age=600")
                 for name, value in HEADERS.items():
                     self.send_header(name, value)
                 self.end_headers()

@@ -152,6 +152,13 @@ def test_the_same_sentence_for_a_damaged_bundle(how, tiny, web, site, tiny_bundl
     assert found == [message.replace(str(bundle), tiny), kind]
 
 
+def test_an_older_file_in_the_cache_of_the_browser_is_none_that_is_damaged(tiny, web, site):
+    site.spoilt["tiny/tokenizer.json"] = b"{}"
+    assert "tokenizer.json has 2 bytes and " in web("refusedOpening", tiny, {"precision": "fp32"})[0]
+    site.spoilt.clear()
+    assert web("refusedOpening", tiny, {"precision": "fp32"}) is None
+
+
 def test_changed_manifests_are_refused_alike(tmp_path, web):
     """Both refuse, or neither, and nearly always in the same words; for what is no JSON each has words of its own."""
     manifest, rng = write_filler_bundle(tmp_path), Random(5)

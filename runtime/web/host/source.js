@@ -35,7 +35,7 @@ function siteSource(base) {
       const path = `${name}/${file}`, address = `${name}/${file.split("/").map(encodeURIComponent).join("/")}`;
       let answer;
       try {
-        answer = await fetch(address, { signal, cache: file === "manifest.json" ? "no-cache" : "default" });
+        answer = await fetch(address, { signal, cache: "no-cache" }); // an older file would be taken for a damaged one
       } catch (error) {
         if (signal?.aborted) throw error;
         throw new RFError(`${path} cannot be reached. Open the page again where there is a network.`, "missing");
