@@ -106,6 +106,10 @@ const rf = {
     return [seen, null];
   },
 
+  words: async (name, ids) => {
+    let text;
+    return (await refusal(async () => (text = await pipelines[name].detokenize(ids)))) ?? text;
+  },
   tokenize: (content, vocabSize, texts) => {
     const tokenizer = new Tokenizer(bytesOf(content), "tokenizer.json", vocabSize, []);
     return texts.map((text) => {

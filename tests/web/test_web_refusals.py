@@ -280,5 +280,7 @@ def test_a_bundle_whose_texts_are_read_otherwise_takes_ids(tiny, tiny_bundle, we
         "This library reads the bundle's tokenizer otherwise than the bundle was made with: 'a red"
     )
     assert kind == "unsupported"
+    assert web("words", "ids", [4, 14, 20]) == [message, kind]
+    assert web("words", "fp32", [4, 14, 20]) == "a red car"
     ids = web("draw", "ids", [{"ids": [4, 14, 20], "numSteps": 1}])
     assert ids[0]["rgba"] == web("draw", "fp32", [{"prompt": "a red car", "numSteps": 1}])[0]["rgba"]

@@ -104,9 +104,7 @@ export class Conversation {
     this.#refuseWhileAnswering();
     const seed = readSeed(given ?? 0, (value) => `seed must be 0 to 2**64 - 1, got ${value}.`);
     if (!["keep", "forget"].includes(history)) {
-      throw new RFError(
-        `history must be "keep" or "forget", got ${told(history)}.`,
-      );
+      throw new RFError(`history must be "keep" or "forget", got ${told(history)}.`);
     }
     const { model } = this.#loaded.manifest, own = planAnswer(options, this.#loaded.manifest);
     if (forcedIds && !(forcedIds.length && forcedIds.every((id) => Number.isInteger(id) && id >= 0 && id < model.vocab_size))) {

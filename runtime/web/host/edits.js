@@ -93,9 +93,7 @@ export function applyEdits(repIds, edits, grid, numCodes) {
   for (const { region, fill, copy, words } of edits) {
     const target = placesOf(region, grid), source = copy && placesOf(copy, grid);
     if (fill !== undefined && fill >= numCodes) {
-      throw new RFError(
-        `The edit ${words} paints with a code that does not exist: they are 0 to ${numCodes - 1}.`,
-      );
+      throw new RFError(`The edit ${words} paints with a code that does not exist: they are 0 to ${numCodes - 1}.`);
     }
     const size = (/** @type {number[][]} */ places) => `${places.length} x ${places[0].length}`;
     if (source && size(source) !== size(target) && size(source) !== "1 x 1") {

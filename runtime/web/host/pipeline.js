@@ -20,6 +20,7 @@
  * @property {import("./stages.js").Graphs} graphs
  * @property {?import("./tokenizer.js").Tokenizer} tokenizer  Null: of a kind that is not read.
  * @property {(text: string, maxTokens: number, what: "prompt"|"question"|"text") => number[]} encode
+ * @property {(ids: readonly number[]) => string} decode
  *
  * @typedef {Uint8ClampedArray<ArrayBuffer>} Rgba
  *
@@ -88,9 +89,7 @@ export class Pipeline {
     const cores = globalThis.crossOriginIsolated ? globalThis.navigator?.hardwareConcurrency ?? 1 : 1;
     const numThreads = options.numThreads ?? Math.min(cores, MAX_THREADS);
     if (!(Number.isInteger(numThreads) && numThreads >= 1)) {
-      throw new RFError(
-        `num_threads must be >= 1, got ${told(numThreads)}.`,
-      );
+      throw new RFError(`num_threads must be >= 1, got ${told(numThreads)}.`);
     }
     const checks = Object.hasOwn(manifest.files, CHECK_TEXTS) ? [CHECK_TEXTS] : [];
     const [ort, files] = await Promise.all([
@@ -140,7 +139,7 @@ export class Pipeline {
 
   /** The text of ids. @param {readonly number[]} ids */
   detokenize(ids) {
-    return this.#model.tokenizer?.decode(ids) ?? "";
+    return this.#model.decode(ids);
   }
 
   /**
@@ -183,7 +182,8 @@ export class Pipeline {
    * @param {AbortSignal|undefined} signal @returns {AsyncGenerator<TokenEvent, number[]>}
    */
   async *#tokens(drawing, seed, forced, signal) {
-    const codes = this.#model.manifest.model.rep_vocab_size, stage = drawing.drawTokens((token) => gumbel(seed, token, codes), forced);
+    const codes = this.#model.manifest.model.rep_vocab_size;
+    const stage = drawing.drawTokens((token) => gumbel(seed, token, codes), forced);
     await breathe(signal);
     let next = await stage.next();
     for (; !next.done; next = await stage.next()) {
@@ -249,7 +249,7 @@ function requireOneOf(name, value, all) {
 
 /**
  * @param {(file: string) => Uint8Array|undefined} contentOf @param {string} place
- * @param {import("./manifest.js").Manifest} manifest @returns {Pick<LoadedModel, "tokenizer"|"encode">}
+ * @param {import("./manifest.js").Manifest} manifest @returns {Pick<LoadedModel, "tokenizer"|"encode"|"decode">}
  */
 function openTokenizer(contentOf, place, { model, understanding, tokenizer: { file } }) {
   try {
@@ -257,15 +257,13 @@ function openTokenizer(contentOf, place, { model, understanding, tokenizer: { fi
     const control = understanding ? [understanding.start_id, ...understanding.stop_ids] : [];
     const tokenizer = new Tokenizer(content, `${place}/${file}`, model.vocab_size, control), checks = contentOf(CHECK_TEXTS);
     if (checks) tokenizer.replay(checks, `${place}/${CHECK_TEXTS}`);
-    return { tokenizer, encode: (text, maxTokens, what) => tokenizer.encode(text, maxTokens, what) };
+    const encode = tokenizer.encode.bind(tokenizer), decode = tokenizer.decode.bind(tokenizer);
+    return { tokenizer, encode, decode };
   } catch (error) {
     if (!(error instanceof RFError) || error.kind !== "unsupported") throw error;
-    return {
-      tokenizer: null,
-      encode(text) {
-        if (text.trim()) throw new RFError(error.message, "unsupported");
-        return [];
-      },
+    const refuse = () => {
+      throw new RFError(error.message, "unsupported");
     };
+    return { tokenizer: null, encode: (text) => (text.trim() ? refuse() : []), decode: refuse };
   }
 }

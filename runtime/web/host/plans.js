@@ -55,9 +55,7 @@ export const planOf = (value) => ({
 export function requireKnown(options, known) {
   const unknown = Object.keys(options).filter((name) => !known.includes(name));
   if (unknown.length) {
-    throw new RFError(
-      `There is no option ${unknown.map(quoted).join(", ")}. There are ${known.join(", ")}.`,
-    );
+    throw new RFError(`There is no option ${unknown.map(quoted).join(", ")}. There are ${known.join(", ")}.`);
   }
 }
 
@@ -231,19 +229,13 @@ export function planAnswer(options, { model, understanding }) {
   requireTemperature(options.temperature);
   const temperature = options.temperature ?? 0, topP = options.topP ?? 1, repetitionPenalty = options.repetitionPenalty ?? 1;
   if (!(isNumber(topP) && topP > 0 && topP <= 1)) {
-    throw new RFError(
-      `top_p must be above 0 and at most 1, got ${told(topP)}.`,
-    );
+    throw new RFError(`top_p must be above 0 and at most 1, got ${told(topP)}.`);
   }
   if (!(isNumber(repetitionPenalty) && repetitionPenalty > 0 && repetitionPenalty <= MAX_PENALTY)) {
     throw new RFError(`repetition_penalty must be above 0 and at most ${MAX_PENALTY}, got ${told(repetitionPenalty)}.`);
   }
   const limit = maxTextTopK(model), greedy = temperature < SMALLEST;
-  if ((options.topK ?? 1) > limit) {
-    throw new RFError(
-      `top_k must be 1 to ${limit} for this model, got ${options.topK}.`,
-    );
-  }
+  if ((options.topK ?? 1) > limit) throw new RFError(`top_k must be 1 to ${limit} for this model, got ${options.topK}.`);
   return {
     maxTokens: options.maxTokens ?? understanding.max_tokens,
     temperature: greedy ? 1 : temperature,

@@ -42,9 +42,7 @@ export function readSeed(value, problem) {
 export function checkIds(ids, { model }, maxTokens, what) {
   const wrong = ids.find((id) => !(Number.isInteger(id) && id >= 0 && id < model.vocab_size));
   if (wrong !== undefined) {
-    throw new RFError(
-      `The ids of a ${what} must be 0 to ${model.vocab_size - 1}, got ${told(wrong)}.`,
-    );
+    throw new RFError(`The ids of a ${what} must be 0 to ${model.vocab_size - 1}, got ${told(wrong)}.`);
   }
   if (ids.length > maxTokens) {
     const place = what === "prompt" ? " for this size of picture" : "";
@@ -98,9 +96,7 @@ function checkRepIds(repIds, size, numCodes) {
   }
   const least = Math.min(...values), most = Math.max(...values);
   if (least < -1 || most >= numCodes) {
-    throw new RFError(
-      `rep_ids must be 0 to ${numCodes - 1}, or -1 to draw one, got ${least} to ${most}.`,
-    );
+    throw new RFError(`rep_ids must be 0 to ${numCodes - 1}, or -1 to draw one, got ${least} to ${most}.`);
   }
   return values;
 }

@@ -224,9 +224,7 @@ export class Tokenizer {
       );
     }
     if (/\p{Surrogate}/u.test(text)) {
-      throw new RFError(
-        `T${shown.slice(1)} cannot be read: half of a character is missing. Write it in valid Unicode.`,
-      );
+      throw new RFError(`T${shown.slice(1)} cannot be read: half of a character is missing. Write it in valid Unicode.`);
     }
     const control = /** @type {string[]} */ ([]);
     let ids = /** @type {number[]} */ ([]);
