@@ -176,8 +176,8 @@ def find_library() -> Path:
         if place.is_file():
             return place
     raise RFError(
-        f"There is no {' and no '.join(map(str, places))}. Build the native host with: make native "
-        "(it needs a C++ compiler and CMake), or name the library in RF_RUNTIME_LIBRARY.",
+        f"There is no {' and no '.join(map(str, places))}. Build the native host: make native (it needs a C++ compiler "
+        "and CMake), or pip install ./runtime/native; or name the library in RF_RUNTIME_LIBRARY.",
         "missing",
     )
 

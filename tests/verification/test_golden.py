@@ -94,3 +94,19 @@ def test_the_commands_refuse_it_before_they_begin(command, tmp_path, tiny_bundle
     assert result.exit_code == 1
     assert "Name a new folder for the golden vectors" in result.output
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_verification_writes_them(golden, tiny_bundle, tmp_path):
+    arguments = [
+        "verify",
+        tiny_bundle,
+        "--quick",
+        "--precision",
+        "fp16",
+        "--no-record",
+        "--golden",
+        tmp_path / "golden",
+    ]
+    result = CliRunner().invoke(cli.main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    assert Golden(tmp_path / "golden").content == golden.content
