@@ -1,15 +1,17 @@
 """Throughput and latency of `rf-export serve` over HTTP, beside a naive server: one picture after another.
 
-    python benchmarks/serving.py BUNDLE --output benchmarks/results/serving.json
+    python benchmarks/serving.py BUNDLE
+    python benchmarks/serving.py BUNDLE --ray ENVIRONMENT    beside Ray, with one and two replicas
 
 The naive server is what one writes first: FastAPI, a lock, and `Pipeline.draw` with a thread for each core. Both run
 in processes of their own, get the same requests, and take turns; medians of the rounds are reported. Scenarios: clients
 that each ask again as soon as they are answered, and requests at random moments (a Poisson process from a seed), some
 of another size, some of clients that leave after a while. Two pictures are compared with those of `Pipeline.draw`. How
-long a picture takes without HTTP, through the scheduler, is measured in this process.
+long a picture takes without HTTP, through the scheduler, is measured in this process, and what the machine could draw
+at most: a full batch on each core, again and again, with nothing between.
 
-Run it on a quiet machine: the clients, too, take their share of it. With the reference checkpoint it takes about ten
-minutes on two cores.
+Writes `benchmarks/results/serving-<cpu>.json`. Run it on a quiet machine: the clients, too, take their share of it.
+With the reference checkpoint it takes seven minutes on two cores.
 """
 
 import asyncio
@@ -18,15 +20,16 @@ import contextlib
 import io
 import json
 import os
-import platform
 import random
 import re
+import shlex
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -39,11 +42,15 @@ from rich.console import Console
 from rich.table import Table
 from scheduler import PROMPTS
 
+from rf_export.benchmark.environment import describe_machine, file_label
 from runtime import GenerationOptions, Pipeline, Scheduler
-from runtime.backends.host.machine import cpu_name, usable_cpus
+from runtime.backends.host.machine import usable_cpus
 
 ROOT = Path(__file__).parents[1]
 ROUTE = "/v1/images/generations"
+OURS = "rf-export serve"
+ONE = ("1 at once", OURS)
+RESULTS = Path(__file__).parent / "results"
 TIMEOUT_S = 300
 
 
@@ -67,6 +74,7 @@ class Answered:
     status: int  # 0 where the client left
     latency_s: float
     first_preview_s: float | None = None
+    first_preview_step: int | None = None
     body: bytes = b""
 
 
@@ -96,6 +104,7 @@ class Result:
     p95_s: float
     p99_s: float
     first_preview_p50_s: float | None
+    first_preview_step: int | None  # the latest
     pictures_per_s_of_rounds: list[float] = field(default_factory=list)
 
 
@@ -116,9 +125,10 @@ class Running:
         self._seen = psutil.Process(self._process.pid)
 
     def usage(self) -> tuple[float, float]:
-        """CPU seconds so far, and MiB of memory."""
-        times = self._seen.cpu_times()
-        return times.user + times.system, self._seen.memory_info().rss / 2**20
+        """CPU seconds so far, and MiB of memory, of all its processes."""
+        processes = [self._seen, *self._seen.children(recursive=True)]
+        times = [each.cpu_times() for each in processes]
+        return sum(each.user + each.system for each in times), sum(each.memory_info().rss for each in processes) / 2**20
 
     def stop(self) -> None:
         """End it."""
@@ -153,6 +163,7 @@ async def ask(server: Running, asked: Asked) -> Answered:
         status=int(answer.split(b" ", 2)[1]),
         latency_s=time.perf_counter() - started,
         first_preview_s=first_preview,
+        first_preview_step=None if (found := re.search(rb'"step":(\d+)', answer)) is None else int(found[1]),
         body=answer.partition(b"\r\n\r\n")[2],
     )
 
@@ -193,7 +204,7 @@ def summarise(server: str, scenario: str, rounds: list[Served]) -> Result:
     finished = [[each for each in run.answers if each.status == 200] for run in rounds]
     rates = [len(each) / run.wall_s for each, run in zip(finished, rounds, strict=True)]
     latencies = [[answer.latency_s for answer in each] for each in finished]
-    previews = [each.first_preview_s for run in rounds for each in run.answers if each.first_preview_s is not None]
+    previews = [each for run in rounds for each in run.answers if each.first_preview_s is not None]
 
     def percentile(which: int) -> float:
         return statistics.median(float(np.percentile(each, which)) for each in latencies)
@@ -213,7 +224,8 @@ def summarise(server: str, scenario: str, rounds: list[Served]) -> Result:
         p50_s=percentile(50),
         p95_s=percentile(95),
         p99_s=percentile(99),
-        first_preview_p50_s=statistics.median(previews) if previews else None,
+        first_preview_p50_s=statistics.median(each.first_preview_s for each in previews) if previews else None,
+        first_preview_step=max((each.first_preview_step for each in previews), default=None),
         pictures_per_s_of_rounds=rates,
     )
 
@@ -244,6 +256,24 @@ def alone_s(bundle: Path, count: int) -> float:
             scheduler.submit(PROMPTS[index % len(PROMPTS)], seed=index, reports="picture").result()
             times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
+
+
+def bound(bundle: Path, rounds: int) -> float:
+    """Pictures a second where each core draws full batches of 8 and does nothing else."""
+    cores = usable_cpus()
+    with Pipeline.load(bundle, num_threads=1) as pipeline, ThreadPoolExecutor(cores) as pool:
+
+        def draw(seed: int) -> None:
+            for _ in pipeline.generate(PROMPTS, seed=seed):
+                pass
+
+        rates = []
+        for index in range(rounds + 1):
+            started = time.perf_counter()
+            list(pool.map(draw, range(cores)))
+            if index:
+                rates.append(cores * len(PROMPTS) / (time.perf_counter() - started))
+    return statistics.median(rates)
 
 
 def require_same(bundle: Path, served: list[Answered]) -> None:
@@ -282,12 +312,34 @@ def naive(bundle: Path) -> None:
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run([listening])
 
 
+RAY = """
+import sys
+from runtime.serving.ray_app import Settings, run
+from runtime.serving.server import listen
+
+listening = listen("127.0.0.1", 0)
+host, port = listening.getsockname()
+listening.close()
+replicas = int(sys.argv[2])
+settings = Settings(bundle=sys.argv[1], min_replicas=replicas, max_replicas=replicas)
+run(settings, host, port, lambda: print(f"http://{host}:{port}", flush=True))
+"""
+
+
 @contextlib.contextmanager
-def servers(bundle: Path) -> Iterator[list[Running]]:
-    """Both servers, warmed up."""
-    ours = [sys.executable, "cli.py", "serve", str(bundle), "--port", "0"]
-    running = [Running("rf-export serve", ours), Running("naive", [sys.executable, __file__, str(bundle), "--naive"])]
+def servers(bundle: Path, ray: Path | None) -> Iterator[list[Running]]:
+    """All servers, warmed up."""
+    commands = {
+        OURS: [sys.executable, "cli.py", "serve", str(bundle), "--port", "0"],
+        "naive": [sys.executable, __file__, str(bundle), "--naive"],
+    }
+    if ray is not None:
+        python = str(ray / "bin/python")
+        commands |= {f"Ray, {each}": [python, "-c", RAY, str(bundle.resolve()), str(each)] for each in (1, 2)}
+    running: list[Running] = []
     try:
+        for name, command in commands.items():
+            running.append(Running(name, command))
         for each in running:
             asyncio.run(at_once(each, [Asked(prompt=PROMPTS[0], seed=0)] * 4, 2))
         yield running
@@ -317,7 +369,8 @@ def print_table(results: list[Result]) -> None:
 @click.option("--size", "sizes", default=("24x24", "60x60"), multiple=True, help="Other sizes, as WIDTHxHEIGHT.")
 @click.option("--rounds", default=3, type=click.IntRange(1))
 @click.option("--seed", default=0, help="Seed of the moments of arrival.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file.")
+@click.option("--ray", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Environment with Ray.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file.", show_default="see above")
 @click.option("--naive", "is_naive", is_flag=True, hidden=True)
 def main(
     bundle: Path,
@@ -327,6 +380,7 @@ def main(
     sizes: tuple[str, ...],
     rounds: int,
     seed: int,
+    ray: Path | None,
     output: Path | None,
     is_naive: bool,
 ) -> None:
@@ -334,7 +388,7 @@ def main(
     if is_naive:
         naive(bundle)
         return
-    before, alone = os.getloadavg(), alone_s(bundle, 12)
+    before, alone, most = os.getloadavg(), alone_s(bundle, 12), bound(bundle, rounds)
     plain = [Asked(prompt=PROMPTS[index % len(PROMPTS)], seed=index) for index in range(requests)]
     scenarios: dict[str, tuple[list[Asked], int | None]] = {f"{count} at once": (plain, count) for count in clients}
     results: list[Result] = []
@@ -350,7 +404,7 @@ def main(
             require_same(bundle, runs[running[0].name][0].answers)
         results.extend(summarise(server, name, each) for server, each in runs.items())
 
-    with servers(bundle) as running:
+    with servers(bundle, ray) as running:
         for name in tuple(scenarios):
             measure(running, name)
         best = max(each.pictures_per_s for each in results if each.server == "naive")
@@ -358,26 +412,43 @@ def main(
         scenarios[name] = arrivals(load * best, requests, seed, list(sizes), 1 / best), None
         measure(running, name)
         previewed = [Asked(**{**vars(each), "previews": 3}) for each in plain]
-        previews = summarise("rf-export serve", "8 at once, 3 previews", [serve(running[0], previewed, 8)])
+        previews = summarise(OURS, "8 at once, 3 previews", [serve(running[0], previewed, 8)])
         results.append(previews)
     print_table(results)
-    single = next((each for each in results if each.scenario == "1 at once"), None)
-    overhead = None if single is None else single.p50_s / alone - 1
-    click.echo(f"first preview after {previews.first_preview_p50_s:.2f} s")
-    if overhead is not None:
-        click.echo(f"HTTP and PNG take {100 * overhead:.1f}% of a picture of {alone:.3f} s")
-    if output:
-        report = {
-            "results": [asdict(each) for each in results],
-            "without_http_s": alone,
-            "http_overhead": overhead,
-            "options": {"requests": requests, "rounds": rounds, "load": load, "sizes": sizes, "seed": seed},
-            "load_average": {"before": before, "after": os.getloadavg()},
-            "machine": {"cpu": cpu_name(), "cores": usable_cpus(), "system": platform.platform()},
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in ("numpy", "onnxruntime", "fastapi", "uvicorn")},
-        }
-        output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    reached = targets(results, alone, most)
+    for name, value in reached.items():
+        click.echo(f"{name.replace('_', ' ')}: {'-' if value is None else f'{value:.3g}'}")
+    machine = describe_machine()
+    report = {
+        "command": shlex.join(["python", "benchmarks/serving.py", *sys.argv[1:]]),
+        "results": [asdict(each) for each in results],
+        "targets": reached,
+        "without_http_s": alone,
+        "bound_pictures_per_s": most,
+        "options": {"requests": requests, "rounds": rounds, "load": load, "sizes": sizes, "seed": seed},
+        "load_average": {"before": before, "after": os.getloadavg()},
+        "machine": machine,
+        "versions": {name: version(name) for name in ("numpy", "onnxruntime", "fastapi", "uvicorn")},
+    }
+    path = output or RESULTS / f"serving-{file_label(machine['cpu'])}.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    click.echo(path)
+
+
+def targets(results: list[Result], alone: float, most: float) -> dict[str, float | None]:
+    """What the server is to reach: more pictures than the naive one, no later, for little; an early preview."""
+    found = {(each.scenario, each.server): each for each in results}
+    ours, naive_one, single = found.get(("8 at once", OURS)), found.get(("8 at once", "naive")), found.get(ONE)
+    previews = [each.first_preview_step for each in results if each.first_preview_step is not None]
+    return {
+        "times_the_pictures_of_the_naive_server_at_8": ours
+        and naive_one
+        and ours.pictures_per_s / naive_one.pictures_per_s,
+        "times_its_p95_at_8": ours and naive_one and ours.p95_s / naive_one.p95_s,
+        "http_share_of_a_picture": single and single.p50_s / alone - 1,
+        "share_of_the_bound_at_8": ours and ours.pictures_per_s / most,
+        "steps_before_the_first_preview": max(previews, default=None),
+    }
 
 
 if __name__ == "__main__":
