@@ -242,7 +242,7 @@ class TensorRTSession(ProcessBound):
         raise RFError(
             f"{self._name} was built for other sizes: {reason}. Draw other sizes or fewer pictures at once, or build "
             "it with wider ranges: rf-export build-engine with --dim batch=1:1:8, prompt, height or width.",
-            "mismatch",
+            elsewhere=f"The engine was built for other sizes: {reason}. Ask for another size or a shorter text.",
         )
 
     def _misfit(self, name: str, shape: tuple[int, ...], profile: int) -> str | None:

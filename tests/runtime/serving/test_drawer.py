@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -181,6 +182,15 @@ def test_tokens_of_another_model_or_size_are_refused(pipeline: Pipeline) -> None
     assert "Leave out size" in str(refusal(pipeline, larger))
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Denoising steps take 5 ms longer: nothing ends while a test looks at it, however fast the machine."""
+    from runtime.scheduling.batches import PixelBatch
+
+    step = PixelBatch.step
+    monkeypatch.setattr(PixelBatch, "step", lambda batch: time.sleep(0.005) or step(batch))
+
+
 def num_steps_made(drawer: Drawer) -> float:
     return sum(
         drawer.metrics.registry.get_sample_value("rf_step_seconds_count", {"stage": stage}) or 0
@@ -189,6 +199,7 @@ def num_steps_made(drawer: Drawer) -> float:
 
 
 @pytest.mark.parametrize("stage", ["tokens", "pixels"])
+@pytest.mark.usefixtures("slow")
 def test_who_leaves_stops_the_drawing_within_two_steps(pipeline: Pipeline, stage: str) -> None:
     drawing = Drawing(prompt="a cup", tells_steps=True, options=GenerationOptions(num_steps=250))
 
@@ -207,6 +218,7 @@ def test_who_leaves_stops_the_drawing_within_two_steps(pipeline: Pipeline, stage
     assert later - left <= 2
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_cancelled_task_leaves_nothing_behind_also_while_it_redraws_tokens(pipeline: Pipeline) -> None:
     async def cancel(drawer: Drawer) -> None:
         for delay in (0, 0.001, 0.003, 0.01):
@@ -222,6 +234,7 @@ def test_a_cancelled_task_leaves_nothing_behind_also_while_it_redraws_tokens(pip
     with_drawer(pipeline, cancel)
 
 
+@pytest.mark.usefixtures("slow")
 def test_a_full_queue_is_told_and_is_free_again_when_somebody_leaves(pipeline: Pipeline) -> None:
     slow = Drawing(prompt="a cup", options=GenerationOptions(num_steps=250))
 

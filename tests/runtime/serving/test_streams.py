@@ -1,10 +1,15 @@
 """What is given up is given up, at whatever moment that is said."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 
-from runtime.serving.http.streams import within
+from runtime.serving.http.errors import refusal
+from runtime.serving.http.guard import Guard, Limits
+from runtime.serving.http.streams import EventStream, server_sent, within
+from runtime.serving.metrics import Metrics
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -33,3 +38,30 @@ def test_what_takes_too_long_is_cancelled() -> None:
         return task.cancelled()
 
     assert asyncio.run(run())
+
+
+def test_a_client_that_reads_nothing_for_long_is_given_up() -> None:
+    sent, closed = [], []
+
+    async def items() -> AsyncGenerator[int, None]:
+        try:
+            for number in range(1000):
+                yield number
+        finally:
+            closed.append(True)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await EventStream(items(), lambda item: [server_sent(item)], refusal)(scope, receive, send)
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0 if not sent else 60)
+        return {"type": "http.request"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+        if len(sent) > 3:  # buffers are full
+            await asyncio.sleep(60)
+
+    guard = Guard(app, Limits(send_s=0.01), Metrics(), [])
+    asyncio.run(guard({"type": "http", "path": "/", "method": "GET", "headers": []}, receive, send))
+    assert len(sent) == 4 and closed == [True]
