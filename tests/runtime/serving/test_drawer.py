@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from runtime.commands.token_edits import choose_tokens, parse_edit
 from runtime.pictures.png import encode_png
 from runtime.pictures.token_file import RepGrid, grid_in
 from runtime.serving.drawer import Drawer
+from runtime.serving.http.schemas import ImageBody
 from runtime.serving.orders import Accepted, Answer, Drawing, Picture, Preview, Progress, Question, Word, preview_steps
 
 Result = TypeVar("Result")
@@ -108,6 +110,19 @@ def test_previews_and_progress_come_in_order(pipeline: Pipeline) -> None:
     assert [each.index for each in previews] == [0, 1, 2]
     assert [each.step for each in previews] == preview_steps(3, 9)
     assert all(pixels(each.png).shape == (16, 24, 3) for each in previews)
+
+
+def test_a_request_draws_by_the_tuned_plan_or_value_by_value(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("engines")))
+    record_plan(open_bundle(bundle), TunedPlan(num_steps=3, shift=2.0, guided=(0.0, 0.7), window=2, evidence={}))
+    pipeline = Pipeline.load(bundle, num_threads=1)
+    values = {"steps": 3, "shift": 2.0, "guided": [0.0, 0.7], "window": 2}
+    native = alone(pipeline, "a red car", 7, plan="tuned").picture
+    assert (native != alone(pipeline, "a red car", 7).picture).any()
+    for own in ({"plan": "tuned"}, {"plan": "paper", **values}, values):
+        (drawing,) = ImageBody(prompt="a red car", seed=7, **own).drawings()  # type: ignore[arg-type]
+        drawn = with_drawer(pipeline, partial(picture_of, drawing=drawing))
+        assert (pixels(drawn.png) == native).all()
 
 
 EDITS = [("0,0=5",), ("0:1,:=1,0",), ("0,0=redraw:9",), ("1,1=3", "0,:=redraw", "0,1=redraw:4")]
