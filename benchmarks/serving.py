@@ -327,15 +327,8 @@ run(settings, host, port, lambda: print(f"http://{host}:{port}", flush=True))
 
 
 @contextlib.contextmanager
-def servers(bundle: Path, ray: Path | None) -> Iterator[list[Running]]:
-    """All servers, warmed up."""
-    commands = {
-        OURS: [sys.executable, "cli.py", "serve", str(bundle), "--port", "0"],
-        "naive": [sys.executable, __file__, str(bundle), "--naive"],
-    }
-    if ray is not None:
-        python = str(ray / "bin/python")
-        commands |= {f"Ray, {each}": [python, "-c", RAY, str(bundle.resolve()), str(each)] for each in (1, 2)}
+def servers(commands: dict[str, list[str]]) -> Iterator[list[Running]]:
+    """Servers by their names, warmed up."""
     running: list[Running] = []
     try:
         for name, command in commands.items():
@@ -404,7 +397,8 @@ def main(
             require_same(bundle, runs[running[0].name][0].answers)
         results.extend(summarise(server, name, each) for server, each in runs.items())
 
-    with servers(bundle, ray) as running:
+    ours = [sys.executable, "cli.py", "serve", str(bundle), "--port", "0"]
+    with servers({OURS: ours, "naive": [sys.executable, __file__, str(bundle), "--naive"]}) as running:
         for name in tuple(scenarios):
             measure(running, name)
         best = max(each.pictures_per_s for each in results if each.server == "naive")
@@ -414,6 +408,11 @@ def main(
         previewed = [Asked(**{**vars(each), "previews": 3}) for each in plain]
         previews = summarise(OURS, "8 at once, 3 previews", [serve(running[0], previewed, 8)])
         results.append(previews)
+    for replicas in (1, 2) if ray is not None else ():  # one after the other: a cluster takes its share also when idle
+        command = [str(ray / "bin/python"), "-c", RAY, str(bundle.resolve()), str(replicas)]
+        with servers({f"Ray, {replicas}": command}) as running:
+            for name in scenarios:
+                measure(running, name)
     print_table(results)
     reached = targets(results, alone, most)
     for name, value in reached.items():
