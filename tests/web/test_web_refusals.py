@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 from hashlib import sha256
@@ -220,7 +221,10 @@ def test_types_are_sound():
     )
     if shutil.which(command[0]) is None:
         pytest.skip(TSC)
-    done = subprocess.run([*command, "-p", HOST / "jsconfig.json"], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "npm_config_fetch_retries": "0", "npm_config_fetch_timeout": "20000"}
+    done = subprocess.run(
+        [*command, "-p", HOST / "jsconfig.json"], capture_output=True, text=True, check=False, env=environment
+    )
     if "npm err" in done.stderr.lower():  # there is no network
         pytest.skip(TSC)
     assert done.returncode == 0, done.stdout
