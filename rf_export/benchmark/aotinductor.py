@@ -25,6 +25,7 @@ from runtime.signature import GRAPHS as GRAPH_NAMES
 from runtime.signature import GraphName, GraphSignature, Variant
 
 NAME: Final = "aotinductor fp32"
+_COMPILED: Final[dict[str, dict[GraphName, "AotSession"]]] = {}  # by bundle
 
 
 def why_not() -> str | None:
@@ -33,8 +34,11 @@ def why_not() -> str | None:
 
 
 def aotinductor_pipeline(ours: Pipeline, model: RFModel) -> Pipeline:
-    """Our pipeline in fp32 with AOTInductor in place of ONNX Runtime. Compiles for a minute and more."""
-    return ours.with_sessions({name: AotSession(model, name, ours.bundle.manifest.model) for name in GRAPH_NAMES})
+    """Our pipeline in fp32 with AOTInductor in place of ONNX Runtime. Compiles for minutes, once for every bundle."""
+    manifest = ours.bundle.manifest
+    if manifest.bundle_id not in _COMPILED:
+        _COMPILED[manifest.bundle_id] = {name: AotSession(model, name, manifest.model) for name in GRAPH_NAMES}
+    return ours.with_sessions(_COMPILED[manifest.bundle_id])
 
 
 class _OnePart(ClassicDecoder):
