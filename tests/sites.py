@@ -1,5 +1,6 @@
 """Sites of `rf-export export-web`, on a plain static server that stops and starts again. Knows no browser."""
 
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,19 @@ __all__ = ["WEB", "StaticServer", "damage", "require_library", "write_site"]
 
 def require_library() -> Path:
     """The files of onnxruntime-web; skips the test where they are not to be had."""
+    found = _library()
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@functools.cache
+def _library() -> Path | str:
+    """The files, or why there are none: a network that does not answer is waited for once."""
     try:
         return onnxruntime_web.fetch()
     except RFError as error:
-        pytest.skip(str(error))
+        return str(error)
 
 
 def write_site(bundle: Path, out: Path, **options: Any) -> Path:

@@ -7,9 +7,7 @@ installed: apt-get install chromium, or CHROMIUM=/path/to/it.
 import copy
 import html
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import CHROMIUM
 
 from calibration.report import write_report as write_calibration
 from calibration.statistics import Activations, coverage_table
@@ -44,7 +43,6 @@ from verification.tally import Failure, Figures, Tally, WorstPicture
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = """</title></style></svg>"'><script>alert(1)</script><img src=x onerror=alert(2)>$x_2$&amp;"""
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 MEASURE = """<body><iframe id="frame" style="border:0;width:%dpx;height:800px" srcdoc="%s"></iframe><script>
 onload = () => {
   const width = frame.clientWidth, page = frame.contentDocument, wide = [], small = [];

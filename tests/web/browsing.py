@@ -1,14 +1,11 @@
 """A browser, and a site with the module, onnxruntime-web and bundles, whose files a test may exchange.
 
-Needs Chromium (apt-get install chromium, or CHROMIUM=/path/to/it), playwright, which drives it, and onnxruntime-web,
-which is fetched from npm's registry once. Knows nothing of what is drawn.
+Needs onnxruntime-web, which is fetched from npm's registry once. Knows nothing of what is drawn.
 """
 
 import base64
 import http.server
-import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +14,11 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import numpy as np
-import pytest
-
-from rf_export.web import onnxruntime_web
-from runtime.errors import RFError
+from chromium import launched
+from sites import require_library
 
 ROOT: Final = Path(__file__).parents[2]
 HOST: Final = ROOT / "runtime/web/host"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 HEADERS: Final = {  # the strictest under which it has to work; threads need the page to be isolated
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -35,13 +29,6 @@ KINDS: Final = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "a
 PAGE: Final = (
     b"""<!doctype html><meta charset="utf-8"><title>rf-export</title><script type="module" src="/page.js"></script>"""
 )
-
-
-def require_browser() -> Any:
-    """playwright; skips the tests of a module where it or Chromium is not there."""
-    if CHROMIUM is None:
-        pytest.skip("the module runs in Chromium: apt-get install chromium", allow_module_level=True)
-    return pytest.importorskip("playwright.sync_api", reason="drives Chromium: pip install playwright")
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -60,7 +47,7 @@ class Site:
     def __init__(self, script: Path) -> None:
         self.spoilt: dict[str, bytes | None] = {}
         self.dropped: set[str] = set()
-        self.folders = {"host": HOST, "ort": onnxruntime_web.fetch()}
+        self.folders = {"host": HOST, "ort": require_library()}
         site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -108,15 +95,9 @@ class Site:
 @contextmanager
 def opened_page(script: Path) -> Iterator[tuple[Site, Any]]:
     """The site, and a page of it; nothing but the site may be asked, and nothing may go wrong unseen."""
-    try:
-        site = Site(script)
-    except RFError as error:
-        pytest.skip(str(error))
+    site = Site(script)
     troubles: list[str] = []
-    with require_browser().sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--js-flags=--expose-gc"]
-        )
+    with launched("--js-flags=--expose-gc") as browser:
         page = browser.new_page()
         page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
@@ -129,7 +110,6 @@ def opened_page(script: Path) -> Iterator[tuple[Site, Any]]:
         page.goto(site.url)
         page.wait_for_function("window.isReady")
         yield site, page
-        browser.close()
     site.close()
     assert not troubles, troubles
 

@@ -4,7 +4,8 @@ import base64
 
 import numpy as np
 import pytest
-from browsing import array, in_javascript, require_browser
+from browsing import array, in_javascript
+from chromium import require_browser
 from golden_vectors import Golden
 
 from runtime import AnswerOptions

@@ -4,7 +4,8 @@ from itertools import cycle, islice
 
 import numpy as np
 import pytest
-from browsing import array, in_javascript, require_browser
+from browsing import array, in_javascript
+from chromium import require_browser
 
 from runtime import GenerationOptions, Pipeline
 from runtime.commands.token_edits import choose_tokens, parse_edit

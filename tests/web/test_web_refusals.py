@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from browsing import HOST, in_javascript, require_browser
+from browsing import HOST, in_javascript
+from chromium import require_browser
 from fuzz import mutate
 from fuzz.targets import write_filler_bundle
 from tokenizers_made import byte_level, known_texts, other_kinds, texts, word_level

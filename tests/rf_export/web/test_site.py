@@ -4,7 +4,6 @@ Needs Chromium (apt-get install chromium, or CHROMIUM=/path/to/it), playwright, 
 One browser and one visitor serve all tests; each draws what it needs.
 """
 
-import os
 import re
 import shutil
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chromium import IDLE, SHOTS, WIDE, launched, require_browser
 from PIL import Image
 from sites import StaticServer, damage, write_site
 
@@ -25,17 +25,8 @@ from runtime.commands.token_edits import choose_tokens, parse_edit
 from runtime.pictures.png import read_parameters
 from runtime.pictures.token_file import RepGrid, read_grid
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("sites are looked at in Chromium: apt-get install chromium", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: pip install playwright")
+require_browser()
 
-SHOTS = os.environ.get("RF_EXPORT_TEST_SHOTS")  # a folder for screenshots, to look at
-IDLE = "body.ready:not(.busy)"
-WIDE = """() => [...document.querySelectorAll("body *")].filter(each => {
-  const box = each.getBoundingClientRect();
-  return box.width && (box.right > innerWidth + 1 || box.left < -1) && !each.classList.contains("unseen");
-}).map(each => each.outerHTML.slice(0, 90))"""
 KEPT = "async () => { for (const name of await caches.keys()) return (await (await caches.open(name)).keys()).length; }"
 
 
@@ -62,10 +53,8 @@ def server(site: Path) -> Iterator[StaticServer]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

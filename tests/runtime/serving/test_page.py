@@ -4,36 +4,23 @@ Needs Chromium (apt-get install chromium, or CHROMIUM=/path/to/it) and playwrigh
 """
 
 import base64
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import IDLE, SHOTS, WIDE, launched, require_browser
 from servers import Server
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("the page is looked at in Chromium: apt-get install chromium", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api", reason="drives Chromium: pip install playwright")
-
-SHOTS = os.environ.get("RF_EXPORT_TEST_SHOTS")  # a folder for screenshots, to look at
-IDLE = "body.ready:not(.busy)"
-WIDE = """() => [...document.querySelectorAll("body *")].filter(each => {
-  const box = each.getBoundingClientRect();
-  return box.width && (box.right > innerWidth + 1 || box.left < -1) && !each.classList.contains("unseen");
-}).map(each => each.outerHTML.slice(0, 90))"""
+require_browser()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(390, "dark"), (1280, "light")], ids=["phone", "desk"])
