@@ -69,7 +69,7 @@ def test_files_of_prompts_may_have_comments_and_empty_lines(tmp_path):
     path.write_text("# mine\n\na red car \n  a blue fish\n", encoding="utf-8")
     assert read_prompts(path) == ["a red car", "a blue fish"]
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RFError, match="cannot be read"):
+    with pytest.raises(RFError, match="no text in UTF-8"):
         read_prompts(path)
 
 
