@@ -153,7 +153,7 @@ def test_any_change_is_read_or_refused_and_never_crashes(path, value):
 
 @given(st.sampled_from([path for path in ALL_PATHS if isinstance(path[-1], str) and path[:1] != ["files"]]))
 def test_a_missing_key_is_named(path):
-    optional = ("lint", "understanding", "num_heads", "ffn_size")
+    optional = ("lint", "understanding", "num_heads", "ffn_size", "shift_base_patches")
     if (len(path) > 1 and path[0] in ("created_by", "checkpoint")) or path[-1] in optional:
         return
     content = copy.deepcopy(sample_manifest().to_dict())
