@@ -38,6 +38,7 @@ INSTALL = result(RESULTS / "install-amd-epyc.json")["environments_mib"]
 PLAN = result(ROOT / "examples/reference/checkpoint/plan.json")
 SOFTER = result(RESULTS / "plan-reference-any-distance.json")
 PLAN_PROMPTS = (ROOT / "examples/reference/tuning-prompts.txt").read_text(encoding="utf-8").splitlines()
+PLANS = result(RESULTS / "plans-reference-intel-r-xeon-r-processor-2-80ghz.json")
 SCHEDULER = result(RESULTS / "scheduler-reference-amd-epyc.json")
 
 
@@ -106,6 +107,8 @@ def plan_phrases() -> list[str]:
         f"{rows} of {full_rows} denoiser rows",
         f"of {judged['pictures']} held-out pictures {judged['score']['value']:.1f}% are right, "
         f"{judged['full']['value']:.1f}% by the full plan",
+        f"INT8 then draws in {PLANS['timings']['picture']['engine int8, tuned']['median_ms']:.0f} ms, "
+        f"{PLANS['speedups']['picture']['eager fp32, paper']['engine int8, tuned']['median']:.1f} times as fast",
     ]
 
 
