@@ -3,10 +3,14 @@
 Knows nothing of who reads them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from runtime.errors import RFError
+from runtime.text.tokenizer import PromptTokenizer
 
 SPLITS = {
     "qwen": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -115,3 +119,24 @@ def other_kinds() -> Iterator[Tokenizer]:
     """Of models that no such host reads."""
     for model in (models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), models.Unigram([("a", -1.0)])):
         yield Tokenizer(model)
+
+
+def compare_readings(python: PromptTokenizer, every: Iterable[str], found: Iterable[list[Any]]) -> tuple[int, int]:
+    """Compare what a host read of texts with the Python runtime's reading; how many both read, and both refused.
+
+    Args:
+        python: Reads the same file.
+        every: Texts.
+        found: For each its ids and the text that they become again, or one sentence.
+    """
+    read = refused = 0
+    for text, host in zip(every, found, strict=True):
+        try:
+            ids = python.encode(text, 1 << 20, "text")
+        except RFError as error:
+            assert len(host) == 1, (text, str(error), host)
+            refused += 1
+            continue
+        assert host == [ids, python.decode(ids)], text
+        read += 1
+    return read, refused

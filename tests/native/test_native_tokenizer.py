@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from building import NATIVE, require_compiler, run
 from msgspec.structs import replace
-from tokenizers_made import byte_level, known_texts, other_kinds, texts, word_level
+from tokenizers_made import byte_level, compare_readings, known_texts, other_kinds, texts, word_level
 
 from runtime import GenerationOptions
 from runtime.bundle.folder import describe_file, open_bundle, write_manifest
@@ -32,18 +32,7 @@ def compare(program, path, vocab_size, all_texts):
     python = PromptTokenizer(path, vocab_size)
     lines = "\n".join(map(json.dumps, all_texts)) + "\n"
     done = subprocess.run([program, path, str(vocab_size)], input=lines, capture_output=True, text=True, check=True)
-    read = refused = 0
-    for text, line in zip(all_texts, done.stdout.splitlines(), strict=True):
-        found = json.loads(line)
-        try:
-            ids = python.encode(text, 1 << 20, "text")
-        except RFError as error:
-            assert len(found) == 1, (text, str(error), found)
-            refused += 1
-            continue
-        assert found == [ids, python.decode(ids)], text
-        read += 1
-    return read, refused
+    return compare_readings(python, all_texts, map(json.loads, done.stdout.splitlines()))
 
 
 @pytest.mark.parametrize(("split", "prefix"), [("gpt2", False), ("gpt2", True), ("qwen", False), ("llama", False)])

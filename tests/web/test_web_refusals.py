@@ -6,15 +6,15 @@ import os
 import shutil
 import subprocess
 from hashlib import sha256
-from pathlib import Path
 from random import Random
 
 import pytest
 from browsing import HOST, in_javascript
 from chromium import require_browser
+from damages import damage
 from fuzz import mutate
 from fuzz.targets import write_filler_bundle
-from tokenizers_made import byte_level, known_texts, other_kinds, texts, word_level
+from tokenizers_made import byte_level, compare_readings, known_texts, other_kinds, texts, word_level
 
 from runtime import GenerationOptions, Pipeline, RFError
 from runtime.bundle.manifest import FileEntry, Manifest, format_manifest
@@ -98,44 +98,6 @@ def test_what_only_a_browser_can_be_asked(request_, start, tiny, web):
     assert kind == "input"
 
 
-def damage(bundle: Path, how: str, spoilt: dict) -> None:
-    """Of a bundle in a folder, and what a site sends in place of it."""
-    manifest = bundle / "manifest.json"
-    content = json.loads(manifest.read_text())
-    graph = next(name for name in content["files"] if name.startswith("graphs/rep_decoder.fp32"))
-    if how == "no manifest":
-        manifest.unlink()
-    elif how == "no graph":
-        (bundle / graph).unlink()
-    elif how == "cut off":
-        (bundle / graph).write_bytes((bundle / graph).read_bytes()[:-1])
-    elif how == "one bit":
-        data = bytearray((bundle / graph).read_bytes())
-        data[len(data) // 2] ^= 1
-        (bundle / graph).write_bytes(data)
-    elif how == "lfs":
-        (bundle / graph).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    elif how == "checksum":
-        content["sampling"]["num_steps"] += 1
-        manifest.write_text(json.dumps(content))
-    else:
-        content.pop("checksum")
-        changed = {
-            "requires": lambda: content.update(requires=["clamped-time", "wings"]),
-            "path": lambda: content["tokenizer"].update(file="../tokenizer.json"),
-            "path in table": lambda: content["files"].update({"../x": content["files"][graph]}),
-            "bundle_id": lambda: content.update(bundle_id="0" * 16),
-            "failed": lambda: content["verified"]["fp32"].update(verdict="failed", first_failure="it is wrong"),
-            "nobody": lambda: content["verified"].pop("fp32"),
-            "other graphs": lambda: content["verified"]["fp32"].update(graphs={"denoiser": "0" * 64}),
-            "no precision": lambda: content.update(graphs=[g for g in content["graphs"] if g["precision"] != "fp32"]),
-        }
-        changed[how]()
-        manifest.write_text(json.dumps(content))
-    for name in ("manifest.json", graph):
-        spoilt[f"tiny/{name}"] = (bundle / name).read_bytes() if (bundle / name).exists() else None
-
-
 @pytest.mark.parametrize(
     "how",
     [
@@ -145,7 +107,8 @@ def damage(bundle: Path, how: str, spoilt: dict) -> None:
 )
 def test_the_same_sentence_for_a_damaged_bundle(how, tiny, web, site, tiny_bundle, tmp_path):
     bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle", copy_function=shutil.copy)
-    damage(bundle, how, site.spoilt)
+    for name in ("manifest.json", damage(bundle, how)):
+        site.spoilt[f"tiny/{name}"] = (bundle / name).read_bytes() if (bundle / name).exists() else None
     try:
         found = web("refusedOpening", tiny, {"precision": "fp32"})
     finally:
@@ -246,16 +209,7 @@ def test_texts_are_read_exactly(kind, web, tmp_path):
     KINDS[kind]().save(str(path))
     python, content = PromptTokenizer(path, 1000), base64.b64encode(path.read_bytes()).decode()
     every = [*(known_texts(200) if kind == "words" else ()), *texts(500)]
-    read = refused = 0
-    for text, found in zip(every, web("tokenize", content, 1000, every), strict=True):
-        try:
-            ids = python.encode(text, 1 << 20, "text")
-        except RFError as error:
-            assert len(found) == 1, (text, str(error), found)
-            refused += 1
-            continue
-        assert found == [ids, python.decode(ids)], text
-        read += 1
+    read, refused = compare_readings(python, every, web("tokenize", content, 1000, every))
     print(f"{kind}: {read} texts read alike, {refused} refused alike")
     assert read > 200
 
