@@ -12,7 +12,6 @@ are.
 """
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from rf_export.web import onnxruntime_web
+from runtime.backends.host.machine import usable_cpus
 from runtime.bundle.atomic import write_folder
 from runtime.bundle.folder import Bundle, describe_file, open_bundle, write_manifest
 from runtime.bundle.manifest import FORMAT_VERSION, MANIFEST_NAME
@@ -193,7 +193,7 @@ def _table(folder: Path) -> dict[str, tuple[str, int]]:
 def _pack(folder: Path, names: list[str], report: Progress) -> dict[str, int]:
     """Write the packed twins that are worth it; returns their sizes."""
     packed = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         twins = pool.map(lambda name: _twin(folder / name), names)
         for done, (name, size) in enumerate(zip(names, twins, strict=True)):
             report("packing", done, len(names))
