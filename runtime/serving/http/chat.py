@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 from runtime.serving.http.errors import RefusalError, explain
 from runtime.serving.http.models import require_model
 from runtime.serving.http.schemas import ChatBody
-from runtime.serving.http.streams import EventStream, server_sent, unless_gone
+from runtime.serving.http.streams import AT_ONCE_OR_STREAMED, EventStream, server_sent, unless_gone
 from runtime.serving.orders import Answer, AnswerEvent, Question, Word
 
 router: Final = APIRouter()
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=AT_ONCE_OR_STREAMED)
 async def chat(body: ChatBody, request: Request) -> Response:
     """Answer the last words of the user about all pictures of the conversation; earlier words are not read again."""
     require_model(request, body.model)

@@ -5,9 +5,11 @@ log; a client learns that it happened.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -32,24 +34,54 @@ _TYPES: Final = {
 GONE: Final = 499  # the client did not wait, as nginx counts it
 
 
+class _Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of an answer that is an error, in the shape of OpenAI's."""
+
+    error: _Problem
+
+
+# For a description of routes (OpenAPI).
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    "4XX": {"model": ErrorBody, "description": "The request is refused, and this is why."},
+    "5XX": {"model": ErrorBody, "description": "The server failed, or stops."},
+}
+
+
 class RefusalError(Exception):
     """An answer that is an error."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: int = 0
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int = 0,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.param, self.code, self.retry_after_s = status, param, code, retry_after_s
+        self._headers = dict(headers or {})
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON object, in the shape of OpenAI's errors."""
+        """The JSON object of an `ErrorBody`."""
         kind = _TYPES.get(self.status, "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         """The answer."""
-        headers = {"Retry-After": str(self.retry_after_s)} if self.retry_after_s else {}
+        headers = dict(self._headers)
+        if self.retry_after_s:
+            headers["Retry-After"] = str(self.retry_after_s)
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body, self.status, headers)
@@ -66,7 +98,7 @@ def refusal(error: BaseException, *, retry_after_s: int = 1, is_stopping: bool =
     if isinstance(error, RequestValidationError):
         return _of_body(error)
     if isinstance(error, HTTPException):
-        return RefusalError(error.status_code, f"{error.detail}.")
+        return RefusalError(error.status_code, f"{error.detail}.", headers=error.headers)  # Allow
     if not isinstance(error, RFError) or error.kind not in _STATUS:
         log.error("a request failed", exc_info=error)
         return RefusalError(500, _BROKEN)

@@ -84,7 +84,9 @@ class Guard:
         try:
             self._require_allowed(scope)
             await self._read(Headers(scope=scope), receive, body)
-            await self._app(scope, _again(bytes(body), receive), send_in_time)
+            # Whoever checks on a server may ask with HEAD: it is GET whose body the server does not send.
+            asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self._app(asked, _again(bytes(body), receive), send_in_time)
         except RefusalError as error:
             await error.response()(scope, receive, send_in_time)
         except OSError:  # the client is gone: nobody is left to tell

@@ -20,8 +20,8 @@ from runtime.errors import RFError
 from runtime.pictures.token_file import grid_in
 from runtime.serving.http.errors import RefusalError, explain
 from runtime.serving.http.models import require_model
-from runtime.serving.http.schemas import EditBody, ImageBody
-from runtime.serving.http.streams import EventStream, server_sent, unless_gone
+from runtime.serving.http.schemas import EditBody, ImageBody, edit_request_body
+from runtime.serving.http.streams import AT_ONCE_OR_STREAMED, EventStream, server_sent, unless_gone
 from runtime.serving.orders import Drawing, DrawingEvent, Picture, Preview, Progress
 
 router: Final = APIRouter()
@@ -32,13 +32,18 @@ _NO_TOKENS: Final = (
 )
 
 
-@router.post("/v1/images/generations", response_model=None)
+@router.post("/v1/images/generations", response_model=None, responses=AT_ONCE_OR_STREAMED)
 async def generate(body: ImageBody, request: Request) -> Response:
     """Draw pictures; with `stream` server-sent events, `partial_images` previews among them."""
     return await _draw(body, request, "image_generation")
 
 
-@router.post("/v1/images/edits", response_model=None)
+@router.post(
+    "/v1/images/edits",
+    response_model=None,
+    responses=AT_ONCE_OR_STREAMED,
+    openapi_extra={"requestBody": edit_request_body()},
+)
 async def edit(request: Request) -> Response:
     """Draw a picture of ours again, from its tokens with changes: a form with `image`, or JSON with `rep_tokens`."""
     return await _draw(await _read_edit(request), request, "image_edit")

@@ -3,12 +3,14 @@
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from runtime.serving.http.errors import RefusalError
 from runtime.serving.metrics import CONTENT_TYPE
 
 router: Final = APIRouter()
+_STATE: Final = {"content": {"application/json": {"schema": {"type": "object", "required": ["status"]}}}}
+_STATES: Final[dict[int | str, dict[str, Any]]] = {200: _STATE, 503: {**_STATE, "description": "It does not."}}
 
 
 def require_model(request: Request, name: str | None) -> None:
@@ -38,21 +40,21 @@ async def model(name: str, request: Request) -> dict[str, Any]:
     return _model(request)
 
 
-@router.get("/health", response_model=None)
+@router.get("/health", response_model=None, responses=_STATES)
 async def health(request: Request) -> Response:
     """200 while the process is sound: otherwise it is to be started again."""
     state = request.app.state.drawer.state
     return JSONResponse({"status": state}, 503 if state == "broken" else 200)
 
 
-@router.get("/ready", response_model=None)
+@router.get("/ready", response_model=None, responses=_STATES)
 async def ready(request: Request) -> Response:
     """200 while it takes work."""
     state = request.app.state.drawer.state
     return JSONResponse({"status": state}, 200 if state == "ready" else 503)
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", response_model=None, response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """What was done, for Prometheus."""
     return Response(await request.app.state.drawer.metrics_text(), headers={"Content-Type": CONTENT_TYPE})

@@ -131,6 +131,16 @@ class EditBody(ImageBody):
         return tokens, tuple(self.edit)
 
 
+def edit_request_body() -> dict[str, Any]:
+    """What an edit may be sent as, for a description of routes (OpenAPI): its route tells by the content type."""
+    body = EditBody.model_json_schema()
+    form = {name: schema for name, schema in body["properties"].items() if name != "rep_tokens"}
+    form["image"] = {"type": "string", "contentMediaType": "image/png"}
+    content = {"application/json": {"schema": body}}
+    content["multipart/form-data"] = {"schema": {**body, "properties": form, "required": ["prompt", "image"]}}
+    return {"content": content, "required": True}
+
+
 class TextPart(BaseModel):
     """A part of a message that is a text."""
 

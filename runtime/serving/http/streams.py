@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -12,6 +12,11 @@ from starlette.types import Receive, Scope, Send
 from runtime.serving.http.errors import ClientGoneError, RefusalError
 
 Result = TypeVar("Result")
+
+# For a description of routes (OpenAPI) that answer at once, or with `stream` bit by bit.
+AT_ONCE_OR_STREAMED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}}
+}
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
