@@ -25,6 +25,18 @@ bool are_finite(const std::vector<uint8_t> &values, size_t bytes_each) {
   return true;
 }
 
+// Rows of `width` bytes, one after another.
+Memory gathered(const Device &device, const std::vector<const uint8_t *> &rows, size_t width) {
+  if (rows.empty()) return {};
+  Memory all(device, rows.size() * width);
+  for (size_t first = 0, end; first < rows.size(); first = end) {  // those of a picture lie one after another already
+    for (end = first + 1; end < rows.size() && rows[end] == rows[end - 1] + width;) ++end;
+    size_t size = (end - first) * width;
+    device.copy({rows[first], size, size, all.data() + first * width, size, size, size, 1, 1});
+  }
+  return all;
+}
+
 }  // namespace
 
 Conversation::Conversation(const Pipeline &pipeline) : pipeline_(pipeline), graphs_(pipeline.graphs()) {
@@ -75,17 +87,21 @@ void Conversation::show(const uint8_t *rgb, int64_t height, int64_t width) {
     for (size_t colour = 0; colour < 3; ++colour) pixels[colour * size + i] = float(rgb[3 * i + colour]) / 127.5f - 1.0f;
   int64_t count = (height / model.cell()) * (width / model.cell());
   size_t width_bytes = size_t(model.hidden_size) * graphs_.kv_bytes();
-  std::vector<uint8_t> features(size_t(count) * width_bytes);
-  OrtBinding binding(graphs_.at("vision_encoder"));
+  auto &device = graphs_.device();
+  auto features = std::make_shared<const Memory>(device, size_t(count) * width_bytes);
+  Binding binding(graphs_.at("vision_encoder"));
   binding.input("pixels", tensor(pixels.data(), {1, 3, height, width}));
-  binding.output("image_features", kv_tensor(features.data(), graphs_.kv_bytes(), {1, count, model.hidden_size}));
+  binding.place_output("image_features", kv_tensor(features->data(), graphs_.kv_bytes(), {1, count, model.hidden_size}));
   binding.run();
-  if (!are_finite(features, graphs_.kv_bytes()))
+  std::vector<uint8_t> looked_at(features->num_bytes());
+  device.download(looked_at.data(), features->data(), looked_at.size());
+  device.wait();
+  if (!are_finite(looked_at, graphs_.kv_bytes()))
     throw Error("The numbers overflowed in " + graphs_.variant.precision + ". Use precision fp32.", RF_OVERFLOW);
   require_room(count);
   for (int64_t i = 0; i < count; ++i) {
     ids_.push_back(model.vocab_size + int64_t(features_.size()));
-    features_.emplace_back(features.begin() + long(size_t(i) * width_bytes), features.begin() + long(size_t(i + 1) * width_bytes));
+    features_.push_back({features, features->data() + size_t(i) * width_bytes});
   }
 }
 
@@ -139,16 +155,16 @@ std::string Conversation::words(const std::vector<int64_t> &drawn) const {
 std::vector<int64_t> Conversation::draw_answer(const Question &question, const AnswerPlan &plan, const OnWord &on_word) {
   auto &model = graphs_.model;
   std::vector<int64_t> prompt, drawn;
-  std::vector<uint8_t> features;
+  std::vector<const uint8_t *> shown_first;
   for (size_t i = num_read(); i < ids_.size(); ++i) {  // what is still to be read, with image tokens counted from 0
     int64_t id = ids_[i];
     if (id >= model.vocab_size) {
-      auto &row = features_[size_t(id - model.vocab_size)];
-      id = model.vocab_size + int64_t(features.size() / row.size());
-      features.insert(features.end(), row.begin(), row.end());
+      shown_first.push_back(features_[size_t(id - model.vocab_size)].place);
+      id = model.vocab_size + int64_t(shown_first.size()) - 1;
     }
     prompt.push_back(id);
   }
+  Memory features = gathered(graphs_.device(), shown_first, size_t(model.hidden_size) * graphs_.kv_bytes());
   reserve(int64_t(prompt.size()) + plan.max_tokens - 1);
   bool is_penalised = plan.repetition_penalty != 1;  // without a penalty nobody looks at what was drawn
   TextInputs inputs(graphs_, 1, is_penalised ? std::min(plan.max_tokens, kMaxAnswer) : 1);
@@ -157,11 +173,11 @@ std::vector<int64_t> Conversation::draw_answer(const Question &question, const A
   std::vector<float> logits(size_t(model.vocab_size));
   int64_t next_id = 0, last = 0, zero = 0, past_length = 0;
   struct Run {
-    OrtBinding binding;
+    Binding binding;
     Cache::Write write;
   };
-  auto bind = [&](const int64_t *ids, int64_t count, const std::vector<uint8_t> *images) {
-    std::unique_ptr<Run> run(new Run{OrtBinding(graphs_.at("text_decoder")), {}});
+  auto bind = [&](const int64_t *ids, int64_t count, const Memory *images) {
+    std::unique_ptr<Run> run(new Run{Binding(graphs_.at("text_decoder")), {}});
     auto &binding = run->binding;
     binding.input("input_ids", tensor(ids, {1, count}));
     binding.input("row_starts", tensor(&zero, {1}));

@@ -40,6 +40,10 @@ class Conversation {
   size_t num_read() const { return size_t(cache_->lengths[0]); }
 
  private:
+  struct Feature {  // [d] of an image token, among those of its picture
+    std::shared_ptr<const Memory> picture;
+    const uint8_t *place;
+  };
   std::vector<int64_t> encode(const Prompt &text, const char *what) const;
   std::vector<int64_t> draw_answer(const Question &question, const AnswerPlan &plan, const OnWord &on_word);
   std::string words(const std::vector<int64_t> &drawn) const;
@@ -52,7 +56,7 @@ class Conversation {
   const Graphs &graphs_;
   std::unique_ptr<Cache> cache_;          // one row
   std::vector<int64_t> ids_;              // V + f for image token f
-  std::vector<std::vector<uint8_t>> features_;  // [d] each; kept so that the way back can go anywhere
+  std::vector<Feature> features_;         // kept so that the way back can go anywhere
   bool is_answering_ = false;
 };
 

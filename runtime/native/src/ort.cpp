@@ -7,6 +7,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #include "error.hpp"
 #include "machine.hpp"
@@ -22,10 +23,10 @@ bool is_out_of_memory(const std::string &what) {
 }
 
 const char *type_name(int type) {
-  switch (type) {
-    case ort::kFloat32: return "float32";
-    case ort::kFloat16: return "float16";
-    case ort::kInt64: return "int64";
+  switch (Element(type)) {
+    case Element::float32: return "float32";
+    case Element::float16: return "float16";
+    case Element::int64: return "int64";
     default: return "another type";
   }
 }
@@ -49,26 +50,6 @@ void *opened(const std::string &path) {
 }
 
 }  // namespace
-
-size_t num_elements(const std::vector<int64_t> &shape) {
-  size_t product = 1;
-  for (int64_t size : shape)
-    if (size < 0 || __builtin_mul_overflow(product, size_t(size), &product) || product > size_t(1) << 46) throw std::bad_alloc();
-  return product;
-}
-
-Tensor tensor(const float *data, std::vector<int64_t> shape) {
-  return {const_cast<float *>(data), num_elements(shape) * sizeof(float), ort::kFloat32, std::move(shape)};
-}
-
-Tensor tensor(const int64_t *data, std::vector<int64_t> shape) {
-  return {const_cast<int64_t *>(data), num_elements(shape) * sizeof(int64_t), ort::kInt64, std::move(shape)};
-}
-
-Tensor kv_tensor(const uint8_t *data, size_t bytes_each, std::vector<int64_t> shape) {
-  return {const_cast<uint8_t *>(data), num_elements(shape) * bytes_each, bytes_each == 2 ? ort::kFloat16 : ort::kFloat32,
-          std::move(shape)};
-}
 
 const OrtLibrary &OrtLibrary::open(const std::string &path) {
   static std::mutex mutex;
@@ -189,42 +170,53 @@ std::vector<TensorSpec> OrtSession::read(bool is_input) const {
   return specs;
 }
 
-OrtBinding::OrtBinding(const OrtSession &session) : session_(session) {
-  auto &library = session.library();
-  library.check(library.api().CreateCpuMemoryInfo(1, 0, &memory_));  // the arena's allocator, memory of the default kind
-  library.check(library.api().CreateIoBinding(session.handle(), &binding_));
-}
+class OrtSession::BoundRun : public Run {
+ public:
+  explicit BoundRun(const OrtSession &session) : session_(session), library_(session.library_), api_(library_.api()) {
+    library_.check(api_.CreateCpuMemoryInfo(1, 0, &memory_));  // the arena's allocator, memory of the default kind
+    library_.check(api_.CreateIoBinding(session.session_, &binding_));
+  }
 
-OrtBinding::~OrtBinding() {
-  auto &api = session_.library().api();
-  for (auto value : values_) api.ReleaseValue(value);
-  if (binding_) api.ReleaseIoBinding(binding_);
-  if (memory_) api.ReleaseMemoryInfo(memory_);
-}
+  ~BoundRun() override {
+    for (auto value : values_) api_.ReleaseValue(value);
+    if (binding_) api_.ReleaseIoBinding(binding_);
+    if (memory_) api_.ReleaseMemoryInfo(memory_);
+  }
 
-ort::Value *OrtBinding::value(const Tensor &tensor) {
-  ort::Value *value = nullptr;
-  auto &library = session_.library();
-  library.check(library.api().CreateTensorWithDataAsOrtValue(memory_, tensor.data, tensor.num_bytes, tensor.shape.data(),
-                                                             tensor.shape.size(), tensor.type, &value));
-  values_.push_back(value);
-  return value;
-}
+  void input(const std::string &name, const Tensor &tensor) override {
+    auto made = value(tensor);
+    library_.check(api_.BindInput(binding_, name.c_str(), made));
+    if (!session_.is_on_cpu_) copied_.emplace_back(name, made);
+  }
 
-void OrtBinding::input(const std::string &name, const Tensor &tensor) {
-  auto made = value(tensor);
-  session_.library().check(session_.library().api().BindInput(binding_, name.c_str(), made));
-  if (!session_.is_on_cpu()) copied_.emplace_back(name, made);
-}
+  void output(const std::string &name, const Tensor &tensor) override {
+    library_.check(api_.BindOutput(binding_, name.c_str(), value(tensor)));
+  }
 
-void OrtBinding::output(const std::string &name, const Tensor &tensor) {
-  session_.library().check(session_.library().api().BindOutput(binding_, name.c_str(), value(tensor)));
-}
+  void start() override {
+    for (auto &[name, input] : copied_)  // a device has what was there when it was bound
+      library_.check(api_.BindInput(binding_, name.c_str(), input));
+    library_.check(api_.RunWithBinding(session_.session_, nullptr, binding_));
+  }
 
-void OrtBinding::run() {
-  for (auto &[name, input] : copied_)  // a device has what was there when it was bound
-    session_.library().check(session_.library().api().BindInput(binding_, name.c_str(), input));
-  session_.library().check(session_.library().api().RunWithBinding(session_.handle(), nullptr, binding_));
-}
+ private:
+  ort::Value *value(const Tensor &tensor) {
+    ort::Value *value = nullptr;
+    library_.check(api_.CreateTensorWithDataAsOrtValue(memory_, tensor.data, tensor.num_bytes, tensor.shape.data(),
+                                                       tensor.shape.size(), int(tensor.type), &value));
+    values_.push_back(value);
+    return value;
+  }
+
+  const OrtSession &session_;
+  const OrtLibrary &library_;
+  const ort::Api &api_;
+  ort::MemoryInfo *memory_ = nullptr;
+  ort::IoBinding *binding_ = nullptr;
+  std::vector<ort::Value *> values_;
+  std::vector<std::pair<std::string, ort::Value *>> copied_;  // inputs, where a device has copies of them
+};
+
+std::unique_ptr<Run> OrtSession::prepare() const { return std::make_unique<BoundRun>(*this); }
 
 }  // namespace rf_internal

@@ -1,33 +1,16 @@
-// Runs graphs with ONNX Runtime, which is opened at run time, on the CPU or on an execution provider of it. Knows nothing of the model: names and memory in
-// and out.
+// Runs graphs with ONNX Runtime, which is opened at run time, on the CPU or on an execution provider of it. Knows nothing of
+// the model: names and memory in and out.
 #pragma once
 
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "engine.hpp"
 #include "ort_api.hpp"
 #include "providers.hpp"
-#include "signature.hpp"
+#include "session.hpp"
 
 namespace rf_internal {
-
-// Memory of a tensor; what is bound has to outlive its binding.
-struct Tensor {
-  void *data;
-  size_t num_bytes;
-  int type;  // ort::ElementType
-  std::vector<int64_t> shape;
-};
-
-Tensor tensor(const float *data, std::vector<int64_t> shape);
-Tensor tensor(const int64_t *data, std::vector<int64_t> shape);
-// Numbers of a cache or of image features, of `bytes_each`.
-Tensor kv_tensor(const uint8_t *data, size_t bytes_each, std::vector<int64_t> shape);
-// Product of sizes that came from a file; raises std::bad_alloc where it is beyond memory.
-size_t num_elements(const std::vector<int64_t> &shape);
 
 class OrtLibrary {
  public:
@@ -50,56 +33,51 @@ class OrtLibrary {
   std::string version_;
 };
 
-class OrtSession;
-
 struct Threads {
   int num = 0;  // of a run; 0: one per core that the process may use
   bool may_spin = true;  // they wait busily for the next run
 };
 
-// Runs that copy nothing on the CPU: ONNX Runtime reads and writes the memory that was bound. On another provider what is
-// bound is copied to its device before each run, and back behind it.
-class OrtBinding {
+// Copies nothing on the CPU: ONNX Runtime reads and writes the memory that was bound. Another provider copies it to its
+// device before each run, and back behind it.
+class OrtSession : public Session {
  public:
-  explicit OrtBinding(const OrtSession &session);
-  ~OrtBinding();
-  OrtBinding(const OrtBinding &) = delete;
-  OrtBinding &operator=(const OrtBinding &) = delete;
-
-  void input(const std::string &name, const Tensor &tensor);
-  void output(const std::string &name, const Tensor &tensor);
-  void run();
-
- private:
-  ort::Value *value(const Tensor &tensor);
-  const OrtSession &session_;
-  ort::MemoryInfo *memory_ = nullptr;
-  ort::IoBinding *binding_ = nullptr;
-  std::vector<ort::Value *> values_;
-  std::vector<std::pair<std::string, ort::Value *>> copied_;  // inputs, where a device has copies of them
-};
-
-class OrtSession {
- public:
-  // `compiled`: nothing is left to optimise.
   OrtSession(const OrtLibrary &library, const std::string &path, const Threads &threads, bool compiled,
              const Provider &provider);
-  ~OrtSession();
+  ~OrtSession() override;
   OrtSession(const OrtSession &) = delete;
   OrtSession &operator=(const OrtSession &) = delete;
 
-  const GraphSignature &signature() const { return signature_; }
-  const OrtLibrary &library() const { return library_; }
-  ort::Session *handle() const { return session_; }
-  bool is_on_cpu() const { return is_on_cpu_; }
+  const GraphSignature &signature() const override { return signature_; }
+  const Device &device() const override { return host(); }
+  std::unique_ptr<Run> prepare() const override;
 
  private:
+  class BoundRun;
   std::vector<TensorSpec> read(bool is_input) const;
   const OrtLibrary &library_;
   ort::Session *session_ = nullptr;
   int process_;
   bool is_on_cpu_;
   GraphSignature signature_;
+};
+
+class OrtBackend : public Backend {
+ public:
+  OrtBackend(const std::string &library, const Provider &provider, const Threads &threads)
+      : library_(OrtLibrary::open(library)), provider_(provider), threads_(threads) {}
+
+  std::string words() const override { return "onnxruntime " + library_.version(); }
+  std::string provider() const override { return provider_.is_cpu() ? "CPU" : provider_.name; }
+  Target target() const override { return library_.target(); }
+  std::unique_ptr<Session> open(const std::string &path, bool compiled) const override {
+    return std::make_unique<OrtSession>(library_, path, threads_, compiled, provider_);
+  }
+
+ private:
+  const OrtLibrary &library_;
+  Provider provider_;
+  Threads threads_;
 };
 
 }  // namespace rf_internal

@@ -26,7 +26,6 @@ struct TensorRtOptions;
 struct EpDevice;
 
 constexpr uint32_t kApiVersion = 18;  // the oldest table that is asked for; every later library has it
-enum ElementType : int { kFloat32 = 1, kInt64 = 7, kFloat16 = 10 };
 enum Logging : int { kErrorsOnly = 3 };
 enum Optimisation : int { kNone = 0 };
 

@@ -73,26 +73,27 @@ void check_forced(const int64_t *forced, size_t num_rows, size_t num_tokens, int
 }  // namespace
 
 Pipeline::Pipeline(const std::string &path, const OpenOptions &options)
-    : process_(getpid()), bundle_(open_bundle(path)), library_(OrtLibrary::open(options.library)),
-      provider_(options.provider) {
+    : process_(getpid()), bundle_(open_bundle(path)),
+      backend_(std::make_unique<OrtBackend>(options.library, options.provider, options.threads)) {
   auto &variant = options.variant;
+  auto &provider = options.provider;
   std::string unknown;
   for (auto &each : manifest().requirements) unknown += (unknown.empty() ? "" : ", ") + each;
   if (!unknown.empty())
     throw Error(bundle_.path + " requires what this rf-export does not know: " + unknown + ". Install a newer one.",
                 RF_MISMATCH);
-  bool has_no_engines = variant.is_modern() || !provider_.is_cpu();
+  bool has_no_engines = variant.is_modern() || !provider.is_cpu();
   std::string choice = options.engine == "auto" && has_no_engines ? "none" : options.engine;
-  if (choice != "none" && !provider_.is_cpu())
-    throw Error("Engines of ONNX Runtime are for its CPU kernels, and the execution provider " + provider_.name +
+  if (choice != "none" && !provider.is_cpu())
+    throw Error("Engines of ONNX Runtime are for its CPU kernels, and the execution provider " + provider.name +
                 " was asked for. Leave one of them out.");
-  if (provider_.is_cpu() && !provider_.library.empty())
+  if (provider.is_cpu() && !provider.library.empty())
     throw Error("A provider_library needs the name of its execution provider. Give it as provider.");
   if (choice == "auto") {
-    engine_ = find_engine(bundle_, variant, library_.target(), options.verify, options.warn);
+    engine_ = find_engine(bundle_, variant, backend_->target(), options.verify, options.warn);
   } else if (choice != "none") {
     engine_ = open_engine(choice);
-    check_engine(*engine_, bundle_, variant, library_.target(), options.verify);
+    check_engine(*engine_, bundle_, variant, backend_->target(), options.verify);
   }
   std::vector<const GraphEntry *> entries;
   for (auto name : kGraphs) entries.push_back(&bundle_.graph(name, variant));
@@ -104,7 +105,7 @@ Pipeline::Pipeline(const std::string &path, const OpenOptions &options)
   graphs_.model = manifest().model, graphs_.variant = variant;
   for (auto entry : entries) {
     std::string file = engine_ ? engine_->file(entry->name) : bundle_.file(entry->file);
-    auto session = std::make_unique<OrtSession>(library_, file, options.threads, engine_.has_value(), provider_);
+    auto session = backend_->open(file, engine_.has_value());
     check_signature(entry->signature, session->signature(), file);
     graphs_.sessions[entry->name] = std::move(session);
   }
@@ -139,8 +140,8 @@ std::string Pipeline::info() const {
   info.emplace_back("precision", text(graphs_.variant.precision));
   info.emplace_back("dialect", text(graphs_.variant.dialect));
   info.emplace_back("engine", engine_ ? text(engine_->path) : Json());
-  info.emplace_back("library", text("onnxruntime " + library_.version()));
-  info.emplace_back("provider", text(provider_.is_cpu() ? "CPU" : provider_.name));
+  info.emplace_back("library", text(backend_->words()));
+  info.emplace_back("provider", text(backend_->provider()));
   info.emplace_back("tokenizer", tokenizer_ ? text(tokenizer_->kind()) : Json());
   for (auto name : {"model", "sampling", "understanding", "tuned"}) info.emplace_back(name, manifest().document[name]);
   return Json(std::move(info)).dump();

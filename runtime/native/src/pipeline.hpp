@@ -11,6 +11,7 @@
 
 #include "bundle.hpp"
 #include "engine.hpp"
+#include "ort.hpp"
 #include "plans.hpp"
 #include "stages.hpp"
 #include "tokenizer.hpp"
@@ -43,9 +44,8 @@ class Pipeline {
  private:
   int process_;
   Bundle bundle_;
-  const OrtLibrary &library_;
+  std::unique_ptr<Backend> backend_;
   std::optional<Engine> engine_;
-  Provider provider_;
   Graphs graphs_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::string no_tokenizer_;

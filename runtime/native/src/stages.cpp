@@ -22,93 +22,78 @@ struct Rows {
 
 }  // namespace
 
-Cache::Cache(const Graphs &graphs, int64_t num_rows, int64_t num_slots)
-    : lengths(size_t(num_rows)), graphs_(graphs), num_rows_(num_rows), num_slots_(num_slots),
-      values_(num_elements({2 * graphs.model.num_layers, num_rows, graphs.model.num_kv_heads, num_slots,
-                            graphs.model.head_dim, int64_t(graphs.kv_bytes())})) {}
-
-uint8_t *Cache::place(int64_t layer, int64_t row, int64_t head, int64_t slot) {
-  auto &m = graphs_.model;
-  int64_t index = (((layer * num_rows_ + row) * m.num_kv_heads + head) * num_slots_ + slot) * m.head_dim;
-  return values_.data() + size_t(index) * graphs_.kv_bytes();
+KeysValues::KeysValues(const Graphs &graphs, int64_t num_rows, int64_t num_tokens)
+    : num_heads_(graphs.model.num_kv_heads), num_tokens_(num_tokens),
+      token_(size_t(graphs.model.head_dim) * graphs.kv_bytes()) {
+  int64_t step = 1;  // heads that end on a boundary
+  size_t alignment = graphs.device().alignment();
+  while (size_t(step) * pitch() % alignment) step *= 2;
+  int64_t heads = (num_rows * num_heads_ + step - 1) / step * step;
+  slice_ = num_elements({heads, num_tokens, int64_t(token_)});
+  memory_ = Memory(graphs.device(), num_elements({2 * graphs.model.num_layers, int64_t(slice_)}));
 }
 
-void Cache::bind(OrtBinding &binding, const char *prefix, uint8_t *data, int64_t rows, int64_t stride, int64_t slots,
-                 bool is_output) {
+Cache::Cache(const Graphs &graphs, int64_t num_rows, int64_t num_slots)
+    : lengths(size_t(num_rows)), graphs_(graphs), values_(graphs, num_rows, num_slots) {}
+
+void Cache::bind(Binding &binding, const KeysValues &some, int64_t num_rows, bool is_output) const {
   auto &m = graphs_.model;
   for (int64_t i = 0; i < 2 * m.num_layers; ++i) {
-    uint8_t *at = data + size_t(i * stride * m.num_kv_heads * slots * m.head_dim) * graphs_.kv_bytes();
-    Tensor view = kv_tensor(at, graphs_.kv_bytes(), {rows, m.num_kv_heads, slots, m.head_dim});
-    if (is_output) binding.output(kv_name(prefix, i), view);
-    else binding.input(kv_name(prefix, i), view);
+    Tensor view = kv_tensor(some.place(i, 0, 0), graphs_.kv_bytes(), {num_rows, m.num_kv_heads, some.num_tokens(), m.head_dim});
+    if (is_output) binding.place_output(kv_name("present", i), view);
+    else binding.place_input(kv_name("past_key_values", i), view);
   }
 }
 
-Cache::Write Cache::bind_write(OrtBinding &binding, int64_t num_rows, int64_t num_tokens, bool is_empty) {
+Cache::Write Cache::bind_write(Binding &binding, int64_t num_rows, int64_t num_tokens, bool is_empty) {
   Write write;
-  write.num_rows = num_rows, write.num_tokens = num_tokens;
   if (graphs_.variant.is_modern()) {
     bind_read(binding, num_rows);
-    bind(binding, "present", values_.data(), num_rows, num_rows_, num_slots_, true);
+    bind(binding, values_, num_rows, true);
     return write;
   }
-  auto &m = graphs_.model;
-  auto room = [&](int64_t tokens) {
-    return num_elements({2 * m.num_layers, num_rows, m.num_kv_heads, tokens, m.head_dim, int64_t(graphs_.kv_bytes())});
-  };
-  write.fresh.resize(room(num_tokens));
-  bind(binding, "present", write.fresh.data(), num_rows, num_rows, num_tokens, true);
-  if (is_empty) {
-    write.hidden.resize(room(1));
-    bind(binding, "past_key_values", write.hidden.data(), num_rows, num_rows, 1, false);
-  } else {
-    bind_read(binding, num_rows);
-  }
+  write.fresh = KeysValues(graphs_, num_rows, num_tokens);
+  bind(binding, write.fresh, num_rows, true);
+  if (is_empty) write.hidden = KeysValues(graphs_, num_rows, 1);
+  bind(binding, is_empty ? write.hidden : values_, num_rows, false);
   return write;
 }
 
-void Cache::bind_read(OrtBinding &binding, int64_t num_rows) {
-  bind(binding, "past_key_values", values_.data(), num_rows, num_rows_, num_slots_, false);
+void Cache::bind_read(Binding &binding, int64_t num_rows) { bind(binding, values_, num_rows, false); }
+
+void Cache::copy(const KeysValues &some, int64_t line, int64_t token, int64_t count, int64_t row, int64_t slot) {
+  auto &m = graphs_.model;
+  graphs_.device().copy({some.place(0, line, token), some.pitch(), some.slice(), values_.place(0, row, slot), values_.pitch(),
+                         values_.slice(), size_t(count) * some.token(), size_t(m.num_kv_heads), size_t(2 * m.num_layers)});
 }
 
 void Cache::keep(const Write &write, int64_t line, int64_t row, int64_t first, int64_t end, int64_t slot) {
-  auto &m = graphs_.model;
-  size_t token = size_t(m.head_dim) * graphs_.kv_bytes();
-  for (int64_t i = 0; !write.fresh.empty() && i < 2 * m.num_layers; ++i)
-    for (int64_t head = 0; head < m.num_kv_heads; ++head) {
-      int64_t from = ((i * write.num_rows + line) * m.num_kv_heads + head) * write.num_tokens + first;
-      std::memcpy(place(i, row, head, slot), write.fresh.data() + size_t(from) * token, size_t(end - first) * token);
-    }
+  if (!write.fresh.is_empty() && end > first) copy(write.fresh, line, first, end - first, row, slot);
   lengths[size_t(row)] = slot + end - first;
 }
 
 void Cache::forget(int64_t row, int64_t length) {
-  auto &m = graphs_.model;
-  for (int64_t i = 0; i < 2 * m.num_layers; ++i)
-    for (int64_t head = 0; head < m.num_kv_heads; ++head)
-      std::memset(place(i, row, head, length), 0, size_t((num_slots_ - length) * m.head_dim) * graphs_.kv_bytes());
+  size_t rest = size_t(num_slots() - length) * values_.token();
+  for (int64_t i = 0; rest && i < 2 * graphs_.model.num_layers; ++i)
+    graphs_.device().zero_rows(values_.place(i, row, length), values_.pitch(), rest, size_t(graphs_.model.num_kv_heads));
   lengths[size_t(row)] = length;
 }
 
 void Cache::copy_from(const Cache &other, int64_t length) {
-  auto &m = graphs_.model;
-  auto &source = const_cast<Cache &>(other);
-  for (int64_t i = 0; i < 2 * m.num_layers; ++i)
-    for (int64_t head = 0; head < m.num_kv_heads; ++head)
-      std::memcpy(place(i, 0, head, 0), source.place(i, 0, head, 0), size_t(length * m.head_dim) * graphs_.kv_bytes());
+  if (length) copy(other.values_, 0, 0, length, 0, 0);
   lengths[0] = length;
 }
 
 TextInputs::TextInputs(const Graphs &graphs, int64_t num_rows, int64_t answer_window)
-    : num_rows(num_rows), answer_window(answer_window), no_features(size_t(graphs.model.hidden_size) * graphs.kv_bytes()),
+    : num_rows(num_rows), answer_window(answer_window), no_features(graphs.device(), size_t(graphs.model.hidden_size) * graphs.kv_bytes()),
       answer_ids(size_t(num_rows * answer_window), graphs.model.vocab_size), top_k(size_t(num_rows), 1),
       gumbel(num_elements({num_rows, graphs.model.vocab_size})), temperature(size_t(num_rows), 1.0f),
       top_p(size_t(num_rows), 1.0f), repetition_penalty(size_t(num_rows), 1.0f) {}
 
-void TextInputs::bind(OrtBinding &binding, const Graphs &graphs, const std::vector<uint8_t> *image_features) {
-  auto &features = image_features && !image_features->empty() ? *image_features : no_features;
-  int64_t width = graphs.model.hidden_size, count = int64_t(features.size() / graphs.kv_bytes()) / width;
-  binding.input("image_features", kv_tensor(features.data(), graphs.kv_bytes(), {count, width}));
+void TextInputs::bind(Binding &binding, const Graphs &graphs, const Memory *features) {
+  auto &given = features && features->num_bytes() ? *features : no_features;
+  int64_t width = graphs.model.hidden_size, count = int64_t(given.num_bytes() / graphs.kv_bytes()) / width;
+  binding.place_input("image_features", kv_tensor(given.data(), graphs.kv_bytes(), {count, width}));
   binding.input("answer_ids", tensor(answer_ids.data(), {num_rows, answer_window}));
   binding.input("gumbel", tensor(gumbel.data(), {num_rows, graphs.model.vocab_size}));
   binding.input("temperature", tensor(temperature.data(), {num_rows}));
@@ -137,7 +122,7 @@ void Drawing::prefill(const std::vector<std::vector<int64_t>> &prompts) {
     std::copy(prompts[size_t(rows[line])].begin(), prompts[size_t(rows[line])].end(), input_ids.begin() + long(line * length));
   TextInputs others(graphs_, count);
   std::vector<int64_t> next_ids(rows.size());
-  OrtBinding binding(graphs_.at("text_decoder"));
+  Binding binding(graphs_.at("text_decoder"));
   binding.input("input_ids", tensor(input_ids.data(), {count, tokens}));
   binding.input("row_starts", tensor(zeros.data(), {count}));
   binding.input("past_lengths", tensor(zeros.data(), {count}));
@@ -154,7 +139,7 @@ void Drawing::prefill(const std::vector<std::vector<int64_t>> &prompts) {
 // Passes of the representation stage over windows of all requests.
 class Drawing::TokenPass {
  public:
-  TokenPass(Drawing &drawing, std::vector<TokenWindow> &windows, bool guided, const FillNoise &fill_noise)
+  TokenPass(Drawing &drawing, std::vector<TokenWindow> &windows, bool guided, bool is_heard, const FillNoise &fill_noise)
       : drawing_(drawing), windows_(windows), fill_noise_(fill_noise), rows_(windows.size(), guided),
         size_(windows[0].size()), codes_(drawing.graphs_.model.rep_vocab_size), binding_(drawing.graphs_.at("rep_decoder")) {
     auto &plan = drawing.plan_;
@@ -177,11 +162,11 @@ class Drawing::TokenPass {
     binding_.input("temperature", tensor(temperature_.data(), {count}));
     binding_.input("top_k", tensor(top_k_.data(), {count}));
     binding_.output("next_rep_ids", tensor(next_rep_ids_.data(), {count, size_}));
-    binding_.output("logits", tensor(logits.data(), {count, size_, codes_}));
+    binding_.output("logits", tensor(logits.data(), {count, size_, codes_}), is_heard);
     write_ = drawing.cache_.bind_write(binding_, all, size_, false);
   }
 
-  std::vector<float> logits;  // [R, W, K] of the windows that a run fed
+  std::vector<float> logits;  // [R, W, K] of the windows that a run fed, where they are heard
 
   void run() {
     std::vector<int64_t> starts;
@@ -226,7 +211,7 @@ class Drawing::TokenPass {
   std::vector<float> gumbel_, guidance_, temperature_;
   std::vector<int64_t> next_rep_ids_, rep_ids_, positions_, zeros_, past_lengths_, noise_from_, top_k_;
   Cache::Write write_;
-  OrtBinding binding_;
+  Binding binding_;
 };
 
 std::vector<std::vector<int64_t>> Drawing::draw_tokens(const FillNoise &fill_noise, const int64_t *forced,
@@ -238,7 +223,7 @@ std::vector<std::vector<int64_t>> Drawing::draw_tokens(const FillNoise &fill_noi
   for (size_t line = 0; line < num_requests_; ++line)
     windows.emplace_back(plan_.rows, plan_.columns, graphs_.model.rep_start_id, plan_.window,
                          forced ? forced + int64_t(line) * num_tokens : nullptr);
-  auto run = std::make_unique<TokenPass>(*this, windows, guided, fill_noise);
+  auto run = std::make_unique<TokenPass>(*this, windows, guided, bool(events.token), fill_noise);
   // Logits of tokens that some requests know before others, until all do.
   std::vector<std::vector<float>> pending(events.token ? size_t(num_tokens) : 0);
   int64_t told = 0;
@@ -247,7 +232,7 @@ std::vector<std::vector<int64_t>> Drawing::draw_tokens(const FillNoise &fill_noi
     if (guided && all([](auto &window) { return !window.draws(); })) {  // nothing is left to guide
       guided = false;
       run.reset();
-      run = std::make_unique<TokenPass>(*this, windows, guided, fill_noise);
+      run = std::make_unique<TokenPass>(*this, windows, guided, bool(events.token), fill_noise);
     }
     std::vector<int64_t> starts, before;
     for (auto &window : windows) starts.push_back(window.start()), before.push_back(window.num_known());
@@ -275,24 +260,30 @@ std::vector<std::vector<int64_t>> Drawing::draw_tokens(const FillNoise &fill_noi
 }
 
 void Drawing::denoise(std::vector<float> &x_t, const DrawEvents &events) {
+  auto &device = graphs_.device();
   auto count = int64_t(num_requests_);
-  std::vector<float> x_next(x_t.size()), x_pred(x_t.size()), t(num_requests_), t_next(num_requests_);
+  size_t num_bytes = x_t.size() * sizeof(float);
+  std::vector<float> x_pred(x_t.size()), t(num_requests_), t_next(num_requests_);
+  Mirror now(device, x_t.data(), num_bytes), preview(device, x_pred.data(), num_bytes);
+  Memory next(device, num_bytes);
+  now.upload();
   std::vector<float> guidance(num_requests_, float(plan_.pix_guidance_scale));
   std::vector<int64_t> zeros(num_requests_);
   std::vector<int64_t> past_lengths(cache_.lengths.begin(), cache_.lengths.begin() + count);
   std::vector<int64_t> picture = {count, 3, plan_.height, plan_.width};
   struct Run {  // with an unconditional row for each request, or without
     Rows rows;
-    OrtBinding binding;
+    Binding binding;
   };
   std::unique_ptr<Run> runs[2];
   for (size_t step = 0; step + 1 < plan_.times.size(); ++step) {
     bool guided = plan_.is_guided(double(plan_.times[step]));
     auto &run = runs[guided];
     if (!run) {
-      run.reset(new Run{Rows(num_requests_, guided), OrtBinding(graphs_.at("denoiser"))});
+      run.reset(new Run{Rows(num_requests_, guided), Binding(graphs_.at("denoiser"))});
       auto &binding = run->binding;
-      binding.input("x_t", tensor(x_t.data(), picture));
+      auto pixels = [&](void *place) { return tensor(static_cast<float *>(place), picture); };
+      binding.place_input("x_t", pixels(now.place()));
       binding.input("t", tensor(t.data(), {count}));
       binding.input("t_next", tensor(t_next.data(), {count}));
       binding.input("guidance_scale", tensor(guidance.data(), {count}));
@@ -301,15 +292,18 @@ void Drawing::denoise(std::vector<float> &x_t, const DrawEvents &events) {
       binding.input("row_starts", tensor(zeros.data(), {count}));
       binding.input("past_lengths", tensor(past_lengths.data(), {count}));
       cache_.bind_read(binding, count);
-      binding.output("x_next", tensor(x_next.data(), picture));
-      binding.output("x_pred", tensor(x_pred.data(), picture));
+      binding.place_output("x_next", pixels(next.data()));
+      binding.place_output("x_pred", pixels(preview.place()));
     }
     std::fill(t.begin(), t.end(), plan_.times[step]);
     std::fill(t_next.begin(), t_next.end(), plan_.times[step + 1]);
     run->binding.run();
-    std::copy(x_next.begin(), x_next.end(), x_t.begin());
-    if (events.step) events.step(int64_t(step), x_t, x_pred);
+    device.copy({next.data(), num_bytes, num_bytes, now.place(), num_bytes, num_bytes, num_bytes, 1, 1});
+    if (!events.step) continue;
+    now.download(), preview.download();
+    events.step(int64_t(step), x_t, x_pred);
   }
+  now.download();
 }
 
 }  // namespace rf_internal

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "ort.hpp"
 #include "plans.hpp"
+#include "session.hpp"
 #include "signature.hpp"
 #include "windows.hpp"
 
@@ -21,33 +21,51 @@ namespace rf_internal {
 struct Graphs {  // the loaded graphs of a model, and whose they are
   ModelSpec model;
   Variant variant;
-  std::map<std::string, std::unique_ptr<OrtSession>> sessions;
+  std::map<std::string, std::unique_ptr<Session>> sessions;
 
-  const OrtSession &at(const char *name) const { return *sessions.at(name); }
+  const Session &at(const char *name) const { return *sessions.at(name); }
+  const Device &device() const { return at("rep_decoder").device(); }
   size_t kv_bytes() const { return variant.is_half() ? 2 : 4; }
   std::optional<int64_t> cache_slots() const { return at("rep_decoder").signature().cache_slots(); }
 };
 
-// Keys and values of rows in slots: [2 L, rows, H, slots, D], zero at first. Hidden slots have to be finite.
+// Keys and values: [2 L] tensors [rows, H, tokens, D] in one block, zero at first, each on a boundary of the device.
+class KeysValues {
+ public:
+  KeysValues() = default;
+  KeysValues(const Graphs &graphs, int64_t num_rows, int64_t num_tokens);
+
+  bool is_empty() const { return !memory_.data(); }
+  int64_t num_tokens() const { return num_tokens_; }
+  size_t token() const { return token_; }                        // bytes
+  size_t pitch() const { return token_ * size_t(num_tokens_); }  // from head to head
+  size_t slice() const { return slice_; }                        // from tensor to tensor
+  uint8_t *place(int64_t tensor, int64_t row, int64_t token) const {
+    return memory_.data() + size_t(tensor) * slice_ + size_t(row * num_heads_) * pitch() + size_t(token) * token_;
+  }
+
+ private:
+  int64_t num_heads_ = 0, num_tokens_ = 0;
+  size_t token_ = 0, slice_ = 0;
+  Memory memory_;
+};
+
+// Keys and values of rows in slots. Hidden slots have to be finite.
 class Cache {
  public:
   Cache(const Graphs &graphs, int64_t num_rows, int64_t num_slots);
 
   std::vector<int64_t> lengths;  // slots in use, by row
-  int64_t num_slots() const { return num_slots_; }
+  int64_t num_slots() const { return values_.num_tokens(); }
 
-  // What a graph writes in the classic dialect: [2 L, rows, H, tokens, D]. Empty in the modern one: there it writes into
-  // the cache itself, into its first rows.
+  // What a graph writes in the classic dialect. Empty in the modern one: there it writes into the cache itself, into its
+  // first rows.
   struct Write {
-    int64_t num_rows = 0, num_tokens = 0;
-    std::vector<uint8_t> fresh, hidden;
-    Write() = default;
-    Write(Write &&) = default;  // a copy would lie elsewhere than what was bound
-    Write &operator=(Write &&) = default;
+    KeysValues fresh, hidden;
   };
   // Binds the tensors of runs that add tokens. An empty cache is read as one hidden slot where graphs only read it.
-  Write bind_write(OrtBinding &binding, int64_t num_rows, int64_t num_tokens, bool is_empty);
-  void bind_read(OrtBinding &binding, int64_t num_rows);
+  Write bind_write(Binding &binding, int64_t num_rows, int64_t num_tokens, bool is_empty);
+  void bind_read(Binding &binding, int64_t num_rows);
   bool takes_any_rows() const { return !graphs_.variant.is_modern(); }
 
   // Keeps tokens `first` to before `end` of a run, of the graph's row `line`, in a row from `slot` on.
@@ -56,20 +74,21 @@ class Cache {
   void copy_from(const Cache &other, int64_t length);  // the first row
 
  private:
-  uint8_t *place(int64_t layer, int64_t row, int64_t head, int64_t slot);
-  void bind(OrtBinding &binding, const char *prefix, uint8_t *data, int64_t rows, int64_t stride, int64_t slots, bool is_output);
+  // Tokens of a row of some, from `token` on, into a row of this cache.
+  void copy(const KeysValues &some, int64_t line, int64_t token, int64_t count, int64_t row, int64_t slot);
+  void bind(Binding &binding, const KeysValues &some, int64_t num_rows, bool is_output) const;
   const Graphs &graphs_;
-  int64_t num_rows_, num_slots_;
-  std::vector<uint8_t> values_;
+  KeysValues values_;
 };
 
 // What else text_decoder reads, for texts without images whose next token nobody wants.
 struct TextInputs {
   TextInputs(const Graphs &graphs, int64_t num_rows, int64_t answer_window = 1);
-  void bind(OrtBinding &binding, const Graphs &graphs, const std::vector<uint8_t> *image_features = nullptr);
+  // `features` [count, d] in the device's memory; none: one that no token is.
+  void bind(Binding &binding, const Graphs &graphs, const Memory *features = nullptr);
 
   int64_t num_rows, answer_window;
-  std::vector<uint8_t> no_features;
+  Memory no_features;
   std::vector<int64_t> answer_ids, top_k;
   std::vector<float> gumbel, temperature, top_p, repetition_penalty;
 };
