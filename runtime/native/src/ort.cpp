@@ -103,8 +103,8 @@ void OrtLibrary::check(ort::Status *status, const std::string &doing) const {
 }
 
 OrtSession::OrtSession(const OrtLibrary &library, const std::string &path, const Threads &threads, bool compiled,
-                       const Provider &provider)
-    : library_(library), process_(getpid()), is_on_cpu_(provider.is_cpu()) {
+                       const Provider &provider, const Device &device)
+    : library_(library), device_(device), process_(getpid()), is_on_cpu_(provider.is_cpu()) {
   if (!is_utf8(path)) throw Error("ONNX Runtime opens no file whose path is not UTF-8: " + quoted(path) + ". Rename it.");
   auto &api = library.api();
   ort::SessionOptions *made = nullptr;
@@ -173,7 +173,8 @@ std::vector<TensorSpec> OrtSession::read(bool is_input) const {
 class OrtSession::BoundRun : public Run {
  public:
   explicit BoundRun(const OrtSession &session) : session_(session), library_(session.library_), api_(library_.api()) {
-    library_.check(api_.CreateCpuMemoryInfo(1, 0, &memory_));  // the arena's allocator, memory of the default kind
+    // The arena's allocator, memory of the default kind; or the first GPU's, of no allocator of theirs.
+    library_.check(is_on_host() ? api_.CreateCpuMemoryInfo(1, 0, &memory_) : api_.CreateMemoryInfo("Cuda", 0, 0, 0, &memory_));
     library_.check(api_.CreateIoBinding(session.session_, &binding_));
   }
 
@@ -186,7 +187,7 @@ class OrtSession::BoundRun : public Run {
   void input(const std::string &name, const Tensor &tensor) override {
     auto made = value(tensor);
     library_.check(api_.BindInput(binding_, name.c_str(), made));
-    if (!session_.is_on_cpu_) copied_.emplace_back(name, made);
+    if (is_on_host() && !session_.is_on_cpu_) copied_.emplace_back(name, made);
   }
 
   void output(const std::string &name, const Tensor &tensor) override {
@@ -196,10 +197,15 @@ class OrtSession::BoundRun : public Run {
   void start() override {
     for (auto &[name, input] : copied_)  // a device has what was there when it was bound
       library_.check(api_.BindInput(binding_, name.c_str(), input));
+    // A GPU's provider has a stream of its own, and waits for no other. The end of a run waits for that stream, but for
+    // providers of which it need not (SynchronizeBoundOutputs, onnxruntime_c_api.h).
+    if (!is_on_host()) session_.device_.wait();
     library_.check(api_.RunWithBinding(session_.session_, nullptr, binding_));
+    if (!is_on_host()) library_.check(api_.SynchronizeBoundOutputs(binding_));
   }
 
  private:
+  bool is_on_host() const { return session_.device_.is_host(); }
   ort::Value *value(const Tensor &tensor) {
     ort::Value *value = nullptr;
     library_.check(api_.CreateTensorWithDataAsOrtValue(memory_, tensor.data, tensor.num_bytes, tensor.shape.data(),

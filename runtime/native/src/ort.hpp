@@ -38,18 +38,18 @@ struct Threads {
   bool may_spin = true;  // they wait busily for the next run
 };
 
-// Copies nothing on the CPU: ONNX Runtime reads and writes the memory that was bound. Another provider copies it to its
-// device before each run, and back behind it.
+// ONNX Runtime reads and writes the memory that was bound, on the CPU and on a GPU of NVIDIA's. Other providers copy it to
+// their device before each run, and back behind it.
 class OrtSession : public Session {
  public:
   OrtSession(const OrtLibrary &library, const std::string &path, const Threads &threads, bool compiled,
-             const Provider &provider);
+             const Provider &provider, const Device &device);
   ~OrtSession() override;
   OrtSession(const OrtSession &) = delete;
   OrtSession &operator=(const OrtSession &) = delete;
 
   const GraphSignature &signature() const override { return signature_; }
-  const Device &device() const override { return host(); }
+  const Device &device() const override { return device_; }
   std::unique_ptr<Run> prepare() const override;
 
  private:
@@ -57,6 +57,7 @@ class OrtSession : public Session {
   std::vector<TensorSpec> read(bool is_input) const;
   const OrtLibrary &library_;
   ort::Session *session_ = nullptr;
+  const Device &device_;
   int process_;
   bool is_on_cpu_;
   GraphSignature signature_;
@@ -65,19 +66,21 @@ class OrtSession : public Session {
 class OrtBackend : public Backend {
  public:
   OrtBackend(const std::string &library, const Provider &provider, const Threads &threads)
-      : library_(OrtLibrary::open(library)), provider_(provider), threads_(threads) {}
+      : library_(OrtLibrary::open(library)), provider_(provider), threads_(threads),
+        device_(device_of(library_, provider)) {}
 
   std::string words() const override { return "onnxruntime " + library_.version(); }
   std::string provider() const override { return provider_.is_cpu() ? "CPU" : provider_.name; }
   Target target() const override { return library_.target(); }
   std::unique_ptr<Session> open(const std::string &path, bool compiled) const override {
-    return std::make_unique<OrtSession>(library_, path, threads_, compiled, provider_);
+    return std::make_unique<OrtSession>(library_, path, threads_, compiled, provider_, device_);
   }
 
  private:
   const OrtLibrary &library_;
   Provider provider_;
   Threads threads_;
+  const Device &device_;
 };
 
 }  // namespace rf_internal

@@ -58,6 +58,7 @@ struct ApiBase {
   F(61, GetDimensionsCount, Status *, const TensorInfo *, size_t *)                                                \
   F(62, GetDimensions, Status *, const TensorInfo *, int64_t *, size_t)                                            \
   F(63, GetSymbolicDimensions, Status *, const TensorInfo *, const char **, size_t)                                \
+  F(68, CreateMemoryInfo, Status *, const char *name, int allocator, int device, int memory, MemoryInfo **)          \
   F(69, CreateCpuMemoryInfo, Status *, int allocator, int memory, MemoryInfo **)                                   \
   F(76, AllocatorFree, Status *, Allocator *, void *)                                                              \
   F(78, GetAllocatorWithDefaultOptions, Status *, Allocator **)                                                    \
@@ -76,6 +77,7 @@ struct ApiBase {
   F(170, SessionOptionsAppendExecutionProvider_TensorRT_V2, Status *, SessionOptions *, const TensorRtOptions *)     \
   F(171, CreateTensorRTProviderOptions, Status *, TensorRtOptions **)                                              \
   F(174, ReleaseTensorRTProviderOptions, void, TensorRtOptions *)                                                  \
+  F(203, SynchronizeBoundOutputs, Status *, IoBinding *)                                                             \
   F(204, SessionOptionsAppendExecutionProvider_CUDA_V2, Status *, SessionOptions *, const CudaOptions *)             \
   F(205, CreateCUDAProviderOptions, Status *, CudaOptions **)                                                      \
   F(206, UpdateCUDAProviderOptions, Status *, CudaOptions *, const char *const *, const char *const *, size_t)     \

@@ -1,5 +1,7 @@
 #include "providers.hpp"
 
+#include <algorithm>
+#include <cctype>
 #include <cstring>
 #include <filesystem>
 #include <memory>
@@ -7,6 +9,7 @@
 #include <set>
 #include <vector>
 
+#include "cuda.hpp"
 #include "error.hpp"
 #include "ort.hpp"
 
@@ -69,7 +72,22 @@ void use_tensorrt(const OrtLibrary &library, ort::SessionOptions *options, const
   require(library, provider, api.SessionOptionsAppendExecutionProvider_TensorRT_V2(options, made));
 }
 
+// All of NVIDIA's have one of these words in their names, those of plugins too.
+bool is_nvidia(const Provider &provider) {
+  std::string name = provider.name;
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char each) { return char(std::tolower(each)); });
+  return name.find("cuda") != std::string::npos || name.find("tensorrt") != std::string::npos;
+}
+
 }  // namespace
+
+const Device &device_of(const OrtLibrary &library, const Provider &provider) {
+  if (!is_nvidia(provider)) return host();
+  std::string why;
+  auto *cuda = Cuda::find(why);
+  if (!cuda) refuse(library, provider, why);
+  return *cuda;
+}
 
 void use_provider(const OrtLibrary &library, ort::SessionOptions *options, const Provider &provider) {
   if (provider.is_cpu()) return;

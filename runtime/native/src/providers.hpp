@@ -1,8 +1,10 @@
-// Execution providers of ONNX Runtime: who computes instead of its CPU kernels. Knows nothing of graphs.
+// Execution providers of ONNX Runtime: who computes instead of its CPU kernels, and in whose memory. Knows nothing of
+// graphs.
 #pragma once
 
 #include <string>
 
+#include "memory.hpp"
 #include "ort_api.hpp"
 
 namespace rf_internal {
@@ -15,6 +17,10 @@ struct Provider {
 
   bool is_cpu() const { return name.empty() || name == "CPU"; }
 };
+
+// Where a provider reads and writes without copies: the GPU's memory for those of NVIDIA, else the host's. Raises Error
+// (missing) where there is no GPU.
+const Device &device_of(const OrtLibrary &library, const Provider &provider);
 
 // Lets sessions with these options run on a provider. Raises Error (missing) where this ONNX Runtime has it not, or finds
 // no device or driver for it.

@@ -1,0 +1,109 @@
+"""The native host on a machine with an emulated GPU: what it draws and answers there is what it does on the CPU.
+
+No GPU has run it. The emulations (emulation/*.cpp) stand between it and the real ONNX Runtime on the CPU, so the
+numbers are real; and what mixes up the two memories, or runs before its copies were made, crashes or is seen in them.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from building import NATIVE, require_compiler, run
+
+from runtime import RFError
+from runtime.native.binding import NativePipeline, find_onnxruntime
+
+EMULATION = Path(__file__).parent / "emulation"
+FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-I", NATIVE / "src")
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    """A folder with the driver and the ONNX Runtime of a machine with a GPU."""
+    require_compiler()
+    folder = tmp_path_factory.mktemp("gpu")
+    driver = folder / "libcuda.so.1"
+    run("c++", *FLAGS, EMULATION / "cuda.cpp", "-Wl,-soname,libcuda.so.1", "-o", driver)
+    run("c++", *FLAGS, EMULATION / "onnxruntime.cpp", driver, "-ldl", "-o", folder / "libonnxruntime.so")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def check(machine, native_library):
+    """Runs a check of emulation/worker.py."""
+
+    def checked(name, bundle, environment=None, **values):
+        given = [f"{key}={value}" for key, value in values.items()]
+        found = {
+            "LD_LIBRARY_PATH": str(machine),
+            "EMULATED_ONNXRUNTIME": find_onnxruntime() or "",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(NATIVE.parents[1]),
+        }
+        worker = (sys.executable, EMULATION / "worker.py", name, native_library, machine / "libonnxruntime.so", bundle)
+        run(*worker, *given, env={**os.environ, **found, **(environment or {})})
+
+    return checked
+
+
+CUDA = {"provider": "CUDA"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_draws_what_the_cpu_draws(precision, check, tiny_bundle):
+    check("draws", tiny_bundle, precision=precision, **CUDA)
+
+
+def test_modern_graphs_write_the_cache_there(check, modern_bundle):
+    check("draws", modern_bundle, dialect="modern", **CUDA)
+
+
+def test_draws_by_the_tuned_plan(check, reference_bundle):
+    check("tuned", reference_bundle, precision="fp16", **CUDA)
+
+
+def test_shows_the_same_events_and_gives_up_at_each(check, tiny_bundle):
+    check("events", tiny_bundle, **CUDA)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_answers_what_the_cpu_answers(precision, check, tiny_bundle, words):
+    check("answers", tiny_bundle, precision=precision, words=" ".join(words[:3]), **CUDA)
+
+
+def test_threads_share_the_gpu(check, tiny_bundle):
+    check("threads", tiny_bundle, **CUDA)
+
+
+@pytest.mark.parametrize("dialect", ["classic", "modern"])
+def test_nothing_large_crosses_between_steps(dialect, check, tiny_bundle, modern_bundle):
+    check("copies", modern_bundle if dialect == "modern" else tiny_bundle, dialect=dialect, **CUDA)
+
+
+PLUGIN = {"provider": "NvTensorRTRTXExecutionProvider", "provider_library": "/a/plugin.so"}
+
+
+@pytest.mark.parametrize("provider", [{"provider": "TensorRT"}, PLUGIN])
+def test_other_providers_of_nvidia_share_its_memory(provider, check, tiny_bundle):
+    check("copies", tiny_bundle, **provider)
+
+
+def test_refuses_a_machine_without_a_gpu_in_a_sentence(check, tiny_bundle):
+    says = "cannot run on the execution provider CUDA: the driver finds no GPU (CUDA_ERROR_NO_DEVICE)"
+    check("sentence", tiny_bundle, {"EMULATED_GPUS": "0"}, status="missing", says=says, **CUDA)
+
+
+def test_a_full_gpu_is_told_in_a_sentence(check, tiny_bundle):
+    says = "MiB of memory left. Draw fewer pictures at once or smaller ones"
+    check("sentence", tiny_bundle, {"EMULATED_BYTES": "1000"}, status="memory", says=says, **CUDA)
+
+
+def test_refuses_a_machine_without_a_driver_in_a_sentence(tiny_bundle, native_library):
+    try:
+        NativePipeline.load(tiny_bundle, engine="none", library=native_library, provider="CUDA").close()
+    except RFError as error:
+        assert error.kind == "missing"
+        assert "cannot run on the execution provider CUDA: " in str(error)
+    else:
+        pytest.skip("this machine has a GPU and a driver")
