@@ -293,7 +293,12 @@ def _rebuild(options: "VerifyOptions") -> "Callable[[Path], None]":
 @arg.option("--percentile", "Percentile of --method percentile.", arg.number(50, 100, min_open=True), 99.99)
 @arg.option("--smooth/--no-smooth", "Let norms take over outlying channels, or not.", default=True)
 @arg.many("--format formats", "Format for denoiser and vision_encoder.", INT8_FORMAT, ("static", "weight-only"))
-@arg.many("--decoder-format ar_formats", "Format for both decoders; the last is INT4.", INT8_FORMAT, ("weight-only",))
+@arg.many(
+    "--decoder-format ar_formats",
+    "Format for both decoders; the last is INT4.",
+    INT8_FORMAT,
+    shown="weight-only; before ONNX Runtime 1.25 static, weight-only",
+)
 @arg.option("--block", "Rows of a weight per scale, 0 for all.", arg.NATURAL, shown="128, with TensorRT 0")
 @arg.option("--min-psnr", "Least mean PSNR, in dB, of pictures from the same tokens.", arg.number(0), 25.0)
 @arg.option("--min-cosine", "Least cosine of every step, mean over the prompts.", COSINE, 0.999)

@@ -50,6 +50,7 @@ class CalibrationResult:
     quality: Quality
     weights_share: float  # bytes of the int8 weights, of those of fp32 in the bundle
     problems: tuple[str, ...]  # forced through
+    static_first: str | None  # why static groups were preferred for the decoders
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -60,6 +61,7 @@ class CalibrationResult:
             "quality": self.quality.to_dict(),
             "weights_share": self.weights_share,
             "problems": list(self.problems),
+            "static_first": self.static_first,
         }
 
     def table(self) -> str:
@@ -77,6 +79,8 @@ class CalibrationResult:
                 f"  task score {quality.score_before}% before, {quality.score_after}% after, "
                 f"change {quality.score_change} points, {quality.scored_pictures} pictures"
             )
+        if self.static_first is not None:
+            lines.append(f"  static groups are preferred: {self.static_first}")
         lines += [f"  forced through: {problem}" for problem in self.problems]
         return "\n".join([*lines, f"  report: {self.report}"])
 
@@ -107,6 +111,7 @@ def calibrate(
         RFError: Too few or unfit prompts, a cache of something else, activations that are not finite, or INT8 that is
             not faster or not good enough; the bundle is as it was then.
     """
+    config, static_first = config.for_library(create_backend("ort").target().version)
     path = open_bundle(Path(path).resolve()).path  # a link to a folder cannot be replaced as a folder
     cache_path = _beside(path, f".{config.base}.calibration.npz", config.cache_path)
     report_path = _beside(path, ".calibration.html", config.report_path)
@@ -133,6 +138,7 @@ def calibrate(
             quality,
             weights_share(after.bundle.manifest, config),
             (*quality.failures(config.limits), *_slow(decisions)),
+            static_first,
         )
         summary = {
             **_verdict(job, after.bundle, quality),

@@ -1,9 +1,10 @@
 """What a calibration is asked for. Knows nothing of how it is done."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
+from runtime.backends.host.int8 import weight_only_problem
 from runtime.options import Plan
 from runtime.signature import GraphName, Precision
 
@@ -12,6 +13,7 @@ Format: TypeAlias = Literal["static", "weight-only", "weight-only-4"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 Int8Precision: TypeAlias = Literal["int8", "int8-fp16"]
+_AR_FORMATS: Final[tuple[Format, ...]] = ("weight-only",)
 PER_COLUMN: Final = 0  # as a block: one scale for a whole column
 
 
@@ -70,7 +72,8 @@ class CalibrationConfig:
         percentile: of `percentile`.
         smooth: let norms and up-projections take over outlying channels where that lowers the error.
         formats: ways to quantise layers of denoiser and vision_encoder that are tried; these are bound by arithmetic.
-        ar_formats: the same for the decoders, which go token by token and are bound by memory.
+        ar_formats: the same for the decoders, which go token by token and are bound by memory; empty for weight-only,
+            with static before it where the library would gain nothing by that (see `for_library`).
         block: rows of a weight that share a scale in `weight-only`, at most; 0 for all; None for the target's.
         min_prompts: fewer different prompts are refused.
         gate_fraction: of the prompts, kept for the gate.
@@ -93,7 +96,7 @@ class CalibrationConfig:
     percentile: float = 99.99
     smooth: bool = True
     formats: tuple[Format, ...] = ("static", "weight-only")
-    ar_formats: tuple[Format, ...] = ("weight-only",)
+    ar_formats: tuple[Format, ...] = ()
     block: int | None = None
     min_prompts: int = 16
     gate_fraction: float = 0.25
@@ -113,7 +116,7 @@ class CalibrationConfig:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        for formats in (self.formats, self.ar_formats):
+        for formats in (self.formats, self.ar_formats or _AR_FORMATS):
             if not formats or set(formats) - set(FORMATS):
                 raise ValueError(f"formats must be among {', '.join(FORMATS)}, got {formats}")
         if not 50 < self.percentile <= 100:
@@ -127,7 +130,12 @@ class CalibrationConfig:
 
     def formats_of(self, graph: GraphName) -> tuple[Format, ...]:
         """The formats that are tried for a graph."""
-        return self.formats if graph in ("denoiser", "vision_encoder") else self.ar_formats
+        return self.formats if graph in ("denoiser", "vision_encoder") else self.ar_formats or _AR_FORMATS
+
+    def for_library(self, version: str) -> tuple["CalibrationConfig", str | None]:
+        """What it comes to with a version of ONNX Runtime, and why static groups are preferred, where they are."""
+        problem = weight_only_problem(version) if self.target == "ort" and not self.ar_formats else None
+        return (replace(self, ar_formats=("static", *_AR_FORMATS)) if problem else self), problem
 
     @property
     def form(self) -> TargetForm:

@@ -63,6 +63,18 @@ sys.exit(worst > 1 or bool(tokens) and tokens[0] != tokens[1])
 EOF
 }
 
+near() { # two pictures from the same tokens, by the least PSNR that the gate of `calibrate` asks for
+  "$python" - "$@" <<'EOF'
+import sys
+import numpy as np
+from PIL import Image
+one, other = (np.asarray(Image.open(name)).astype(float) for name in sys.argv[1:])
+found = 20 * np.log10(255) - 10 * np.log10(max(((one - other) ** 2).mean(), 1e-9))
+print(f"{sys.argv[2]}: {found:.1f} dB")
+sys.exit(bool(found < 25))
+EOF
+}
+
 rm -rf "$work/bundle"
 cp -r "$bundle" "$work/bundle"
 rm -rf "$work/bundle/engines"
@@ -78,6 +90,15 @@ for engine in none auto; do
 done
 test "$(there understand bundle here.png --threads 1)" = "$(here understand bundle here.png --threads 1)"
 echo "captions equal"
+for precision in fp16 int8; do
+  if [ -e "bundle/graphs/denoiser.$precision.classic.onnx" ]; then
+    draw=(generate bundle "a red car" --seed 7 --threads 1 --steps "${STEPS:-3}" --engine none --rep-tokens here.png)
+    there "${draw[@]}" --precision $precision -o "there-$precision.png"
+    near here.png "there-$precision.png"
+  else
+    echo "the bundle has no $precision graphs: not tried"
+  fi
+done
 
 if command -v aarch64-linux-gnu-g++ >/dev/null; then
   cmake -S "$repository/runtime/native" -B native -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime.backends.cuda.driver import Gpu, probe_gpu
+from runtime.backends.host.int8 import weight_only_problem
 from runtime.backends.host.machine import cpu_name, is_confined, usable_cpus, usable_memory
 from runtime.backends.host.telemetry import VARIABLE, is_off
 
@@ -181,10 +182,12 @@ def _tasks(packages: dict[str, str | None], gpu: Gpu | str, wheels: tuple[str, s
 
     both = packages.get("onnxruntime") and packages.get("onnxruntime-gpu")
     clash = "onnxruntime and onnxruntime-gpu are both installed: uninstall one of them" if both else ""
+    floats = weight_only_problem(packages.get(ort) or "")
+    int8 = f"{floats}; calibrate prefers static groups here" if floats else ""
     ahead = "for compute capabilities 7.5 to 12.1, without a GPU too"
     return [
         task("export checkpoints", ["torch", "onnx", "onnxscript", "safetensors", ort], "export"),
-        task("build and run, ort", [ort], "ort", note=clash),
+        task("build and run, ort", [ort], "ort", note=clash or int8),
         task("run, ort-cuda", ["onnxruntime-gpu", "pycuda"], "ort-cuda", on_gpu=True, note=clash),
         task("build, tensorrt", ["tensorrt", ort], "tensorrt", on_gpu=True),
         task("run, tensorrt", ["tensorrt", "pycuda"], "tensorrt", on_gpu=True, note=graphs),

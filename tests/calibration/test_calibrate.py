@@ -417,3 +417,15 @@ def test_a_calibration_that_is_killed_leaves_the_bundle_as_it_was(bundle, tmp_pa
     calibrate(bundle, read_prompts(prompts), replace(CONFIG, min_prompts=16))
     assert [path.name for path in bundle.parent.iterdir() if "partial" in path.name] == []
     assert "int8" in open_bundle(bundle, verify="hash").manifest.precisions
+
+
+def test_the_installed_library_decides_whether_static_comes_first(bundle, monkeypatch):
+    def stop(job, *more):
+        raise RFError(str(job.config.formats_of("rep_decoder")))
+
+    monkeypatch.setattr(MODULE, "record", stop)
+    for version, formats in (("1.24.4", ("static", "weight-only")), ("1.25.0", ("weight-only",))):
+        monkeypatch.setattr("onnxruntime.__version__", version)
+        with pytest.raises(RFError) as raised:
+            calibrate(bundle, PROMPTS, CONFIG)
+        assert str(raised.value) == str(formats)

@@ -276,3 +276,18 @@ def test_a_decision_goes_into_json_as_it_came_out():
     )
     assert found["speedup"] == pytest.approx(10 / 9)
     assert np.isclose(sum(row["weights_share"] for row in found["rows"]), 1)
+
+
+@pytest.mark.parametrize(
+    ("version", "named", "target", "tried"),
+    [
+        ("1.24.4 3f3f4b5", (), "ort", (STATIC, BYTES)),
+        ("1.25.0", (), "ort", (BYTES,)),
+        ("1.24.4", (NIBBLES,), "ort", (NIBBLES,)),
+        ("1.24.4", (), "tensorrt", (BYTES,)),
+    ],
+)
+def test_static_comes_first_for_decoders_where_the_library_makes_floats_of_weights(version, named, target, tried):
+    found, why = CalibrationConfig(ar_formats=named, target=target).for_library(version)
+    assert found.formats_of("rep_decoder") == found.formats_of("text_decoder") == tried
+    assert (why is not None) is (tried == (STATIC, BYTES))

@@ -250,3 +250,12 @@ def test_stubs_of_a_library_are_not_taken_for_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     with pytest.raises(ModuleNotFoundError, match="No module named 'tensorrt'"):
         import_library("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("version", "is_told"), [("1.23.2", True), ("1.24.4", True), ("1.25.0", False), ("2.0", False)]
+)
+def test_it_tells_where_weight_only_int8_is_not_multiplied_as_int8(tmp_path, version, is_told):
+    note = tasks(examine(machine(tmp_path, {"onnxruntime": version})))["build and run, ort"]["note"]
+    told = f"ONNX Runtime {version[:4]} multiplies weight-only INT8 as floats"
+    assert (told in note and "calibrate prefers static groups here" in note) is is_told
