@@ -75,9 +75,14 @@ def test_texts_are_refused_where_a_check_text_has_other_ids_and_ids_are_not(tiny
     texts = json.loads((tiny_bundle / CHECK_TEXTS).read_text())["texts"]
     known = next(each for each in texts if each["ids"])
     unknown = next(each for each in texts if each["ids"] is None)
-    for number, change in enumerate(
-        ({**known, "ids": [*known["ids"], 1]}, {**known, "ids": None}, {**unknown, "ids": [1]})
-    ):
+    changes = (
+        {**known, "ids": [*known["ids"], 1]},
+        {**known, "ids": list(map(str, known["ids"]))},
+        {**known, "ids": None},
+        {**unknown, "ids": [1]},
+        {"text": "\ud800", "ids": []},
+    )
+    for number, change in enumerate(changes):
         bundle = shutil.copytree(tiny_bundle, tmp_path / f"bundle{number}")
         with_check_texts(bundle, json.dumps({"texts": [*texts, change]}))
         options = GenerationOptions(num_steps=1)

@@ -144,9 +144,11 @@ void require_weights(const Engine &engine, const Bundle &bundle) {
 
 }  // namespace
 
-Engine open_engine(const std::string &path) {
+Engine open_engine(const std::string &path) { return read_engine(read_json(path + "/engine.json"), path); }
+
+Engine read_engine(const Json &record, const std::string &path) {
   std::string where = path + "/engine.json";
-  Json j = read_document(read_json(where), where, "rf-export-engine", 2, "Build the engine");
+  Json j = read_document(record, where, "rf-export-engine", 2, "Build the engine");
   check_schema(engine_schema(), j, where);
   auto &target = j["target"];
   Engine engine{path,

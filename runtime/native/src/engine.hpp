@@ -33,6 +33,7 @@ struct Engine {
 using Warn = std::function<void(const std::string &)>;
 
 Engine open_engine(const std::string &path);
+Engine read_engine(const Json &record, const std::string &path);
 // Raises Error where it belongs to something else, or is damaged.
 void check_engine(const Engine &engine, const Bundle &bundle, const Variant &variant, const Target &target, Verify verify);
 // The engine of a bundle that fits, checked, or nothing; those that are passed over are told to `warn`.

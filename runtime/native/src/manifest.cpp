@@ -210,13 +210,6 @@ std::optional<std::string> manifest_rules(const Json &j) {
   return std::nullopt;
 }
 
-std::string id_of(std::vector<FileEntry> files) {
-  std::sort(files.begin(), files.end(), [](auto &a, auto &b) { return a.name < b.name; });
-  std::string lines;
-  for (auto &file : files) lines += file.sha256 + " " + std::to_string(file.size) + " " + file.name + "\n";
-  return sha256(lines).substr(0, 16);
-}
-
 }  // namespace
 
 const Schema kGraphName = choice({"text_decoder", "rep_decoder", "denoiser", "vision_encoder"},
@@ -240,6 +233,13 @@ std::vector<const GraphEntry *> Manifest::graphs_of(const Variant &variant) cons
   for (auto &graph : graphs)
     if (graph.variant == variant) found.push_back(&graph);
   return found;
+}
+
+std::string bundle_id_of(std::vector<FileEntry> files) {
+  std::sort(files.begin(), files.end(), [](auto &a, auto &b) { return a.name < b.name; });
+  std::string lines;
+  for (auto &file : files) lines += file.sha256 + " " + std::to_string(file.size) + " " + file.name + "\n";
+  return sha256(lines).substr(0, 16);
 }
 
 std::vector<FileEntry> read_files(const Json &table) {
@@ -297,7 +297,7 @@ Manifest read_manifest(const Json &content, const std::string &where) {
   m.tokenizer_file = *j["tokenizer"]["file"].text();
   for (auto &graph : *j["graphs"].list()) m.graphs.push_back(read_graph(graph));
   m.files = read_files(j["files"]);
-  m.bundle_id = id_of(m.files);
+  m.bundle_id = bundle_id_of(m.files);
   m.verified = j["verified"];
   for (size_t i = 0; i < m.graphs.size(); ++i) {
     auto &graph = m.graphs[i];

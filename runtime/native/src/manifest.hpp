@@ -63,6 +63,7 @@ Manifest read_manifest(const Json &content, const std::string &where);
 
 extern const Schema kFileEntry, kGraphName, kPrecision, kDialect;
 std::vector<FileEntry> read_files(const Json &table);
+std::string bundle_id_of(std::vector<FileEntry> files);
 // Why a path of a table of files leads out of the folder, or one of `names` is not there.
 std::optional<std::string> table_problem(const Json &files, const std::vector<std::string> &names);
 

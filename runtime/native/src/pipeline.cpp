@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "check_texts.hpp"
 #include "error.hpp"
 #include "noise.hpp"
 
@@ -25,27 +26,6 @@ std::vector<FileEntry> needed_files(const Bundle &bundle, const std::vector<cons
     if (!is_there) files.push_back(bundle.manifest.file(name));
   }
   return files;
-}
-
-// Texts whose ids, or whose refusal, the bundle knows; raises Error where this reader of tokenizers reads one otherwise.
-void replay(const Tokenizer &tokenizer, const std::string &path) {
-  Json content = read_json(path);
-  auto texts = content["texts"].list();
-  if (!texts) throw Error(path + " has no list 'texts'. Export the bundle again.", RF_DAMAGED);
-  for (auto &each : *texts) {
-    auto text = each["text"].text();
-    auto ids = each["ids"].list();
-    if (!text || !(ids || each["ids"].is_null()))
-      throw Error(path + " has a text without ids. Export the bundle again.", RF_DAMAGED);
-    std::vector<int64_t> expected;
-    if (ids)
-      for (auto &id : *ids) expected.push_back(id.whole());
-    auto found = tokenizer.try_encode(*text);
-    if (found.has_value() != (ids != nullptr) || (found && *found != expected))
-      throw Error("This library reads the bundle's tokenizer otherwise than the bundle was made with: " + quoted(*text) +
-                      " has other ids, see " + path + ". Give token ids in place of texts.",
-                  RF_UNSUPPORTED);
-  }
 }
 
 // Tokens that a prompt may have.
@@ -113,7 +93,7 @@ Pipeline::Pipeline(const std::string &path, const OpenOptions &options)
   if (auto &ids = manifest().understanding) control = ids->stop_ids, control.push_back(ids->start_id);
   try {
     auto made = Tokenizer::read(bundle_.file(manifest().tokenizer_file), manifest().model.vocab_size, control);
-    if (manifest().has_file(kCheckTexts)) replay(*made, bundle_.file(kCheckTexts));
+    if (auto path = bundle_.file(kCheckTexts); manifest().has_file(kCheckTexts)) replay_check_texts(*made, read_json(path), path);
     tokenizer_ = std::move(made);
   } catch (const Error &error) {
     if (error.status != RF_UNSUPPORTED) throw;

@@ -65,10 +65,11 @@ std::string bare(const std::string &path) { return path.rfind('.', 0) == 0 ? bar
 void check_record(const Schema &schema, const Json &content, const std::string &where, const std::string &path) {
   auto &members = *content.object();
   std::vector<std::string> unknown, missing;
-  for (auto &[name, value] : members) {
-    auto field = std::find_if(schema.fields.begin(), schema.fields.end(), [&](auto &each) { return name == each.name; });
-    if (field == schema.fields.end()) unknown.push_back(name);
-    else check_schema(*field->schema, value, where, path + "." + name);
+  for (auto &member : members) {
+    auto is_its = [&](auto &field) { return member.first == field.name; };
+    auto field = std::find_if(schema.fields.begin(), schema.fields.end(), is_its);
+    if (field == schema.fields.end()) unknown.push_back(member.first);
+    else check_schema(*field->schema, member.second, where, path + "." + member.first);
   }
   std::string start = bare(path), prefix = start.empty() ? "" : start + ".";
   for (auto &field : schema.fields) {

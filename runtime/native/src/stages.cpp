@@ -181,7 +181,7 @@ class Drawing::TokenPass {
     binding_.run();
     for (size_t line = 0; line < windows_.size(); ++line) {
       auto [first, end] = windows_[line].settle(&next_rep_ids_[line * size_t(size_)]);
-      auto keep = [&](size_t row, int64_t slot) {
+      auto keep = [&, first = first, end = end](size_t row, int64_t slot) {
         drawing_.cache_.keep(write_, int64_t(row), int64_t(row), first - starts[line], end - starts[line], slot);
       };
       keep(line, drawing_.text_lengths_[line] + first);

@@ -30,6 +30,8 @@ const char *const kLlama =
               RF_UNSUPPORTED);
 }
 
+bool is_id(const Json &id) { return id.number() && id.number()->is_whole && id.whole() >= 0; }
+
 std::string kind_of(const Json &part) { return part["type"].text() ? *part["type"].text() : part.is_null() ? "" : "another"; }
 
 bool is_blank(uint32_t code) { return is_space(code) || (code >= 0x1C && code <= 0x1F); }  // as Python's isspace
@@ -132,7 +134,11 @@ std::string with_replacements(const std::string &bytes) {  // for each longest s
 
 std::unique_ptr<Tokenizer> Tokenizer::read(const std::string &path, int64_t vocab_size,
                                            const std::vector<int64_t> &control_ids) {
-  Json j = parse_json(read_limited(path, kMaxBytes), path);
+  return read(read_json(path, kMaxBytes), path, vocab_size, control_ids);
+}
+
+std::unique_ptr<Tokenizer> Tokenizer::read(const Json &j, const std::string &where, int64_t vocab_size,
+                                           const std::vector<int64_t> &control_ids) {
   std::unique_ptr<Tokenizer> made(new Tokenizer);
   auto &model = j["model"];
   std::string kind = kind_of(model);
@@ -144,7 +150,7 @@ std::unique_ptr<Tokenizer> Tokenizer::read(const std::string &path, int64_t voca
   int64_t largest = 0;
   for (auto &[word, id] : made->ids_) largest = std::max(largest, id), made->words_.emplace(id, word);
   if (largest >= vocab_size)
-    throw Error(path + " makes ids up to " + std::to_string(largest) + ", and the model knows " +
+    throw Error(where + " makes ids up to " + std::to_string(largest) + ", and the model knows " +
                 std::to_string(vocab_size) + ". The tokenizer is not the model's. " + kRemedy);
   if (auto name = model["unk_token"].text())
     if (auto found = made->ids_.find(*name); found != made->ids_.end()) made->unknown_ = found->second;
@@ -175,7 +181,7 @@ void Tokenizer::read_words(const Json &j) {
   if (!j["decoder"].is_null()) unsupported("a decoder of the kind " + quoted(kind_of(j["decoder"])));
   is_lowercase_ = !normalizer.empty(), splits_at_blanks_ = cutter == "WhitespaceSplit";
   for (auto &[word, id] : *j["model"]["vocab"].object()) {
-    if (!id.number() || !id.number()->is_whole || id.whole() < 0) unsupported("ids that are no whole numbers");
+    if (!is_id(id)) unsupported("ids that are no whole numbers");
     ids_[word] = id.whole();
   }
 }
@@ -210,7 +216,7 @@ void Tokenizer::read_bpe(const Json &j) {
     unsupported("a pre-tokenizer of the kind " + quoted(kind_of(*cutter)));
   }
   for (auto &[word, id] : *model["vocab"].object()) {
-    if (!id.number() || !id.number()->is_whole || id.whole() < 0) unsupported("ids that are no whole numbers");
+    if (!is_id(id)) unsupported("ids that are no whole numbers");
     ids_[word] = id.whole();
   }
   auto merges = model["merges"].list();
@@ -237,7 +243,7 @@ void Tokenizer::read_added(const Json &j) {
   for (size_t i = 0; tokens && i < tokens->size(); ++i) {
     auto &token = (*tokens)[i];
     auto content = token["content"].text();
-    if (!content || content->empty() || !token["id"].number() || token["id"].whole() < 0) unsupported("an added token without a text or an id");
+    if (!content || content->empty() || !is_id(token["id"])) unsupported("an added token without a text or an id");
     int64_t id = token["id"].whole();
     ids_[*content] = id;
     if (token["special"].is_true()) {  // read as plain text: only a template writes them
@@ -439,6 +445,7 @@ bool Tokenizer::is_blank_text(const std::string &text) {
 }
 
 std::optional<std::vector<int64_t>> Tokenizer::try_encode(const std::string &text) const {
+  if (!is_utf8(text)) return std::nullopt;
   if (is_blank_text(text)) return std::vector<int64_t>();
   Reading reading = read_text(text);
   if (reading.has_unknown || !reading.control.empty()) return std::nullopt;

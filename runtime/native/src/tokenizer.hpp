@@ -19,11 +19,13 @@ class Tokenizer {
   // `control_ids` stand for a place and not for a text. Raises Error: unsupported where the file is of another kind.
   static std::unique_ptr<Tokenizer> read(const std::string &path, int64_t vocab_size,
                                          const std::vector<int64_t> &control_ids);
+  static std::unique_ptr<Tokenizer> read(const Json &content, const std::string &where, int64_t vocab_size,
+                                         const std::vector<int64_t> &control_ids);
 
   // Ids of a text, none for a blank one. `what` is "prompt", "question" or "text" in messages. Raises Error for what the
   // model could only misread.
   std::vector<int64_t> encode(const std::string &text, int64_t max_tokens, const std::string &what) const;
-  // The same without a word: none for what `encode` refuses, but for texts that are too long, and text has to be UTF-8.
+  // The same without a word: none for what `encode` refuses, but for texts that are too long.
   std::optional<std::vector<int64_t>> try_encode(const std::string &text) const;
   // One that ends within a character ends with the sign of the unknown.
   std::string decode(const std::vector<int64_t> &ids) const;
