@@ -18,7 +18,7 @@ constexpr int64_t kCheapHashBytes = 200'000'000;  // about 0.1 s of a start
 
 std::string hash_of(const std::string &path) {
   std::ifstream file(path, std::ios::binary);
-  std::vector<char> piece(1 << 20);
+  std::vector<char> piece(1 << 18);
   Sha256 digest;
   while (file) {
     file.read(piece.data(), std::streamsize(piece.size()));
