@@ -1,7 +1,7 @@
 """The native host from Python: `NativePipeline` has the API of `runtime.Pipeline`, and librf_runtime does the work.
 
 For comparing the two, and for programs that want the C library's start and memory. Knows the structs of include/rf.h
-and nothing of what is behind them. Needs the library: `make native` builds it.
+and nothing of what is behind them. Needs the library: `runtime.native.install` or `make native` compiles it.
 """
 
 import contextlib
@@ -176,8 +176,8 @@ def find_library() -> Path:
         if place.is_file():
             return place
     raise RFError(
-        f"There is no {' and no '.join(map(str, places))}. Build the native host: make native (it needs a C++ compiler "
-        "and CMake), or pip install ./runtime/native; or name the library in RF_RUNTIME_LIBRARY.",
+        f"There is no {' and no '.join(map(str, places))}. Compile the native host: pip install 'rf-export[native]', "
+        "then python -m runtime.native.install (in a clone also: make native); or name it in RF_RUNTIME_LIBRARY.",
         "missing",
     )
 
