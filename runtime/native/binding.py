@@ -54,6 +54,8 @@ class _OpenOptions(ctypes.Structure):
         ("provider", c_char_p),
         ("provider_library", c_char_p),
         ("no_spinning", c_int32),
+        ("backend", c_char_p),
+        ("backend_library", c_char_p),
     )
 
 
@@ -230,6 +232,8 @@ class NativePipeline:
         onnxruntime: str | Path | None = None,
         provider: str | None = None,
         provider_library: str | Path | None = None,
+        backend: str = "ort",
+        backend_library: str | Path | None = None,
     ) -> "NativePipeline":
         """Load a bundle; see `runtime.Pipeline.load`.
 
@@ -243,9 +247,12 @@ class NativePipeline:
             allow_unverified: Also run graphs that failed a verification or that nobody verified.
             allow_spinning: Let threads wait busily for the next run.
             library: librf_runtime, where it is not where `make native` puts it.
-            onnxruntime: ONNX Runtime's shared library; None for the one of the installed package.
+            onnxruntime: ONNX Runtime's shared library; None for the one of the installed package. With another backend
+                TensorRT's; None for the one that the system finds.
             provider: Execution provider of ONNX Runtime, such as "CUDA"; None for its CPU kernels.
             provider_library: The plugin that has it, where it is one.
+            backend: "ort", "tensorrt" or "tensorrt-rtx".
+            backend_library: librf_tensorrt, where it is not beside librf_runtime.
 
         Raises:
             RFError: Says what is missing, damaged, not verified or does not fit.
@@ -253,12 +260,14 @@ class NativePipeline:
         native = load_library(library)
         options, handle = _OpenOptions(), ctypes.c_void_p()
         native.rf_open_options_init(byref(options))
-        found = onnxruntime or find_onnxruntime()
+        found = onnxruntime or (find_onnxruntime() if backend == "ort" else None)
         options.num_threads, options.allow_unverified = num_threads or 0, allow_unverified
         options.no_spinning = not allow_spinning
         options.precision, options.dialect = precision.encode(), dialect.encode()
         options.engine, options.verify = os.fsencode(engine), verify.encode()
         options.library = os.fsencode(found) if found else None
+        options.backend = backend.encode()
+        options.backend_library = os.fsencode(backend_library) if backend_library else None
         options.provider = provider.encode() if provider else None
         options.provider_library = os.fsencode(provider_library) if provider_library else None
         _check(native, native.rf_open(os.fsencode(path), byref(options), byref(handle)))

@@ -1,13 +1,14 @@
 """The native host, built, and a bundle that is opened by it and by the Python runtime."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
-from building import build
+from building import EMULATION, NATIVE, build, build_gpu, run
 
 from runtime import Pipeline
-from runtime.native.binding import NativePipeline
+from runtime.native.binding import NativePipeline, find_onnxruntime
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,28 @@ def open_both(native_library: Path):
         )
 
     return both
+
+
+@pytest.fixture(scope="session")
+def gpu_machine(tmp_path_factory) -> Path:
+    """A folder with the driver and the ONNX Runtime of a machine with an emulated GPU."""
+    return build_gpu(tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.fixture(scope="session")
+def check(gpu_machine, native_library):
+    """Runs a check of emulation/worker.py on that machine."""
+
+    def checked(name: str, bundle: Path, environment: dict[str, str] | None = None, **values: object) -> None:
+        given = [f"{key}={value}" for key, value in values.items()]
+        machine = {
+            "LD_LIBRARY_PATH": str(gpu_machine),
+            "EMULATED_ONNXRUNTIME": find_onnxruntime() or "",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(NATIVE.parents[1]),
+        }
+        library = gpu_machine / "libonnxruntime.so"
+        worker = (sys.executable, EMULATION / "worker.py", name, native_library, library, bundle)
+        run(*worker, *given, env={**os.environ, **machine, **(environment or {})})
+
+    return checked

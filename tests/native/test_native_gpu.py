@@ -4,48 +4,10 @@ No GPU has run it. The emulations (emulation/*.cpp) stand between it and the rea
 numbers are real; and what mixes up the two memories, or runs before its copies were made, crashes or is seen in them.
 """
 
-import os
-import sys
-from pathlib import Path
-
 import pytest
-from building import NATIVE, require_compiler, run
 
 from runtime import RFError
-from runtime.native.binding import NativePipeline, find_onnxruntime
-
-EMULATION = Path(__file__).parent / "emulation"
-FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-I", NATIVE / "src")
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    """A folder with the driver and the ONNX Runtime of a machine with a GPU."""
-    require_compiler()
-    folder = tmp_path_factory.mktemp("gpu")
-    driver = folder / "libcuda.so.1"
-    run("c++", *FLAGS, EMULATION / "cuda.cpp", "-Wl,-soname,libcuda.so.1", "-o", driver)
-    run("c++", *FLAGS, EMULATION / "onnxruntime.cpp", driver, "-ldl", "-o", folder / "libonnxruntime.so")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def check(machine, native_library):
-    """Runs a check of emulation/worker.py."""
-
-    def checked(name, bundle, environment=None, **values):
-        given = [f"{key}={value}" for key, value in values.items()]
-        found = {
-            "LD_LIBRARY_PATH": str(machine),
-            "EMULATED_ONNXRUNTIME": find_onnxruntime() or "",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(NATIVE.parents[1]),
-        }
-        worker = (sys.executable, EMULATION / "worker.py", name, native_library, machine / "libonnxruntime.so", bundle)
-        run(*worker, *given, env={**os.environ, **found, **(environment or {})})
-
-    return checked
-
+from runtime.native.binding import NativePipeline
 
 CUDA = {"provider": "CUDA"}
 

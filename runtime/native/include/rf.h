@@ -65,14 +65,19 @@ typedef struct rf_open_options {
   const char *engine;        /* "auto" (NULL): the bundle's where one fits; "none"; or the folder of one */
   const char *verify;        /* "auto" (NULL): hash what is cheap to hash; "size"; "hash": every byte */
   const char *library;       /* ONNX Runtime's shared library. NULL: the file that RF_ONNXRUNTIME names, or the one that
-                                the system finds. The first pipeline of a process decides for all. */
+                                the system finds. The first pipeline of a process decides for all. With another backend:
+                                TensorRT's, NULL for the one that the system finds */
   int32_t allow_unverified;  /* also run graphs that failed a verification or that nobody verified */
   void (*warn)(const char *message, void *user); /* NULL: nobody wants to know, such as that an engine did not fit */
   void *user;
   const char *provider;         /* execution provider of ONNX Runtime: NULL or "CPU", "CUDA", "TensorRT", or the name of
-                                   another one that the library has. RF_MISSING where it, or its driver, is not there */
+                                   another one that the library has. RF_MISSING where it, or its driver, is not there.
+                                   With those of NVIDIA's the cache and the pictures stay on the first GPU */
   const char *provider_library; /* of a provider that is a plugin; NULL: none. Needs ONNX Runtime 1.22 */
   int32_t no_spinning;          /* not 0: threads sleep between runs, for cores that others use too */
+  const char *backend;          /* "ort" (NULL): ONNX Runtime; "tensorrt", "tensorrt-rtx": engines on a GPU of NVIDIA's */
+  const char *backend_library;  /* librf_tensorrt, the module for it. NULL: the file that RF_TENSORRT names, or the one that
+                                   is beside this library */
 } rf_open_options;
 
 RF_PUBLIC void rf_open_options_init(rf_open_options *options);
@@ -80,7 +85,8 @@ RF_PUBLIC void rf_open_options_init(rf_open_options *options);
 RF_PUBLIC rf_status rf_open(const char *bundle, const rf_open_options *options, rf_pipeline **pipeline);
 RF_PUBLIC void rf_close(rf_pipeline *pipeline); /* NULL is nothing */
 
-/* What was opened, as a JSON object: model, sampling, precision, dialect, engine, library, provider, tokenizer, bundle_id.
+/* What was opened, as a JSON object: model, sampling, precision, dialect, engine, backend, library, provider, tokenizer,
+ * bundle_id.
  * In: `room` bytes of `json`, out: bytes that it takes, the zero at the end included. `json` may be NULL to ask. */
 RF_PUBLIC rf_status rf_info(const rf_pipeline *pipeline, char *json, size_t *room);
 

@@ -172,6 +172,8 @@ rf_status rf_open(const char *bundle, const rf_open_options *options, rf_pipelin
     std::string verify = choose("verify", text_or(o.verify, "auto"), {"auto", "size", "hash"});
     open.verify = verify == "auto" ? Verify::automatic : verify == "size" ? Verify::size : Verify::hash;
     open.engine = text_or(o.engine, "auto"), open.library = text_or(o.library, "");
+    open.backend = choose("backend", text_or(o.backend, "ort"), {"ort", "tensorrt", "tensorrt-rtx"});
+    open.backend_library = text_or(o.backend_library, "");
     open.provider = {text_or(o.provider, ""), text_or(o.provider_library, "")};
     if (o.num_threads < 0) throw Error("num_threads must be >= 1, got " + std::to_string(o.num_threads) + ".");
     open.threads = {o.num_threads, !o.no_spinning}, open.allow_unverified = o.allow_unverified != 0;

@@ -10,6 +10,9 @@
 namespace rf_internal {
 namespace {
 
+constexpr const char *kFirstKey = "past_key_values.0.key";
+constexpr int64_t kGrowth = 64;  // slots, where each number of them is prepared anew
+
 bool are_finite(const std::vector<uint8_t> &values, size_t bytes_each) {
   for (size_t at = 0; at < values.size(); at += bytes_each) {
     if (bytes_each == 2) {  // a float16 whose exponent is all ones is none
@@ -70,7 +73,12 @@ void Conversation::reserve(int64_t num_tokens) {
     throw Error(takes + "these graphs have " + std::to_string(*fixed) +
                 " cache slots. Ask with fewer images, a smaller max_tokens, or export with more --cache-slots.");
   if (fixed || needed <= cache_->num_slots()) return;
-  auto larger = std::make_unique<Cache>(graphs_, 1, needed);
+  auto &decoder = graphs_.at("text_decoder");
+  int64_t built_for = decoder.longest(kFirstKey, 2);
+  if (needed > built_for)
+    throw Error(takes + "this engine was built for " + std::to_string(built_for) + ". Ask with fewer images, a shorter text or "
+                "a smaller max_tokens, or build it with a longer --dim prompt.");
+  auto larger = std::make_unique<Cache>(graphs_, 1, decoder.padded(kFirstKey, 2, kGrowth, needed));
   larger->copy_from(*cache_, length);
   cache_ = std::move(larger);
 }

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include <mutex>
 
@@ -96,7 +97,7 @@ const Cuda *Cuda::find(std::string &why) {
   return driver ? found = new Cuda(*driver) : nullptr;
 }
 
-Cuda::Cuda(const CudaDriver &driver) : driver_(driver) {
+Cuda::Cuda(const CudaDriver &driver) : driver_(driver), process_(getpid()) {
   int device = 0, major = 0, minor = 0;
   check(driver.cuDeviceGet(&device, 0), "cuDeviceGet");
   check(driver.cuDeviceGetAttribute(&major, kMajor, device), "cuDeviceGetAttribute");
@@ -109,6 +110,8 @@ Cuda::Cuda(const CudaDriver &driver) : driver_(driver) {
   uname(&machine);
   target_ = std::string(machine.machine) + " sm_" + std::to_string(major) + std::to_string(minor);
 }
+
+bool Cuda::is_here() const { return process_ == getpid(); }
 
 Cuda::Current::Current(const Cuda &cuda) : cuda_(cuda) {
   cuda.check(cuda.driver_.cuCtxPushCurrent_v2(cuda.context_), "cuCtxPushCurrent");
@@ -140,6 +143,7 @@ uint8_t *Cuda::allocate(size_t num_bytes) const {
 }
 
 void Cuda::release(uint8_t *memory) const noexcept {
+  if (!is_here()) return;
   try {
     Current current(*this);
     driver_.cuStreamSynchronize(stream_);  // what still runs may use it

@@ -19,6 +19,7 @@ class Cuda : public Device {
   // What engines are built for, such as "x86_64 sm_87".
   const std::string &target() const { return target_; }
   void *stream() const { return stream_; }
+  bool is_here() const;  // not in a child of the process that opened it, where it cannot even be given back
 
   // Makes the GPU current for this thread, and what was current again afterwards.
   class Current {
@@ -45,6 +46,7 @@ class Cuda : public Device {
   explicit Cuda(const CudaDriver &driver);
   void check(int code, const char *what) const;
   const CudaDriver &driver_;
+  int process_;
   void *context_ = nullptr, *stream_ = nullptr;
   std::string target_;
 };

@@ -64,8 +64,16 @@ std::vector<int64_t> numbers(const std::string &version) {
 
 bool ends_with_plus(const std::string &text) { return !text.empty() && text.back() == '+'; }
 
+// A library of TensorRT tells its build from 10.0 on, and Python's package from 10.8 on: what one does not tell may be any.
+bool is_same_release(const std::string &built, const std::string &here) {
+  auto one = numbers(built), other = numbers(here);
+  size_t known = std::min(one.size(), other.size());
+  return known >= 3 && std::equal(one.begin(), one.begin() + long(known), other.begin());
+}
+
 bool version_fits(const Target &built, const Target &here) {
-  if (!ends_with_plus(built.version)) return built.version == here.version;
+  if (!ends_with_plus(built.version))
+    return built.version == here.version || (here.backend != "ort" && is_same_release(built.version, here.version));
   auto oldest = numbers(built.version), found = numbers(here.version);
   bool is_same = oldest.empty() || found.empty() ? oldest.empty() && found.empty() : oldest[0] == found[0];
   return is_same && oldest <= found;
@@ -183,7 +191,7 @@ void check_engine(const Engine &engine, const Bundle &bundle, const Variant &var
 }
 
 std::optional<Engine> find_engine(const Bundle &bundle, const Variant &variant, const Target &target, Verify verify,
-                                  const Warn &warn) {
+                                  bool is_required, const Warn &warn) {
   std::vector<std::string> folders;
   std::error_code none;
   for (auto &entry : fs::directory_iterator(bundle.path + "/engines", none)) {
@@ -209,6 +217,13 @@ std::optional<Engine> find_engine(const Bundle &bundle, const Variant &variant, 
       return engine;
     }
     passed_over = "The engine " + engine->path + " " + reason;
+  }
+  if (is_required) {
+    if (passed_over.empty())
+      passed_over = bundle.path + " has no engine of the backend " + target.backend + " in " + variant.precision +
+                    (variant.is_modern() ? " " + variant.dialect : "");
+    throw Error(passed_over + ", and " + target.backend + " runs engines only. Run: " + build_command(bundle, target, variant),
+                RF_MISMATCH);
   }
   if (!passed_over.empty())
     warn(passed_over + ": the ONNX graphs are used instead. For the faster engine run: " +

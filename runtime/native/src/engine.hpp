@@ -36,9 +36,10 @@ Engine open_engine(const std::string &path);
 Engine read_engine(const Json &record, const std::string &path);
 // Raises Error where it belongs to something else, or is damaged.
 void check_engine(const Engine &engine, const Bundle &bundle, const Variant &variant, const Target &target, Verify verify);
-// The engine of a bundle that fits, checked, or nothing; those that are passed over are told to `warn`.
+// The engine of a bundle that fits, checked, or nothing, which is an error where one `is_required`; those that are passed
+// over are told to `warn`.
 std::optional<Engine> find_engine(const Bundle &bundle, const Variant &variant, const Target &target, Verify verify,
-                                  const Warn &warn);
+                                  bool is_required, const Warn &warn);
 void require_verified(const Bundle &bundle, const Engine &engine);
 
 }  // namespace rf_internal

@@ -8,6 +8,7 @@
 #include "check_texts.hpp"
 #include "error.hpp"
 #include "noise.hpp"
+#include "tensorrt.hpp"
 
 namespace rf_internal {
 namespace {
@@ -50,27 +51,37 @@ void check_forced(const int64_t *forced, size_t num_rows, size_t num_tokens, int
       throw Error("rep_ids must be -1 at the same places for all prompts. Draw these prompts one by one.");
 }
 
+std::unique_ptr<Backend> make_backend(const OpenOptions &options) {
+  auto &provider = options.provider;
+  if (provider.is_cpu() && !provider.library.empty())
+    throw Error("A provider_library needs the name of its execution provider. Give it as provider.");
+  bool has_engine = options.engine != "auto" && options.engine != "none";
+  if (options.backend == "ort" && has_engine && !provider.is_cpu())
+    throw Error("Engines of ONNX Runtime are for its CPU kernels, and the execution provider " + provider.name +
+                " was asked for. Leave one of them out.");
+  if (options.backend == "ort") return std::make_unique<OrtBackend>(options.library, provider, options.threads);
+  if (!options.threads.may_spin)
+    throw Error("The backend ort alone can keep its threads from spinning, and " + options.backend + " was asked for.");
+  if (!provider.is_cpu())
+    throw Error("Execution providers are of ONNX Runtime, and the backend " + options.backend + " was asked for. Leave one of "
+                "them out.");
+  return std::make_unique<TensorRtBackend>(options.backend, options.backend_library, options.library);
+}
+
 }  // namespace
 
 Pipeline::Pipeline(const std::string &path, const OpenOptions &options)
-    : process_(getpid()), bundle_(open_bundle(path)),
-      backend_(std::make_unique<OrtBackend>(options.library, options.provider, options.threads)) {
+    : process_(getpid()), bundle_(open_bundle(path)), backend_(make_backend(options)) {
   auto &variant = options.variant;
-  auto &provider = options.provider;
   std::string unknown;
   for (auto &each : manifest().requirements) unknown += (unknown.empty() ? "" : ", ") + each;
   if (!unknown.empty())
     throw Error(bundle_.path + " requires what this rf-export does not know: " + unknown + ". Install a newer one.",
                 RF_MISMATCH);
-  bool has_no_engines = variant.is_modern() || !provider.is_cpu();
-  std::string choice = options.engine == "auto" && has_no_engines ? "none" : options.engine;
-  if (choice != "none" && !provider.is_cpu())
-    throw Error("Engines of ONNX Runtime are for its CPU kernels, and the execution provider " + provider.name +
-                " was asked for. Leave one of them out.");
-  if (provider.is_cpu() && !provider.library.empty())
-    throw Error("A provider_library needs the name of its execution provider. Give it as provider.");
+  bool needs_engine = backend_->needs_engine(), has_none = !needs_engine && (variant.is_modern() || !options.provider.is_cpu());
+  std::string choice = options.engine == "auto" && has_none ? "none" : options.engine;
   if (choice == "auto") {
-    engine_ = find_engine(bundle_, variant, backend_->target(), options.verify, options.warn);
+    engine_ = find_engine(bundle_, variant, backend_->target(), options.verify, needs_engine, options.warn);
   } else if (choice != "none") {
     engine_ = open_engine(choice);
     check_engine(*engine_, bundle_, variant, backend_->target(), options.verify);
@@ -120,6 +131,7 @@ std::string Pipeline::info() const {
   info.emplace_back("precision", text(graphs_.variant.precision));
   info.emplace_back("dialect", text(graphs_.variant.dialect));
   info.emplace_back("engine", engine_ ? text(engine_->path) : Json());
+  info.emplace_back("backend", text(backend_->needs_engine() ? backend_->provider() : "ort"));
   info.emplace_back("library", text(backend_->words()));
   info.emplace_back("provider", text(backend_->provider()));
   info.emplace_back("tokenizer", tokenizer_ ? text(tokenizer_->kind()) : Json());

@@ -20,7 +20,7 @@ namespace rf_internal {
 
 struct OpenOptions {
   Variant variant;
-  std::string engine = "auto", library;
+  std::string engine = "auto", backend = "ort", backend_library, library;
   Provider provider;
   Verify verify = Verify::automatic;
   Threads threads;

@@ -2,6 +2,7 @@
 // of. Knows nothing of the libraries that run graphs, and nothing of the model: names and memory in and out.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -45,6 +46,10 @@ class Session {
   virtual const Device &device() const = 0;
   virtual std::unique_ptr<Run> prepare() const = 0;
   virtual bool is_narrow(const std::string &) const { return false; }  // has int32 where the graph has int64
+  // A size of an input's dimension to prepare for, where it may be larger than needed: a multiple of `step`, for a session
+  // that prepares each size anew.
+  virtual int64_t padded(const std::string &, size_t, int64_t, int64_t size) const { return size; }
+  virtual int64_t longest(const std::string &, size_t) const { return std::numeric_limits<int64_t>::max(); }
 };
 
 // Several runs on the same memory, which has to outlive the binding. Arrays of the host are read anew by every run; a run
@@ -87,6 +92,7 @@ class Backend {
   virtual std::string words() const = 0;     // library and version
   virtual std::string provider() const = 0;  // "CPU", or who else computes
   virtual Target target() const = 0;         // what an engine has to be built for, to run here
+  virtual bool needs_engine() const { return false; }
   // `compiled`: nothing is left to optimise.
   virtual std::unique_ptr<Session> open(const std::string &path, bool compiled) const = 0;
 };

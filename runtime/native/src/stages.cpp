@@ -102,10 +102,20 @@ void TextInputs::bind(Binding &binding, const Graphs &graphs, const Memory *feat
   binding.input("repetition_penalty", tensor(repetition_penalty.data(), {num_rows}));
 }
 
+namespace {
+
+int64_t slots_of(const Graphs &graphs, int64_t longest_prompt, int64_t num_tokens) {
+  if (auto fixed = graphs.cache_slots()) return *fixed;
+  int64_t slots = graphs.padded_prompt(longest_prompt) + num_tokens + 1;
+  for (auto name : {"rep_decoder", "denoiser"}) slots = graphs.at(name).padded("past_key_values.0.key", 2, 1, slots);
+  return slots;
+}
+
+}  // namespace
+
 Drawing::Drawing(const Graphs &graphs, const DrawingPlan &plan, size_t num_requests, int64_t longest_prompt)
     : graphs_(graphs), plan_(plan), num_requests_(num_requests),
-      cache_(graphs, 2 * int64_t(num_requests),
-             graphs.cache_slots().value_or(longest_prompt + plan.num_rep_tokens() + 1)) {}
+      cache_(graphs, 2 * int64_t(num_requests), slots_of(graphs, longest_prompt, plan.num_rep_tokens())) {}
 
 void Drawing::prefill(const std::vector<std::vector<int64_t>> &prompts) {
   size_t length = 0;
@@ -116,6 +126,8 @@ void Drawing::prefill(const std::vector<std::vector<int64_t>> &prompts) {
     if (!prompts[row].empty() || !cache_.takes_any_rows()) rows.push_back(int64_t(row));
   }
   if (!length) return;
+  auto padded = graphs_.padded_prompt(int64_t(length));  // a graph that writes beyond its cache writes anywhere
+  length = size_t(std::max(std::min(padded, cache_.num_slots() - plan_.num_rep_tokens() - 1), int64_t(length)));
   auto count = int64_t(rows.size()), tokens = int64_t(length);
   std::vector<int64_t> input_ids(rows.size() * length), zeros(rows.size());
   for (size_t line = 0; line < rows.size(); ++line)
@@ -219,9 +231,11 @@ std::vector<std::vector<int64_t>> Drawing::draw_tokens(const FillNoise &fill_noi
   bool guided = plan_.rep_guidance_scale != 1;
   int64_t num_tokens = plan_.num_rep_tokens();
   auto codes = size_t(graphs_.model.rep_vocab_size);
+  // Tokens are the same in windows of any size, so an engine for smaller ones is no reason to refuse.
+  int64_t size = std::min(plan_.window, graphs_.at("rep_decoder").longest("rep_ids", 1));
   std::vector<TokenWindow> windows;
   for (size_t line = 0; line < num_requests_; ++line)
-    windows.emplace_back(plan_.rows, plan_.columns, graphs_.model.rep_start_id, plan_.window,
+    windows.emplace_back(plan_.rows, plan_.columns, graphs_.model.rep_start_id, size,
                          forced ? forced + int64_t(line) * num_tokens : nullptr);
   auto run = std::make_unique<TokenPass>(*this, windows, guided, bool(events.token), fill_noise);
   // Logits of tokens that some requests know before others, until all do.

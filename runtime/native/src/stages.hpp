@@ -27,6 +27,9 @@ struct Graphs {  // the loaded graphs of a model, and whose they are
   const Device &device() const { return at("rep_decoder").device(); }
   size_t kv_bytes() const { return variant.is_half() ? 2 : 4; }
   std::optional<int64_t> cache_slots() const { return at("rep_decoder").signature().cache_slots(); }
+  int64_t padded_prompt(int64_t num_tokens) const { return at("text_decoder").padded("input_ids", 1, kPromptStep, num_tokens); }
+
+  static constexpr int64_t kPromptStep = 32;
 };
 
 // Keys and values: [2 L] tensors [rows, H, tokens, D] in one block, zero at first, each on a boundary of the device.
