@@ -1,293 +1,152 @@
-"""Throughput and latency of `rf-export serve` over HTTP, beside a naive server: one picture after another.
+"""Throughput and latency of `rf-export serve` under load, beside other servers of the same bundle.
 
-    python benchmarks/serving.py BUNDLE
-    python benchmarks/serving.py BUNDLE --ray ENVIRONMENT    beside Ray, with one and two replicas
+    python benchmarks/serving.py BUNDLE                         beside a naive server: one picture after another
+    python benchmarks/serving.py BUNDLE --ray ENVIRONMENT       beside Ray, with one and with two replicas
+    python benchmarks/serving.py BUNDLE --triton ENVIRONMENT    beside NVIDIA's Triton
+    python benchmarks/serving.py BUNDLE --precision int8        any of them with these graphs
 
-The naive server is what one writes first: FastAPI, a lock, and `Pipeline.draw` with a thread for each core. Both run
-in processes of their own, get the same requests, and take turns; medians of the rounds are reported. Scenarios: clients
-that each ask again as soon as they are answered, and requests at random moments (a Poisson process from a seed), some
-of another size, some of clients that leave after a while. Two pictures are compared with those of `Pipeline.draw`. How
-long a picture takes without HTTP, through the scheduler, is measured in this process, and what the machine could draw
-at most: a full batch on each core, again and again, with nothing between.
+The naive server is what one writes first: FastAPI, a lock, and `Pipeline.draw` with a thread for each core. All run in
+processes of their own and get the same requests; they take turns, in another order each round, and medians of the
+rounds are reported. Scenarios: clients that each ask again as soon as they are answered, with and without previews, and
+requests at random moments (a Poisson process from a seed), some of another size, some of clients that leave after a
+while. Eight pictures of each server are compared with those of `Pipeline.draw`. In turns with them this process draws
+without HTTP: lone pictures through the scheduler, and what the machine draws at most, which is a full batch on each
+core, again and again, with nothing between.
 
-Writes `benchmarks/results/serving-<cpu>.json`. Run it on a quiet machine: the clients, too, take their share of it.
-With the reference checkpoint it takes seven minutes on two cores.
+Ray has one cluster of this machine with both applications, so that both pay for what it does when it is idle; its CPU
+and memory are those of all of it. An environment has `rf-export[ort,ray]`, or nvidia-pytriton, tritonclient[grpc] and
+rf-export[ort]; Triton's own client sends its load, through gRPC.
+
+Writes `benchmarks/results/serving[-int8][-ray|-triton]-<cpu>.json`. Run it on a quiet machine: the clients, too, take
+their share of it.
 """
 
-import asyncio
 import base64
 import contextlib
 import io
 import json
 import os
-import random
-import re
 import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 import numpy as np
-import psutil
+import serving_triton
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from scheduler import PROMPTS
+from serving_load import ROUTE, Answered, Asked, Process, Result, Served, Server, arrivals, summarise
 
 from rf_export.benchmark.environment import describe_machine, file_label
 from runtime import GenerationOptions, Pipeline, Scheduler
 from runtime.backends.host.machine import usable_cpus
 
-ROOT = Path(__file__).parents[1]
-ROUTE = "/v1/images/generations"
-OURS = "rf-export serve"
-ONE = ("1 at once", OURS)
+OURS, NAIVE, TRITON = "rf-export serve", "naive", "Triton"
+ONE, EIGHT, PREVIEWS = "1 at once", "8 at once", "8 at once, 3 previews"
+LEAST_DB, LARGEST_DB = 30.0, 200.0  # of INT8 pictures in a batch; of equal ones
 RESULTS = Path(__file__).parent / "results"
-TIMEOUT_S = 300
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A request: what is drawn, when, and whether its client leaves before it is there."""
+@dataclass(frozen=True)
+class Triton(Server):
+    """Triton, whose client runs in its environment."""
 
-    prompt: str
-    seed: int
-    at_s: float = 0.0  # after the start; 0 as soon as a client is free
-    size: str = "auto"
-    leaves_after_s: float | None = None
-    previews: int = 0
+    python: Path = Path()
 
-
-@dataclass(kw_only=True)
-class Answered:
-    """What became of it."""
-
-    asked: Asked
-    status: int  # 0 where the client left
-    latency_s: float
-    first_preview_s: float | None = None
-    first_preview_step: int | None = None
-    body: bytes = b""
+    def send(self, requests: list[Asked], clients: int | None) -> tuple[list[Answered], float]:
+        """As of `Server`."""
+        address = f"{self.process.host}:{self.process.port}"
+        work = json.dumps({"requests": [vars(each) for each in requests], "clients": clients})
+        command = [str(self.python), serving_triton.__file__, address]
+        done = subprocess.run(command, input=work, check=True, stdout=subprocess.PIPE, text=True)
+        told = json.loads(done.stdout)
+        answers = []
+        for asked, answer in zip(requests, told["answers"], strict=True):
+            png = answer.pop("png", None)
+            body = b"" if png is None else json.dumps({"data": [{"b64_json": png}]}).encode()
+            answers.append(Answered(asked=asked, body=body, **answer))
+        return answers, told["wall_s"]
 
 
-@dataclass(kw_only=True)
-class Served:
-    """One run of one scenario against one server."""
+class Here:
+    """The same bundle in this process, without a server."""
 
-    answers: list[Answered]
-    wall_s: float
-    cpu_s: float
-    rss_mib: float
+    def __init__(self, bundle: Path, precision: str) -> None:
+        self._pipeline = Pipeline.load(bundle, precision, num_threads=1)  # type: ignore[arg-type]
 
+    def alone_s(self, asked: Asked, scheduler: Scheduler) -> float:
+        """Seconds of a picture through the scheduler."""
+        started = time.perf_counter()
+        scheduler.submit(asked.prompt, seed=asked.seed, reports="picture").result()
+        return time.perf_counter() - started
 
-@dataclass(kw_only=True)
-class Result:
-    """Medians over the rounds; latencies are of finished pictures."""
+    def http_share(self, server: Server, pairs: int) -> dict[str, float]:
+        """What a lone picture takes with HTTP and without, in turns, and the median of what HTTP adds."""
+        alone, asked = [], []
+        with Scheduler(self._pipeline) as scheduler:
+            for index in range(pairs + 2):
+                request = Asked(prompt=PROMPTS[index % len(PROMPTS)], seed=index)
+                turns = [
+                    lambda each=request: alone.append(self.alone_s(each, scheduler)),
+                    lambda each=request: asked.append(server.send([each], 1)[0][0].latency_s),
+                ]
+                for turn in turns[:: 1 if index % 2 else -1]:
+                    turn()
+        alone, asked = alone[2:], asked[2:]
+        return {
+            "pairs": pairs,
+            "without_http_s": statistics.median(alone),
+            "with_http_s": statistics.median(asked),
+            "http_s": statistics.median(b - a for a, b in zip(alone, asked, strict=True)),
+            "http_share": statistics.median(b / a - 1 for a, b in zip(alone, asked, strict=True)),
+        }
 
-    server: str
-    scenario: str
-    pictures_per_s: float
-    cpu_s_per_picture: float
-    rss_mib: float
-    finished: int  # of a round, as the next ones
-    refused: int
-    left: int
-    p50_s: float
-    p95_s: float
-    p99_s: float
-    first_preview_p50_s: float | None
-    first_preview_step: int | None  # the latest
-    pictures_per_s_of_rounds: list[float] = field(default_factory=list)
-
-
-class Running:
-    """A server in a process of its own."""
-
-    def __init__(self, name: str, command: list[str]) -> None:
-        self.name = name
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        found = re.search(r"http://([\d.]+):(\d+)", line)
-        if found is None:
-            raise click.ClickException(f"{name} did not start: {line}")
-        self.host, self.port = found[1], int(found[2])
-        self._seen = psutil.Process(self._process.pid)
-
-    def usage(self) -> tuple[float, float]:
-        """CPU seconds so far, and MiB of memory, of all its processes."""
-        processes = [self._seen, *self._seen.children(recursive=True)]
-        times = [each.cpu_times() for each in processes]
-        return sum(each.user + each.system for each in times), sum(each.memory_info().rss for each in processes) / 2**20
-
-    def stop(self) -> None:
-        """End it."""
-        self._process.terminate()
-        self._process.wait()
-
-
-async def ask(server: Running, asked: Asked) -> Answered:
-    """Send a request, and wait for its end or for the moment to leave."""
-    body = {"prompt": asked.prompt, "seed": asked.seed, "size": asked.size}
-    if asked.previews:
-        body |= {"stream": True, "partial_images": asked.previews}
-    started = time.perf_counter()
-    content = json.dumps(body).encode()
-    head = f"POST {ROUTE} HTTP/1.1\r\nHost: {server.host}:{server.port}\r\nContent-Type: application/json\r\n"
-    reader, writer = await asyncio.open_connection(server.host, server.port, limit=2**24)
-    first_preview = None
-    try:
-        writer.write(f"{head}Connection: close\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
-        answer = b""
-        async with asyncio.timeout(asked.leaves_after_s or TIMEOUT_S):
-            while chunk := await reader.read(65536):
-                answer += chunk
-                if first_preview is None and b"partial_image" in answer:
-                    first_preview = time.perf_counter() - started
-    except TimeoutError:
-        return Answered(asked=asked, status=0, latency_s=time.perf_counter() - started, first_preview_s=first_preview)
-    finally:
-        writer.close()
-    return Answered(
-        asked=asked,
-        status=int(answer.split(b" ", 2)[1]),
-        latency_s=time.perf_counter() - started,
-        first_preview_s=first_preview,
-        first_preview_step=None if (found := re.search(rb'"step":(\d+)', answer)) is None else int(found[1]),
-        body=answer.partition(b"\r\n\r\n")[2],
-    )
-
-
-async def at_once(server: Running, requests: list[Asked], clients: int) -> list[Answered]:
-    """Each client asks again as soon as it is answered."""
-    left, answers = iter(requests), []
-
-    async def client() -> None:
-        for asked in left:
-            answers.append(await ask(server, asked))
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return answers
-
-
-async def at_random(server: Running, requests: list[Asked]) -> list[Answered]:
-    """Each request comes at its moment, whatever became of the others."""
-
-    async def one(asked: Asked) -> Answered:
-        await asyncio.sleep(asked.at_s)
-        return await ask(server, asked)
-
-    return list(await asyncio.gather(*map(one, requests)))
-
-
-def serve(server: Running, requests: list[Asked], clients: int | None) -> Served:
-    """Run one scenario."""
-    cpu, _ = server.usage()
-    started = time.perf_counter()
-    answers = asyncio.run(at_random(server, requests) if clients is None else at_once(server, requests, clients))
-    wall, (cpu_end, rss) = time.perf_counter() - started, server.usage()
-    return Served(answers=answers, wall_s=wall, cpu_s=cpu_end - cpu, rss_mib=rss)
-
-
-def summarise(server: str, scenario: str, rounds: list[Served]) -> Result:
-    """Medians of the rounds."""
-    finished = [[each for each in run.answers if each.status == 200] for run in rounds]
-    rates = [len(each) / run.wall_s for each, run in zip(finished, rounds, strict=True)]
-    latencies = [[answer.latency_s for answer in each] for each in finished]
-    previews = [each for run in rounds for each in run.answers if each.first_preview_s is not None]
-
-    def percentile(which: int) -> float:
-        return statistics.median(float(np.percentile(each, which)) for each in latencies)
-
-    def count(*statuses: int) -> int:
-        return round(statistics.median(sum(each.status in statuses for each in run.answers) for run in rounds))
-
-    return Result(
-        server=server,
-        scenario=scenario,
-        pictures_per_s=statistics.median(rates),
-        cpu_s_per_picture=statistics.median(run.cpu_s / len(each) for run, each in zip(rounds, finished, strict=True)),
-        rss_mib=max(run.rss_mib for run in rounds),
-        finished=count(200),
-        refused=count(429, 503),
-        left=count(0),
-        p50_s=percentile(50),
-        p95_s=percentile(95),
-        p99_s=percentile(99),
-        first_preview_p50_s=statistics.median(each.first_preview_s for each in previews) if previews else None,
-        first_preview_step=max((each.first_preview_step for each in previews), default=None),
-        pictures_per_s_of_rounds=rates,
-    )
-
-
-def arrivals(rate: float, count: int, seed: int, sizes: list[str], seconds: float) -> list[Asked]:
-    """Requests at random moments: one in four of another size, one in ten left after half of a picture's time."""
-    draw, moment, requests = random.Random(seed), 0.0, []
-    for index in range(count):
-        moment += draw.expovariate(rate)
-        requests.append(
-            Asked(
-                prompt=PROMPTS[index % len(PROMPTS)],
-                seed=index,
-                at_s=moment,
-                size=draw.choice(sizes) if draw.random() < 0.25 else "auto",
-                leaves_after_s=seconds / 2 if draw.random() < 0.1 else None,
-            )
-        )
-    return requests
-
-
-def alone_s(bundle: Path, count: int) -> float:
-    """Median seconds of a picture through the scheduler, one at a time, without HTTP."""
-    times = []
-    with Pipeline.load(bundle, num_threads=1) as pipeline, Scheduler(pipeline) as scheduler:
-        for index in range(count + 1):
-            started = time.perf_counter()
-            scheduler.submit(PROMPTS[index % len(PROMPTS)], seed=index, reports="picture").result()
-            times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
-def bound(bundle: Path, rounds: int) -> float:
-    """Pictures a second where each core draws full batches of 8 and does nothing else."""
-    cores = usable_cpus()
-    with Pipeline.load(bundle, num_threads=1) as pipeline, ThreadPoolExecutor(cores) as pool:
+    def most(self) -> float:
+        """Pictures a second where each core draws full batches of 8 and does nothing else."""
+        cores = usable_cpus()
 
         def draw(seed: int) -> None:
-            for _ in pipeline.generate(PROMPTS, seed=seed):
+            for _ in self._pipeline.generate(PROMPTS, seed=seed):
                 pass
 
-        rates = []
-        for index in range(rounds + 1):
-            started = time.perf_counter()
+        started = time.perf_counter()
+        with ThreadPoolExecutor(cores) as pool:
             list(pool.map(draw, range(cores)))
-            if index:
-                rates.append(cores * len(PROMPTS) / (time.perf_counter() - started))
-    return statistics.median(rates)
+        return cores * len(PROMPTS) / (time.perf_counter() - started)
+
+    def require_same(self, server: str, served: list[Answered], *, alone: bool) -> float:
+        """The least PSNR, in dB, of eight pictures against those of the pipeline.
+
+        Raises:
+            ClickException: They are others. Alone they are equal, in a batch by rounding; INT8 graphs round in coarse
+                steps, so that there a batch differs by as much as INT8 does from fp32.
+        """
+        least = LARGEST_DB
+        for answer in sorted(served, key=lambda each: each.asked.seed)[:8]:
+            png = base64.b64decode(json.loads(answer.body)["data"][0]["b64_json"])
+            native = self._pipeline.draw(answer.asked.prompt, seed=answer.asked.seed)
+            difference = np.asarray(Image.open(io.BytesIO(png))).astype(float) - native
+            mean = float(np.square(difference).mean())
+            least = min(least, 10 * np.log10(255**2 / mean) if mean else LARGEST_DB)
+            is_coarse = self._pipeline.precision.startswith("int8") and not alone
+            if np.abs(difference).max() > 1 and not (is_coarse and least >= LEAST_DB):
+                raise click.ClickException(f"{answer.asked} of {server} is another picture than the pipeline's")
+        return float(least)
 
 
-def require_same(bundle: Path, served: list[Answered]) -> None:
-    """Refuse to report of pictures that are not those of the pipeline; in a batch they differ by rounding."""
-    pipeline = Pipeline.load(bundle, num_threads=1)
-    for answer in served[:2]:
-        png = base64.b64decode(json.loads(answer.body)["data"][0]["b64_json"])
-        native = pipeline.draw(answer.asked.prompt, seed=answer.asked.seed)
-        found = np.asarray(Image.open(io.BytesIO(png))).astype(int)
-        if np.abs(found - native).max() > 1:
-            raise click.ClickException(f"{answer.asked} is another picture than the pipeline's")
-
-
-def naive(bundle: Path) -> None:
+def naive(bundle: Path, precision: str) -> None:
     """The server that one writes first."""
     import socket
 
@@ -296,7 +155,8 @@ def naive(bundle: Path) -> None:
 
     from runtime.pictures.png import encode_png
 
-    app, pipeline, lock = FastAPI(), Pipeline.load(bundle, num_threads=usable_cpus()), threading.Lock()
+    pipeline = Pipeline.load(bundle, precision, num_threads=usable_cpus())  # type: ignore[arg-type]
+    app, lock = FastAPI(), threading.Lock()
 
     @app.post(ROUTE)
     def draw(body: dict) -> dict:
@@ -313,141 +173,192 @@ def naive(bundle: Path) -> None:
 
 
 RAY = """
-import sys
-from runtime.serving.ray_app import Settings, run
+import shutil, signal, sys, tempfile, threading
+import ray
+from ray import serve
+from runtime.serving.ray_app import Settings, app
 from runtime.serving.server import listen
 
+folder, stopped = tempfile.mkdtemp(prefix="rf-ray-"), threading.Event()
+quiet = {"log_level": "WARNING", "enable_access_log": False}
 listening = listen("127.0.0.1", 0)
-host, port = listening.getsockname()
+port = listening.getsockname()[1]
 listening.close()
-replicas = int(sys.argv[2])
-settings = Settings(bundle=sys.argv[1], min_replicas=replicas, max_replicas=replicas)
-run(settings, host, port, lambda: print(f"http://{host}:{port}", flush=True))
+ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=256 << 20, logging_level="WARNING",
+         _temp_dir=folder)
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
+for replicas in (1, 2):
+    settings = Settings(bundle=sys.argv[1], precision=sys.argv[2], min_replicas=replicas, max_replicas=replicas)
+    serve.run(app(settings), name=str(replicas), route_prefix=f"/{replicas}", logging_config=quiet)
+print(f"http://127.0.0.1:{port}", flush=True)
+stopped.wait()
+serve.shutdown()
+ray.shutdown()
+shutil.rmtree(folder, ignore_errors=True)
 """
 
 
 @contextlib.contextmanager
-def servers(commands: dict[str, list[str]]) -> Iterator[list[Running]]:
-    """Servers by their names, warmed up."""
-    running: list[Running] = []
-    try:
-        for name, command in commands.items():
-            running.append(Running(name, command))
-        for each in running:
-            asyncio.run(at_once(each, [Asked(prompt=PROMPTS[0], seed=0)] * 4, 2))
-        yield running
-    finally:
-        for each in running:
-            each.stop()
+def servers(bundle: Path, precision: str, ray: Path | None, triton: Path | None) -> Iterator[list[Server]]:
+    """Ours and those beside it, warmed up."""
+    python, given = sys.executable, ["--precision", precision]
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: object, **more: object) -> Process:
+            process = Process([str(each) for each in arguments], **more)  # type: ignore[arg-type]
+            stack.callback(process.stop)
+            return process
+
+        found = [Server(OURS, start(python, "cli.py", "serve", bundle, "--port", 0, *given))]
+        if ray is not None:
+            patience = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120", "RAY_USAGE_STATS_ENABLED": "0"}
+            cluster = start(ray / "bin/python", "-c", RAY, bundle, precision, environment=patience)
+            found += [Server(f"Ray, {n} replica{'s'[: n - 1]}", cluster, f"/{n}") for n in (1, 2)]
+        elif triton is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            command = serving_triton.prepare(triton, bundle, folder, *given)
+            process = start(
+                *command.words, "--log-info=false", address=command.address, environment=command.environment
+            )
+            found.append(Triton(TRITON, process, python=triton / "bin/python"))
+        else:
+            found.append(Server(NAIVE, start(python, __file__, bundle, "--naive", *given)))
+        for each in found:
+            each.send([Asked(prompt=PROMPTS[0], seed=0)] * 8, 4)
+        yield found
 
 
 def print_table(results: list[Result]) -> None:
     """One line per scenario and server."""
     table = Table(title="Serving", title_justify="left")
-    columns = ("scenario", "server", "pictures/s", "p50 s", "p95 s", "p99 s", "CPU s", "MiB", "refused", "left")
-    for column in columns:
+    columns = ("scenario", "server", "pictures/s", "p50 s", "p95 s", "p99 s", "preview s", "CPU s", "MiB")
+    for column in (*columns, "refused", "left"):
         table.add_column(column, justify="left" if column in columns[:2] else "right")
     for each in results:
-        numbers = (each.pictures_per_s, each.p50_s, each.p95_s, each.p99_s, each.cpu_s_per_picture)
-        counts = (f"{each.rss_mib:.0f}", str(each.refused), str(each.left))
-        table.add_row(each.scenario, each.server, *(f"{number:.2f}" for number in numbers), *counts)
-    Console(width=140).print(table)
+        numbers = (each.pictures_per_s, each.p50_s, each.p95_s, each.p99_s, each.first_preview_p50_s)
+        shown = ["-" if number is None else f"{number:.2f}" for number in (*numbers, each.cpu_s_per_picture)]
+        table.add_row(each.scenario, each.server, *shown, f"{each.rss_mib:.0f}", str(each.refused), str(each.left))
+    Console(width=150).print(table)
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--precision", default="fp32", help="Graphs of the bundle.")
 @click.option("--clients", default=(1, 8, 32), multiple=True, type=click.IntRange(1), help="Clients at once.")
 @click.option("--requests", default=48, type=click.IntRange(1), help="Requests of a scenario.")
-@click.option("--load", default=0.8, help="Random arrivals per second, in units of what the naive server draws.")
+@click.option("--load", default=0.8, help="Random arrivals per second, in units of what the slowest server draws.")
 @click.option("--size", "sizes", default=("24x24", "60x60"), multiple=True, help="Other sizes, as WIDTHxHEIGHT.")
 @click.option("--rounds", default=3, type=click.IntRange(1))
+@click.option("--pairs", default=40, type=click.IntRange(1), help="Lone pictures with HTTP and without.")
 @click.option("--seed", default=0, help="Seed of the moments of arrival.")
 @click.option("--ray", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Environment with Ray.")
+@click.option("--triton", type=click.Path(exists=True, file_okay=False, path_type=Path), help="One with Triton.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file.", show_default="see above")
 @click.option("--naive", "is_naive", is_flag=True, hidden=True)
 def main(
     bundle: Path,
+    precision: str,
     clients: tuple[int, ...],
     requests: int,
     load: float,
     sizes: tuple[str, ...],
     rounds: int,
+    pairs: int,
     seed: int,
     ray: Path | None,
+    triton: Path | None,
     output: Path | None,
     is_naive: bool,
 ) -> None:
     """Measure, print, write."""
     if is_naive:
-        naive(bundle)
+        naive(bundle, precision)
         return
-    before, alone, most = os.getloadavg(), alone_s(bundle, 12), bound(bundle, rounds)
+    if ray is not None and triton is not None:
+        raise click.UsageError("Give --ray or --triton: one at a time has the machine beside ours.")
+    bundle, before, here = bundle.resolve(), os.getloadavg(), Here(bundle, precision)
     plain = [Asked(prompt=PROMPTS[index % len(PROMPTS)], seed=index) for index in range(requests)]
-    scenarios: dict[str, tuple[list[Asked], int | None]] = {f"{count} at once": (plain, count) for count in clients}
     results: list[Result] = []
+    most: list[float] = []
+    psnr: dict[str, dict[str, float]] = {}
 
-    def measure(running: list[Running], name: str) -> None:
-        work, count = scenarios[name]
+    def measure(running: list[Server], name: str, work: list[Asked], count: int | None) -> None:
         runs: dict[str, list[Served]] = {each.name: [] for each in running}
         for index in range(rounds):
-            for each in running:
+            if name == EIGHT:
+                most.append(here.most())
+            for each in running[:: -1 if index % 2 else 1]:
                 click.echo(f"{name}, {index + 1} of {rounds}: {each.name}", err=True)
-                runs[each.name].append(serve(each, work, count))
-        if count is not None:
-            require_same(bundle, runs[running[0].name][0].answers)
+                runs[each.name].append(each.serve(work, count))
+        if count is not None and name != PREVIEWS:
+            psnr[name] = {
+                server: here.require_same(server, served[0].answers, alone=count == 1)
+                for server, served in runs.items()
+            }
         results.extend(summarise(server, name, each) for server, each in runs.items())
 
-    ours = [sys.executable, "cli.py", "serve", str(bundle), "--port", "0"]
-    with servers({OURS: ours, "naive": [sys.executable, __file__, str(bundle), "--naive"]}) as running:
-        for name in tuple(scenarios):
-            measure(running, name)
-        best = max(each.pictures_per_s for each in results if each.server == "naive")
-        name = f"at random, {load * best:.2f}/s"
-        scenarios[name] = arrivals(load * best, requests, seed, list(sizes), 1 / best), None
-        measure(running, name)
+    with servers(bundle, precision, ray, triton) as running:
+        lone = here.http_share(running[0], pairs)
+        for count in clients:
+            measure(running, f"{count} at once", plain, count)
         previewed = [Asked(**{**vars(each), "previews": 3}) for each in plain]
-        previews = summarise(OURS, "8 at once, 3 previews", [serve(running[0], previewed, 8)])
-        results.append(previews)
-    for replicas in (1, 2) if ray is not None else ():  # one after the other: a cluster takes its share also when idle
-        command = [str(ray / "bin/python"), "-c", RAY, str(bundle.resolve()), str(replicas)]
-        with servers({f"Ray, {replicas}": command}) as running:
-            for name in scenarios:
-                measure(running, name)
+        measure([each for each in running if each.name != NAIVE], PREVIEWS, previewed, 8)
+        slowest = min(max(each.pictures_per_s for each in results if each.server == one.name) for one in running)
+        moments = arrivals(load * slowest, requests, seed, list(sizes), 1 / slowest)
+        measure(running, f"at random, {load * slowest:.2f}/s", moments, None)
     print_table(results)
-    reached = targets(results, alone, most)
+    reached = targets(results, lone["http_share"], most)
     for name, value in reached.items():
-        click.echo(f"{name.replace('_', ' ')}: {'-' if value is None else f'{value:.3g}'}")
-    machine = describe_machine()
+        click.echo(f"{name.replace('_', ' ')}: {value:.3g}")
+    command = shlex.join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
     report = {
-        "command": shlex.join(["python", "benchmarks/serving.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/serving.py {command}",
+        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "precision": precision,
         "results": [asdict(each) for each in results],
         "targets": reached,
-        "without_http_s": alone,
-        "bound_pictures_per_s": most,
+        "lone": lone,
+        "bound_pictures_per_s_of_rounds": most,
+        "least_psnr_db": psnr,
         "options": {"requests": requests, "rounds": rounds, "load": load, "sizes": sizes, "seed": seed},
         "load_average": {"before": before, "after": os.getloadavg()},
-        "machine": machine,
-        "versions": {name: version(name) for name in ("numpy", "onnxruntime", "fastapi", "uvicorn")},
+        "machine": describe_machine() | {"command": f"serving.py {command}"},
+        "versions": {name: version(name) for name in ("numpy", "onnxruntime", "fastapi", "uvicorn")}
+        | beside(ray, triton),
     }
-    path = output or RESULTS / f"serving-{file_label(machine['cpu'])}.json"
+    kind = ("" if precision == "fp32" else f"-{precision}") + ("-ray" if ray else "-triton" if triton else "")
+    path = output or RESULTS / f"serving{kind}-{file_label(report['machine']['cpu'])}.json"
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     click.echo(path)
 
 
-def targets(results: list[Result], alone: float, most: float) -> dict[str, float | None]:
+def beside(ray: Path | None, triton: Path | None) -> dict[str, str]:
+    """The versions of what is in the other environment."""
+    package, environment = ("ray", ray) if ray else ("nvidia-pytriton", triton)
+    if environment is None:
+        return {}
+    code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    command = [environment / "bin/python", "-c", code, package]
+    return {package: subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()}
+
+
+def targets(results: list[Result], http_share: float, most: list[float]) -> dict[str, float]:
     """What the server is to reach: more pictures than the naive one, no later, for little; an early preview."""
     found = {(each.scenario, each.server): each for each in results}
-    ours, naive_one, single = found.get(("8 at once", OURS)), found.get(("8 at once", "naive")), found.get(ONE)
-    previews = [each.first_preview_step for each in results if each.first_preview_step is not None]
-    return {
-        "times_the_pictures_of_the_naive_server_at_8": ours
-        and naive_one
-        and ours.pictures_per_s / naive_one.pictures_per_s,
-        "times_its_p95_at_8": ours and naive_one and ours.p95_s / naive_one.p95_s,
-        "http_share_of_a_picture": single and single.p50_s / alone - 1,
-        "share_of_the_bound_at_8": ours and ours.pictures_per_s / most,
-        "steps_before_the_first_preview": max(previews, default=None),
+    ours, plain = found.get((EIGHT, OURS)), found.get((EIGHT, NAIVE))
+    one, two = found.get((EIGHT, "Ray, 1 replica")), found.get((EIGHT, "Ray, 2 replicas"))
+    triton, previewed = found.get((EIGHT, TRITON)), found.get((PREVIEWS, OURS))
+    reached = {
+        "times_the_pictures_of_the_naive_server_at_8": ours and plain and ours.pictures_per_s / plain.pictures_per_s,
+        "times_its_p95_at_8": ours and plain and ours.p95_s / plain.p95_s,
+        "times_the_pictures_of_triton_at_8": ours and triton and ours.pictures_per_s / triton.pictures_per_s,
+        "times_the_pictures_of_one_replica_with_two_at_8": one and two and two.pictures_per_s / one.pictures_per_s,
+        "http_share_of_a_picture": http_share,
+        "share_of_the_bound_at_8": ours and ours.pictures_per_s / statistics.median(most),
+        "steps_before_the_first_preview": previewed and previewed.first_preview_step,
     }
+    return {name: value for name, value in reached.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
@@ -291,10 +292,12 @@ def main(
                 f"{found.p99_s:5.2f}  {found.queued_share:6.1%}"
             )
     machine = describe_machine()
+    command = shlex.join(Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
     report = {
         "what": "a simulation: only the step times and the trial of one scheduler are measured",
-        "command": shlex.join(["python", "benchmarks/serving_simulation.py", *sys.argv[1:]]),
-        "machine": machine,
+        "command": f"python benchmarks/serving_simulation.py {command}",
+        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine | {"command": f"serving_simulation.py {command}"},
         "measured": vars(measured),
         "capacity_of_a_replica": capacity,
         "trial": trusted,

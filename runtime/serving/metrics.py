@@ -43,6 +43,8 @@ class Metrics:
         self.batch_size = Histogram(
             "rf_batch_size", "Requests of a batch at a step.", ["stage"], buckets=_BATCHES, registry=self.registry
         )
+        steps = (self.step_seconds, self.batch_size)  # looked up once: there are many steps
+        self._of_stage = {stage: [each.labels(stage) for each in steps] for stage in ("tokens", "pixels")}
 
     def watch(self, stages: Mapping[str, Callable[[], float]]) -> None:
         """Tell how many requests are in a stage, by asking when somebody looks."""
@@ -52,8 +54,9 @@ class Metrics:
 
     def on_step(self, stage: str, num_requests: int, seconds: float) -> None:
         """Count a step of the scheduler."""
-        self.step_seconds.labels(stage).observe(seconds)
-        self.batch_size.labels(stage).observe(num_requests)
+        step_seconds, batch_size = self._of_stage[stage]
+        step_seconds.observe(seconds)
+        batch_size.observe(num_requests)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads it."""

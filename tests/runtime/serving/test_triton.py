@@ -6,15 +6,14 @@ since it wants NumPy 1; RF_EXPORT_TEST_TRITON=/path/of/that/environment runs `py
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import ROOT, start
+import serving_triton
+from processes import start
 
 from runtime import Pipeline
 from runtime.errors import RFError
@@ -70,30 +69,15 @@ def test_the_command_writes_a_repository_beside_other_models(tiny_bundle: Path, 
 @pytest.fixture
 def triton(tiny_bundle: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a server in an environment of its own."""
-    python = Path(str(ENVIRONMENT)) / "bin/python"
-    (found,) = Path(str(ENVIRONMENT)).glob("lib/python3.*/site-packages/pytriton/tritonserver")
-    site = found.parents[1]
-    write = [python, ROOT / "cli.py", "serve", tiny_bundle, "--write-triton", tmp_path / "models"]
-    subprocess.run(write, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    shutil.copytree(found / "backends/python", tmp_path / "backends/python")
-    stub = found / "python_backend_stubs" / site.parent.name.removeprefix("python") / "triton_python_backend_stub"
-    shutil.copy(stub, tmp_path / "backends/python")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    where = [python, "-c", "import sysconfig; print(sysconfig.get_config_var('LIBDIR'))"]
-    libraries = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
-    command = [found / "bin/tritonserver", "--model-repository", tmp_path / "models"]
-    command += ["--backend-directory", tmp_path / "backends", "--allow-http", "false", "--allow-metrics", "false"]
-    command += ["--grpc-address", "127.0.0.1", "--grpc-port", address.rpartition(":")[2]]
-    environment = {**os.environ, "LD_LIBRARY_PATH": f"{site / 'nvidia_pytriton.libs'}:{libraries}"}
+    command = serving_triton.prepare(Path(str(ENVIRONMENT)), tiny_bundle, tmp_path)
     with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen(command.words, env=command.environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 120
         while "Started GRPCInferenceService" not in (tmp_path / "log").read_text():
             assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.1)
-        yield address
+        yield command.address
     finally:
         server.terminate()
         server.wait(60)
