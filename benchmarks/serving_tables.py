@@ -48,9 +48,8 @@ def latest(kind: str) -> Path | None:
     """The result of a kind; the one that was measured last."""
     pattern = re.compile(rf"serving{kind}-(?!int8|ray|triton|simulation).*\.json")
     paths = [path for path in RESULTS.iterdir() if pattern.fullmatch(path.name)]
-    return max(
-        paths, key=lambda path: json.loads(path.read_text(encoding="utf-8")).get("measured_at", ""), default=None
-    )
+    moments = {path: json.loads(path.read_text(encoding="utf-8")).get("measured_at") for path in paths}
+    return max((path for path in paths if moments[path]), key=lambda path: moments[path], default=None)
 
 
 def measured(title: str, path: Path, report: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@
 
 A replica holds a pipeline and a scheduler; Ray adds and removes replicas by how many requests each has. Where a replica
 dies, its requests are drawn once more by another one: the same seed gives the same events, and those that a client has
-seen are not sent again. Knows no route: the front is the application of openai_api.py.
+seen are not sent again; where another bundle has taken its place meanwhile, the client is told. Knows no route: the
+front is the application of openai_api.py.
 """
 
 import asyncio
@@ -24,17 +25,20 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from runtime.bundle.folder import open_bundle
 from runtime.errors import ErrorKind, RFError
 from runtime.serving.drawer import Drawer
 from runtime.serving.http.guard import Limits
 from runtime.serving.metrics import Metrics, merged
 from runtime.serving.orders import AnswerEvent, Drawing, DrawingEvent, Question
-from runtime.signature import Dialect, Precision
+from runtime.serving.ray_bundles import Shelf, fetch
+from runtime.signature import GRAPHS, Dialect, Precision, Variant
 
 _NAME: Final = "rf-export"
 _BUSY_S: Final = 2  # until another replica may be there
 _FRONT: Final = 1000  # requests that the front holds
 _METRICS_S: Final = 5.0  # that a replica has to tell its numbers
+_A_BIT: Final = 0.001  # of a resource: what is there, and of which nothing is used up
 _STORE: Final = 256 << 20  # bytes; pictures are small
 # Ray gives a proxy 5 s to start, and then starts another one; on a busy machine it takes longer.
 _PATIENCE: Final = {
@@ -51,6 +55,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str  # a path that every node finds
+    bundle_node: str | None = None  # or a resource of Ray: its nodes find it, all others get it by the object store
     precision: Precision = "fp32"
     backend: str = "ort"
     dialect: Dialect = "classic"
@@ -84,11 +89,14 @@ class Refused:
 class Replica:
     """A drawer in a process of its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shelf: Any = None) -> None:
         from runtime.pipeline import Pipeline
 
+        bundle: str | Path = settings.bundle
+        if shelf is not None:
+            bundle, self._mark = fetch(shelf)  # while it is open the folder stays
         pipeline = Pipeline.load(
-            settings.bundle,
+            bundle,
             settings.precision,
             settings.backend,
             settings.threads,
@@ -97,7 +105,7 @@ class Replica:
             allow_unverified=settings.allow_unverified,
             allow_spinning=settings.allow_spinning,
         )
-        self._id = uuid.uuid4().hex[:8]
+        self._id, self._draws = uuid.uuid4().hex[:8], f"{pipeline.bundle.manifest.bundle_id} in {settings.precision}"
         self._drawer = Drawer(
             pipeline,
             max_batch=settings.max_batch,
@@ -107,14 +115,16 @@ class Replica:
         )
         self._drawer.draw_once()
 
-    async def draw(self, drawing: Drawing) -> AsyncGenerator[DrawingEvent | Refused, None]:
-        """As `Drawer.draw`."""
+    async def draw(self, drawing: Drawing) -> AsyncGenerator[DrawingEvent | Refused | str, None]:
+        """What draws, and then as `Drawer.draw`."""
+        yield self._draws
         async with aclosing(_told(self._drawer.draw(drawing))) as events:
             async for event in events:
                 yield event
 
-    async def ask(self, question: Question) -> AsyncGenerator[AnswerEvent | Refused, None]:
-        """As `Drawer.ask`."""
+    async def ask(self, question: Question) -> AsyncGenerator[AnswerEvent | Refused | str, None]:
+        """What answers, and then as `Drawer.ask`."""
+        yield self._draws
         async with aclosing(_told(self._drawer.ask(question))) as events:
             async for event in events:
                 yield event
@@ -197,14 +207,20 @@ class RemoteDrawer:
         if self.state != "ready":
             raise RFError("The server takes no more work. Ask another one, or come again later.", "busy")
         self._num_running += 1
-        num_seen = 0
+        num_seen, first = 0, None
         try:
             for _ in range(2):
                 with contextlib.suppress(RayActorError):  # the replica died
-                    async with aclosing(self._once(method, order, num_seen)) as events:
+                    async with aclosing(self._once(method, order)) as events:
+                        origin = await anext(events)
+                        if num_seen and origin != first:
+                            raise RFError("The model was replaced while it worked on this. Ask again.", "cancelled")
+                        first, num_left = origin, num_seen
                         async for event in events:
-                            num_seen += 1
-                            yield event
+                            num_left -= 1
+                            if num_left < 0:
+                                num_seen += 1
+                                yield event
                     return
             raise RFError("Two replicas that worked on this have ended. Ask again later.", "cancelled")
         except BackPressureError as error:
@@ -212,16 +228,14 @@ class RemoteDrawer:
         finally:
             self._num_running -= 1
 
-    async def _once(self, method: str, order: Any, num_seen: int) -> AsyncGenerator[Any, None]:
-        """The events of one replica, without the first ones."""
+    async def _once(self, method: str, order: Any) -> AsyncGenerator[Any, None]:
+        """What draws or answers, and the events of one replica."""
         events = self._replicas.options(stream=True, method_name=method).remote(order)
         try:
             async for event in events:
                 if isinstance(event, Refused):
                     raise RFError(event.message, event.kind)
-                num_seen -= 1
-                if num_seen < 0:
-                    yield event
+                yield event
         finally:
             events.cancel()
 
@@ -252,10 +266,26 @@ class Front:
 def app(settings: Settings) -> Any:
     """The Ray Serve application.
 
-    Replicas hold what they draw together and no more, so that what waits is there for those that are added.
+    Replicas hold what they draw together and no more, so that what waits is there for those that are added. What is no
+    bundle is refused here: Ray stops replicas of before as soon as it starts new ones.
+
+    Raises:
+        RFError: It is no bundle, has not this precision, or no node is known by the name of `bundle_node`.
     """
+    import ray
     from ray import serve
 
+    where = {} if settings.bundle_node is None else {settings.bundle_node: _A_BIT}
+    if not where:
+        _require_bundle(settings)
+    elif settings.bundle_node in ray.cluster_resources():
+        ray.get(ray.remote(_require_bundle).options(num_cpus=0, resources=where).remote(settings))
+    else:
+        raise RFError(
+            f"No node of the cluster has the resource {settings.bundle_node!r}. Start the one that has the bundle with "
+            f"""`ray start --resources '{{"{settings.bundle_node}": 1}}'`."""
+        )
+    shelf = serve.deployment(Shelf, name="shelf", ray_actor_options={"num_cpus": 0, "resources": where})
     replicas = serve.deployment(
         Replica,
         name="drawer",
@@ -280,7 +310,14 @@ def app(settings: Settings) -> Any:
         max_ongoing_requests=_FRONT,
         graceful_shutdown_timeout_s=settings.grace,
     )
-    return front.bind(replicas.bind(settings), settings)
+    shelves = [shelf.bind(settings.bundle)] if where else []
+    return front.bind(replicas.bind(settings, *shelves), settings)
+
+
+def _require_bundle(settings: Settings) -> None:
+    bundle = open_bundle(settings.bundle)
+    for name in GRAPHS:
+        bundle.graph(name, Variant(settings.precision, settings.dialect))
 
 
 def run(settings: Settings, host: str, port: int, on_ready: Callable[[], None]) -> None:

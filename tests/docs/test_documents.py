@@ -36,6 +36,7 @@ ELSEWHERE = (
     (r"^(sudo|rsync|tegrastats|pip|git|\. |python3 -m venv)", "changes the machine, or needs another one"),
     (r"^(rf-export|make) serve|^make web|--serve", "runs until it is stopped, and has tests of its own"),
     (r"^make (setup|demo|test|test-slow|bench)", "makes an environment, runs this suite, or what has tests of its own"),
+    (r"^(ray|serve|export) ", "needs a cluster of Ray, and has tests of its own"),
     (r"refit-engine ENGINE BUNDLE", "needs an engine of TensorRT"),
     (r"^rf-export export-web", "asks npm's registry, and has tests of its own"),
     (r"^rf-export tune", "draws thousands of pictures, and has tests of its own"),
