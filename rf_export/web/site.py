@@ -34,6 +34,8 @@ WEB: Final = Path(__file__).parents[2] / "runtime" / "web"
 WORKER: Final = "service-worker.js"
 BUNDLE: Final = "bundle"
 _PAGE: Final = ("main.js", "engine.js", "engine-wasm.js", "grid.js", "style.css", "icon.svg")
+_PRELOADED: Final = ("engine.js", "engine-wasm.js", "grid.js", "host/client.js", "host/errors.js", "host/source.js")
+_WASM: Final = "host/ort/ort-wasm-simd-threaded.wasm"
 _MARK: Final = "// rf-export site"  # how a service worker of ours begins
 _POLICY: Final = (
     "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; img-src 'self' data: blob:; "
@@ -165,13 +167,15 @@ def _cut(bundle: Bundle, variant: Variant, folder: Path) -> str:
 def _index(folder: Path, variant: Variant, options: SiteOptions) -> str:
     """The page of the server with another engine, which knows how much there is to load."""
     bundle = sum(path.stat().st_size for path in (folder / BUNDLE).rglob("*") if path.is_file())
-    library = (folder / "host" / "ort" / "ort-wasm-simd-threaded.wasm").stat().st_size
+    library = describe_file(folder / _WASM)
     unverified = " data-unverified" * options.allow_unverified
     heads = (
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         '<meta name="engine" content="./engine-wasm.js">',
         f'<meta name="bundle" content="{BUNDLE}/" data-precision="{variant.precision}" '
-        f'data-dialect="{variant.dialect}" data-bytes="{bundle}" data-library-bytes="{library}"{unverified}>',
+        f'data-dialect="{variant.dialect}" data-bytes="{bundle}" data-library="{_WASM}?{library.sha256}" '
+        f'data-library-bytes="{library.size}"{unverified}>',
+        *(f'<link rel="modulepreload" href="{name}">' for name in _PRELOADED),
     )
     before, found, after = (WEB / "index.html").read_text(encoding="utf-8").partition(_SERVER_ENGINE)
     assert found

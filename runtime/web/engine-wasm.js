@@ -3,21 +3,22 @@
 import { EngineError } from "./engine.js";
 import { openBundle } from "./host/client.js";
 
-const RELOADED = "rf-export-reloaded"; // of the session's storage
+const RELOADED = "rf-export reloaded"; // of the entry in the history: an isolated page has another session's storage
 const PATIENCE = 60_000; // milliseconds for a service worker to take over
 
 /** @returns {import("./engine.js").Engine} */
 export function createEngine() {
   const { content, dataset } = document.querySelector("meta[name=bundle]");
-  const base = new URL(content, document.baseURI);
+  const base = new URL(content, document.baseURI), library = new URL(dataset.library, document.baseURI).href;
   let pipeline;
 
   async function info(onLoading) {
     await useServiceWorker();
     const others = Number(dataset.libraryBytes), all = Number(dataset.bytes) + others;
     try {
-      await loadLibrary((loaded) => onLoading(loaded, all));
+      await loadLibrary(library, (loaded) => onLoading(loaded, all));
       pipeline = await openBundle(base, {
+        wasmPaths: { wasm: library },
         precision: dataset.precision,
         dialect: dataset.dialect,
         allowUnverified: dataset.unverified !== undefined,
@@ -25,6 +26,7 @@ export function createEngine() {
         onProgress: ({ loaded, total }) => onLoading(loaded + others, total + others),
       });
     } catch (error) {
+      navigator.serviceWorker?.controller?.postMessage("mend"); // should that be damaged which the page runs
       throw explained(error);
     }
     navigator.serviceWorker?.controller?.postMessage("keep all");
@@ -108,8 +110,8 @@ async function* explaining(events) {
 async function useServiceWorker() {
   const workers = navigator.serviceWorker; // not there where the address is not secure: then nothing is kept
   const registration = await workers?.register("service-worker.js").catch(() => null);
-  const isAgain = sessionStorage.getItem(RELOADED);
-  sessionStorage.removeItem(RELOADED);
+  const isAgain = history.state === RELOADED;
+  if (isAgain) history.replaceState(null, "");
   if (!registration || isAgain || (workers.controller && !registration.waiting)) return;
   const worker = registration.waiting ?? registration.active ?? registration.installing;
   const hasChanged = await new Promise((resolve) => {
@@ -119,15 +121,15 @@ async function useServiceWorker() {
     worker.postMessage("take over");
   });
   if (!hasChanged) return;
-  sessionStorage.setItem(RELOADED, "yes");
+  history.replaceState(RELOADED, "");
   location.reload();
   await new Promise(() => {});
 }
 
-/** The largest file of the library, which hides how far it is; from now on the service worker has it. */
-async function loadLibrary(onLoaded) {
-  if (!navigator.serviceWorker?.controller) return;
-  const reader = (await fetch(new URL("host/ort/ort-wasm-simd-threaded.wasm", document.baseURI))).body.getReader();
+/** The largest file of the library, which hides how far it is, where it is not kept yet; from now on it is. */
+async function loadLibrary(url, onLoaded) {
+  if (!navigator.serviceWorker?.controller || (await caches.match(url).catch(() => null))) return;
+  const reader = (await fetch(url)).body.getReader();
   let loaded = 0;
   for (let next = await reader.read(); !next.done; next = await reader.read()) onLoaded((loaded += next.value.length));
 }

@@ -34,19 +34,21 @@ export class Bundle {
    * @param {import("./source.js").Source} source @param {AbortSignal} [signal]
    */
   static async open(source, signal) {
-    const where = `${source.name}/${MANIFEST}`, content = await source.read(MANIFEST, MAX_MANIFEST_BYTES, undefined, signal).catch((error) => {
-      if (error.kind !== "damaged") throw error;
-      throw new RFError(`${source.name} has no ${MANIFEST}, so it is not a bundle. Make one with: rf-export export`);
+    const where = `${source.name}/${MANIFEST}`, manifest = await orAnew(source, async (anew) => {
+      const content = await source.read(MANIFEST, MAX_MANIFEST_BYTES, { signal, anew }).catch((error) => {
+        if (error.kind !== "damaged") throw error;
+        throw new RFError(`${source.name} has no ${MANIFEST}, so it is not a bundle. Make one with: rf-export export`);
+      });
+      if (content.length > MAX_MANIFEST_BYTES) {
+        throw new RFError(
+          `${where} has more than ${MAX_MANIFEST_BYTES} bytes, and at most ${MAX_MANIFEST_BYTES} are read. It is no ` +
+            "such file.",
+          "damaged",
+        );
+      }
+      refuseLfsPointer(content, where);
+      return readManifest(parseJson(content, where), where);
     });
-    if (content.length > MAX_MANIFEST_BYTES) {
-      throw new RFError(
-        `${where} has more than ${MAX_MANIFEST_BYTES} bytes, and at most ${MAX_MANIFEST_BYTES} are read. It is no ` +
-          "such file.",
-        "damaged",
-      );
-    }
-    refuseLfsPointer(content, where);
-    const manifest = readManifest(parseJson(content, where), where);
     if (manifest.requires.length) {
       throw new RFError(
         `${source.name} requires what this rf-export does not know: ${manifest.requires.join(", ")}. Install a ` +
@@ -122,38 +124,59 @@ export class Bundle {
    * @returns {Promise<Map<string, Uint8Array<ArrayBuffer>>>}
    */
   async read(names, onProgress, signal) {
-    const { files, tokenizer } = this.manifest, all = [...new Set(names)];
-    const total = all.reduce((sum, name) => sum + files[name].size, 0);
-    let loaded = 0;
-    const read = await Promise.all(all.map(async (name) => {
-      const { size, sha256: hash } = files[name], path = `${this.source.name}/${name}`;
-      if (name === tokenizer.file && size > MAX_TOKENIZER_BYTES) {
-        throw new RFError(
-          `${path} has ${size} bytes, and at most ${MAX_TOKENIZER_BYTES} are read. It is no such file.`,
-          "damaged",
-        );
-      }
-      const content = await this.source.read(name, size, (bytes) => onProgress?.({ file: name, loaded: loaded += bytes, total }), signal);
-      if (content.length !== size) {
-        refuseLfsPointer(content, path);
-        const found = content.length > size ? `more than ${size}` : content.length;
-        throw new RFError(
-          `${path} has ${found} bytes and ${size} are expected: it is damaged or was cut off. Copy it again, or ` +
-            "make it again.",
-          "damaged",
-        );
-      }
-      if ((await sha256Of(content)) !== hash) {
-        throw new RFError(
-          `${path} differs from what was written (sha256): it is damaged or was changed. Copy it again, or make it ` +
-            "again.",
-          "damaged",
-        );
-      }
-      return /** @type {[string, Uint8Array<ArrayBuffer>]} */ ([name, content]);
-    }));
+    const { files } = this.manifest, loaded = new Map(names.map((name) => [name, 0]));
+    const total = [...loaded.keys()].reduce((sum, name) => sum + files[name].size, 0);
+    const read = await Promise.all([...loaded.keys()].map((name) => orAnew(this.source, async (anew) => {
+      loaded.set(name, 0);
+      const onBytes = (/** @type {number} */ bytes) => {
+        loaded.set(name, /** @type {number} */ (loaded.get(name)) + bytes);
+        onProgress?.({ file: name, loaded: [...loaded.values()].reduce((sum, each) => sum + each), total });
+      };
+      return /** @type {[string, Uint8Array<ArrayBuffer>]} */ ([name, await this.#readOne(name, { onBytes, signal, anew })]);
+    })));
     return new Map(read);
   }
+
+  /** @param {string} name @param {import("./source.js").How} how */
+  async #readOne(name, how) {
+    const { files, tokenizer } = this.manifest, { size, sha256: hash } = files[name], path = `${this.source.name}/${name}`;
+    if (name === tokenizer.file && size > MAX_TOKENIZER_BYTES) {
+      throw new RFError(
+        `${path} has ${size} bytes, and at most ${MAX_TOKENIZER_BYTES} are read. It is no such file.`,
+        "damaged",
+      );
+    }
+    const content = await this.source.read(name, size, how);
+    if (content.length !== size) {
+      refuseLfsPointer(content, path);
+      const found = content.length > size ? `more than ${size}` : content.length;
+      throw new RFError(
+        `${path} has ${found} bytes and ${size} are expected: it is damaged or was cut off. Copy it again, or ` +
+          "make it again.",
+        "damaged",
+      );
+    }
+    if ((await sha256Of(content)) !== hash) {
+      throw new RFError(
+        `${path} differs from what was written (sha256): it is damaged or was changed. Copy it again, or make it ` +
+          "again.",
+        "damaged",
+      );
+    }
+    return content;
+  }
+}
+
+/**
+ * What is kept on the way may be damaged: where a reading fails, the place itself is asked once more.
+ *
+ * @template T @param {import("./source.js").Source} source @param {(anew: boolean) => Promise<T>} read @returns {Promise<T>}
+ */
+function orAnew(source, read) {
+  return read(false).catch((error) => {
+    if (!source.isKept || !(error instanceof RFError)) throw error;
+    return read(true);
+  });
 }
 
 /** @param {Uint8Array} content @param {string} path */

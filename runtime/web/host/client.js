@@ -209,7 +209,8 @@ export async function openBundle(place, { signal, onProgress, ort, wasmPaths, ..
   const isList = typeof place === "object" && "length" in place; // its paths would not come along
   const where = typeof place === "string" || place instanceof URL ? absolute(place) : isList ? filesByPath(place) : place;
   const channel = new Channel();
-  const given = { ...options, ort: absolute(ort), wasmPaths: absolute(wasmPaths), onProgress: Boolean(onProgress) };
+  const files = typeof wasmPaths === "object" ? wasmPaths : absolute(wasmPaths);
+  const given = { ...options, ort: absolute(ort), wasmPaths: files, onProgress: Boolean(onProgress) };
   try {
     const { id, done } = channel.call(0, "open", [where, given], signal, onProgress);
     return new Pipeline(channel, id, await done);

@@ -14,11 +14,13 @@ import { RFError } from "./errors.js";
 export const DEFAULT_ORT = new URL("./ort/ort.wasm.min.mjs", import.meta.url);
 
 /**
+ * The library, started: WebAssembly is compiled and its threads are there.
+ *
  * @param {Ort|string|URL} ort The module, or where it lies.
- * @param {{numThreads: number, wasmPaths?: string}} options
+ * @param {{numThreads: number, wasmPaths?: string|{wasm?: string, mjs?: string}, provider: string}} options
  * @returns {Promise<Ort>}
  */
-export async function loadOrt(ort, { numThreads, wasmPaths }) {
+export async function loadOrt(ort, { numThreads, wasmPaths, provider }) {
   const isPlace = typeof ort === "string" || ort instanceof URL;
   const url = isPlace ? new URL(ort, import.meta.url).href : null;
   let module;
@@ -35,6 +37,16 @@ export async function loadOrt(ort, { numThreads, wasmPaths }) {
   library.env.wasm.numThreads = numThreads;
   library.env.wasm.wasmPaths = wasmPaths ?? (url && new URL(".", url).href) ?? library.env.wasm.wasmPaths;
   library.env.logLevel = "error";
+  // It starts with the first graph and not before; this one is empty, and refused then.
+  const started = library.InferenceSession.create(new Uint8Array(0), { executionProviders: [provider], logSeverityLevel: 4 });
+  await started.catch((/** @type {Error} */ { message }) => {
+    if (!message.includes("no available backend")) return;
+    throw new RFError(
+      `onnxruntime-web ${versionOf(library)} does not start (${message}). Load the page again; where that does not ` +
+        "help, take a newer browser.",
+      "missing",
+    );
+  });
   return library;
 }
 

@@ -10,7 +10,7 @@
  * @property {boolean} [allowUnverified]   Also run graphs that failed a verification or that nobody verified.
  * @property {"wasm"|"webgpu"} [executionProvider]  "webgpu" needs a build of onnxruntime-web that has it, and was not tried.
  * @property {any} [ort]                   The module onnxruntime-web, or where it lies. Default: the folder ort beside this file.
- * @property {string} [wasmPaths]          Default: the folder of `ort`.
+ * @property {string|{wasm?: string, mjs?: string}} [wasmPaths]  A folder, or addresses of its files. Default: the folder of `ort`.
  * @property {boolean} [warmUp]            Draw one small hidden picture: the first drawing is as fast as the others.
  * @property {import("./bundle.js").OnProgress} [onProgress]  Bytes that were read, of all that will be.
  * @property {AbortSignal} [signal]
@@ -80,20 +80,23 @@ export class Pipeline {
   static async open(place, options = {}) {
     requireKnown(options, OPEN_KEYS);
     const { dialect = "classic", allowUnverified = false, executionProvider = "wasm", onProgress, signal } = options;
-    const source = sourceOf(place), bundle = await Bundle.open(source, signal), { manifest } = bundle;
-    const variant = { precision: options.precision ?? bundle.defaultPrecision, dialect };
-    requireOneOf("precision", variant.precision, PRECISIONS);
-    requireOneOf("dialect", dialect, DIALECTS);
-    const entries = GRAPHS.map((name) => bundle.graph(name, variant));
-    if (!allowUnverified) bundle.requireVerified(variant);
     const cores = globalThis.crossOriginIsolated ? globalThis.navigator?.hardwareConcurrency ?? 1 : 1;
     const numThreads = options.numThreads ?? Math.min(cores, MAX_THREADS);
     if (!(Number.isInteger(numThreads) && numThreads >= 1)) {
       throw new RFError(`num_threads must be >= 1, got ${told(numThreads)}.`);
     }
+    const source = sourceOf(place);
+    const library = loadOrt(options.ort ?? DEFAULT_ORT, { numThreads, wasmPaths: options.wasmPaths, provider: executionProvider });
+    library.catch(() => {}); // told when it is needed: what is wrong with the bundle comes first
+    const bundle = await Bundle.open(source, signal), { manifest } = bundle;
+    const variant = { precision: options.precision ?? bundle.defaultPrecision, dialect };
+    requireOneOf("precision", variant.precision, PRECISIONS);
+    requireOneOf("dialect", dialect, DIALECTS);
+    const entries = GRAPHS.map((name) => bundle.graph(name, variant));
+    if (!allowUnverified) bundle.requireVerified(variant);
     const checks = Object.hasOwn(manifest.files, CHECK_TEXTS) ? [CHECK_TEXTS] : [];
     const [ort, files] = await Promise.all([
-      loadOrt(options.ort ?? DEFAULT_ORT, { numThreads, wasmPaths: options.wasmPaths }),
+      library,
       bundle.read([...entries.flatMap(({ file, weights }) => [file, ...weights]), manifest.tokenizer.file, ...checks], onProgress, signal),
     ]);
     const content = (/** @type {string} */ name) => /** @type {Uint8Array<ArrayBuffer>} */ (files.get(name));

@@ -5,8 +5,14 @@
  *
  * @typedef {object} Source
  * @property {string} name
- * @property {(file: string, most: number, onBytes?: (bytes: number) => void, signal?: AbortSignal) => Promise<Uint8Array<ArrayBuffer>>} read
+ * @property {boolean} isKept Whether something between keeps files, which it may damage: the browser, a service worker.
+ * @property {(file: string, most: number, how: How) => Promise<Uint8Array<ArrayBuffer>>} read
  *   One byte more than `most` where the file is larger. Raises RFError where it is missing.
+ *
+ * @typedef {object} How
+ * @property {(bytes: number) => void} [onBytes]
+ * @property {AbortSignal} [signal]
+ * @property {boolean} [anew] Past all that is kept.
  */
 
 import { RFError } from "./errors.js";
@@ -31,11 +37,12 @@ function siteSource(base) {
   const name = url.href.replace(/\/+$/, "");
   return {
     name,
-    async read(file, most, onBytes, signal) {
+    isKept: true,
+    async read(file, most, { onBytes, signal, anew }) {
       const path = `${name}/${file}`, address = `${name}/${file.split("/").map(encodeURIComponent).join("/")}`;
       let answer;
       try {
-        answer = await fetch(address, { signal, cache: "no-cache" }); // an older file would be taken for a damaged one
+        answer = await fetch(address, { signal, cache: anew ? "reload" : "no-cache" }); // an older file is a damaged one
       } catch (error) {
         if (signal?.aborted) throw error;
         throw new RFError(`${path} cannot be reached. Open the page again where there is a network.`, "missing");
@@ -56,7 +63,8 @@ function siteSource(base) {
 function folderSource(root) {
   return {
     name: root.name,
-    async read(file, most, onBytes, signal) {
+    isKept: false,
+    async read(file, most, { onBytes, signal }) {
       const parts = file.split("/"), last = /** @type {string} */ (parts.pop());
       let found;
       try {
@@ -86,7 +94,8 @@ function filesSource(files) {
   const name = "the chosen folder";
   return {
     name,
-    async read(file, most, onBytes, signal) {
+    isKept: false,
+    async read(file, most, { onBytes, signal }) {
       const found = files.get(file);
       if (!found) throw missing(`${name}/${file}`);
       return collect(found.stream(), most, `${name}/${file}`, onBytes, signal);

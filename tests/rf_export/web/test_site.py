@@ -27,6 +27,23 @@ from runtime.pictures.token_file import RepGrid, read_grid
 
 require_browser()
 
+# SHA-256 of what is kept of a file; then one bit is changed, and what comes after so many bytes is cut off.
+OF_KEPT = """async ([end, length]) => {
+  for (const name of await caches.keys()) {
+    const store = await caches.open(name);
+    for (const request of await store.keys()) {
+      const kept = new URL(request.url).pathname.endsWith(end) && (await store.match(request));
+      if (!kept) continue; // another file, or forgotten meanwhile
+      const content = new Uint8Array(await kept.arrayBuffer());
+      const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
+      if (length) {
+        content[content.length >> 1] ^= 1;
+        await store.put(request, new Response(content.subarray(0, length)));
+      }
+      return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    }
+  }
+}"""
 KEPT = "async () => { for (const name of await caches.keys()) return (await (await caches.open(name)).keys()).length; }"
 
 
@@ -264,3 +281,77 @@ def test_damaged_weights_are_refused_in_a_sentence(browser: Any, tiny_bundle: Pa
         page.close()
     finally:
         server.stop()
+
+
+@pytest.fixture
+def stranger(browser: Any, server: StaticServer) -> Iterator[Any]:
+    """Someone who was never here."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(180_000)
+    yield page
+    context.close()
+
+
+def kept_hash(page: Any, name: str, length: int = 0) -> str | None:
+    """SHA-256 of what is kept of a file, before it is damaged: a bit is changed, and `length` bytes are left."""
+    found: str | None = page.evaluate(OF_KEPT, [name, length])
+    return found
+
+
+def test_what_was_damaged_since_it_was_kept_is_loaded_anew(stranger: Any, server: StaticServer, site: Path) -> None:
+    stranger.goto(server.url)
+    stranger.wait_for_selector(IDLE)
+    weights, known = next((site / "bundle").rglob("*.bin")).name, open_bundle(site / "bundle").manifest.files
+    for name, length in ((weights, 1 << 30), (weights, 100), ("manifest.json", 100), ("tokenizer.json", 1 << 30)):
+        wait_until(stranger, f"({OF_KEPT})(['{name}', 0])")
+        right = kept_hash(stranger, name, length)
+        assert name == "manifest.json" or right in {entry.sha256 for entry in known.values()}
+        assert kept_hash(stranger, name) != right
+        stranger.reload()
+        stranger.wait_for_selector(IDLE)
+        wait_until(stranger, f"({OF_KEPT})(['{name}', 0]).then(found => found === '{right}')")
+    # The page cannot draw, says so, and can when it is loaded again.
+    for name, says in (("stages.js", "did not start"), ("threaded.wasm", "does not start")):
+        right = kept_hash(stranger, name, 100)
+        stranger.reload()
+        stranger.wait_for_selector("#error:not([hidden])")
+        assert says in stranger.text_content("#error") and "Load the page again" in stranger.text_content("#error")
+        wait_until(stranger, f"({OF_KEPT})(['{name}', 0]).then(found => !found)")
+        stranger.reload()
+        stranger.wait_for_selector(IDLE)
+        wait_until(stranger, f"({OF_KEPT})(['{name}', 0]).then(found => found === '{right}')")
+    kept_hash(stranger, "index.html", 100)
+    stranger.context.new_cdp_session(stranger).send("Page.reload", {"ignoreCache": True})
+    stranger.wait_for_selector(IDLE)  # who loads it past all that is kept has a whole page, and keeps it
+    assert stranger.evaluate("crossOriginIsolated")
+    stranger.reload()
+    stranger.wait_for_selector(IDLE)
+
+
+@pytest.mark.parametrize("quota", [1000, 1_000_000])
+def test_a_browser_that_keeps_nothing_or_little_draws_all_the_same(
+    stranger: Any, server: StaticServer, quota: int
+) -> None:
+    session = stranger.context.new_cdp_session(stranger)
+    session.send("Storage.overrideQuotaForOrigin", {"origin": server.url.rstrip("/"), "quotaSize": quota})
+    stranger.goto(server.url)
+    for _ in range(2):
+        stranger.wait_for_selector(IDLE)
+        draw(stranger, "a red car", 2)
+        assert kept_hash(stranger, "threaded.wasm") is None  # it is larger
+        stranger.reload()
+
+
+def test_what_a_browser_throws_away_is_loaded_anew(stranger: Any, server: StaticServer) -> None:
+    stranger.goto(server.url)
+    stranger.wait_for_selector(IDLE)
+    wait_until(stranger, f"({OF_KEPT})(['threaded.wasm', 0])")
+    session = stranger.context.new_cdp_session(stranger)
+    gone = {"origin": server.url.rstrip("/"), "storageTypes": "cache_storage"}
+    session.send("Storage.clearDataForOrigin", gone)
+    assert stranger.evaluate("caches.keys()") == []
+    draw(stranger, "a red car", 2)
+    stranger.reload()
+    stranger.wait_for_selector(IDLE)
+    wait_until(stranger, f"({OF_KEPT})(['threaded.wasm', 0])")
