@@ -22,12 +22,15 @@ from typing import Any, Final
 import click
 from cpu import HERE, progress_line
 
+from engines import EngineConfig
+from engines import build as build_engine
 from rf_export.benchmark.environment import describe_machine, file_label
 from rf_export.export import ExportOptions, export
 from runtime.native.binding import find_onnxruntime
 from verification.measures.timing import Timing
 
 ROOT: Final = HERE.parent
+_STARTED: Final = ("first", "first_cpu", "resident", "peak")  # of a process, at its first picture
 REFERENCE: Final = ROOT / "examples" / "reference" / "checkpoint"
 # The same as native_worker.c, in the same words.
 PYTHON: Final = """
@@ -44,8 +47,9 @@ def draw(seed):
     value = 14695981039346656037
     for byte in picture.tobytes():
         value = (value ^ byte) * 1099511628211 % 2**64
-    row = {"first": now - float(begun), "wall": now - wall, "cpu": used - cpu, "resident": memory("VmRSS")}
-    print(str({**row, "peak": memory("VmHWM"), "hash": f"{value:016x}"}).replace("'", '"'), flush=True)
+    row = {"first": now - float(begun), "first_cpu": used, "wall": now - wall, "cpu": used - cpu}
+    row |= {"resident": memory("VmRSS"), "peak": memory("VmHWM"), "hash": f"{value:016x}"}
+    print(str(row).replace("'", '"'), flush=True)
 draw(0)
 for line in sys.stdin:
     draw(int(line))
@@ -101,6 +105,8 @@ def main(
             progress_line("exporting", 1, 4)
             bundle = folder / "bundle"
             export(REFERENCE, bundle, ExportOptions(precisions=("fp32", "fp16"), verify=False))
+            if engine == "auto":
+                build_engine(bundle, EngineConfig(precision=precision, num_threads=threads, allow_unverified=True))
         arguments = [str(bundle.resolve()), precision, engine, str(threads)]
         commands = {"native": [str(native)], "python": [sys.executable, "-c", PYTHON]}
         progress_line("starting", 2, 4)
@@ -151,10 +157,7 @@ def start(commands: Mapping[str, Sequence[str]], arguments: Sequence[str], repea
             if turn:  # the first brings files into the system's cache
                 rows[name].append(worker.first)
     return {
-        name: {
-            **{f"{key}_median": statistics.median(row[key] for row in runs) for key in ("first", "resident", "peak")},
-            "runs": runs,
-        }
+        name: {**{f"{key}_median": statistics.median(row[key] for row in runs) for key in _STARTED}, "runs": runs}
         for name, runs in rows.items()
     }
 
@@ -191,6 +194,7 @@ def ratios(first: Mapping[str, Any], timings: Mapping[str, Timing]) -> dict[str,
     cpu = {name: statistics.median(timing.cpu) for name, timing in timings.items()}
     return {
         "first_picture": round(native["first_median"] / python["first_median"], 3),
+        "first_picture_cpu": round(native["first_cpu_median"] / python["first_cpu_median"], 3),
         "resident": round(native["resident_median"] / python["resident_median"], 3),
         "peak": round(native["peak_median"] / python["peak_median"], 3),
         "picture_wall": round(timings["native"].median / timings["python"].median, 3),
