@@ -106,6 +106,13 @@ def test_draws_what_the_cpu_draws(precision, build_for, run_check, tiny_bundle):
     run_check("draws", bundle, precision=precision, difference=NEAR if precision == "fp32" else 0.05)
 
 
+def test_modern_graphs_write_the_cache_there(build_for, run_check, fixed_bundle, installed):
+    if installed.major != "11":
+        pytest.skip("TensorRT writes caches in place from 10.15 on")
+    bundle, _ = build_for(fixed_bundle, dialect="modern")
+    run_check("draws", bundle, dialect="modern", difference=NEAR)
+
+
 def test_the_same_shapes_give_the_same_numbers(build_for, run_check, tiny_bundle, words):
     bundle, _ = build_for(tiny_bundle)
     run_check("draws", bundle, prompt=" ".join((words * 8)[:32]), difference=0)

@@ -1,6 +1,8 @@
 /* Draws a picture, with a bar of its progress; Ctrl-C gives it up.
  *
- *   rf_draw BUNDLE "a red car" picture.png [SEED]
+ *   rf_draw BUNDLE "a red car" picture.png [SEED [BACKEND]]
+ *
+ * BACKEND is ort, tensorrt or tensorrt-rtx.
  */
 #include <rf.h>
 #include <signal.h>
@@ -21,13 +23,16 @@ static int on_event(const rf_event *event, void *user) {
 }
 
 int main(int argc, char **argv) {
-  if (argc < 4) return fprintf(stderr, "usage: rf_draw BUNDLE PROMPT PICTURE.png [SEED]\n"), 2;
+  if (argc < 4) return fprintf(stderr, "usage: rf_draw BUNDLE PROMPT PICTURE.png [SEED [BACKEND]]\n"), 2;
   if (rf_api_version() < RF_API_VERSION) return fprintf(stderr, "librf_runtime is older than this program.\n"), 1;
   signal(SIGINT, on_interrupt);
   rf_pipeline *pipeline = NULL;
   uint8_t *rgb = NULL;
   rf_size size;
-  rf_status status = rf_open(argv[1], NULL, &pipeline);
+  rf_open_options open;
+  rf_open_options_init(&open);
+  open.backend = argc > 5 ? argv[5] : NULL;
+  rf_status status = rf_open(argv[1], &open, &pipeline);
   if (!status) status = rf_measure(pipeline, NULL, &size);
   if (!status) {
     rf_prompt prompt = {argv[2], NULL, 0};
