@@ -87,3 +87,9 @@ def test_captions_are_in_the_table_where_they_were_judged(captions):
     quality = replace(quality_of(), captions=captions)
     result = CalibrationResult(Path("b"), Path("r.html"), [], quality, 0.4, ())
     assert ("captions of the same pictures: 96" in result.table()) == (captions is not None)
+
+
+def test_a_figure_with_its_interval_has_two_places_where_no_format_says_otherwise():
+    found = Interval(36.32753618, 35.2, 37.28855)
+    assert f"{found}" == str(found) == "36.33 [35.20, 37.29]"
+    assert f"{found:.0f}" == "36 [35, 37]"

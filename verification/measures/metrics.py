@@ -46,17 +46,18 @@ def relative_error(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95% interval; a format is that of each number."""
+    """A figure and its 95% interval; a format is that of each number, with two places where there is none."""
 
     value: float
     low: float
     high: float
 
     def __format__(self, spec: str) -> str:
-        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+        each = spec or ".2f"
+        return f"{self.value:{each}} [{self.low:{each}}, {self.high:{each}}]"
 
     def __str__(self) -> str:
-        return f"{self:.2f}"
+        return format(self)
 
 
 def largest_magnitude(values: npt.NDArray[Any]) -> float:
