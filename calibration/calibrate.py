@@ -50,7 +50,7 @@ class CalibrationResult:
     quality: Quality
     weights_share: float  # bytes of the int8 weights, of those of fp32 in the bundle
     problems: tuple[str, ...]  # forced through
-    static_first: str | None  # why static groups were preferred for the decoders
+    static_first: str | None = None  # why static groups were preferred for the decoders
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -89,6 +89,12 @@ def test_captions_are_in_the_table_where_they_were_judged(captions):
     assert ("captions of the same pictures: 96" in result.table()) == (captions is not None)
 
 
+def test_the_table_tells_why_static_groups_were_preferred():
+    result = CalibrationResult(Path("b"), Path("r.html"), [], quality_of(), 0.4, (), "of the library")
+    assert "static groups are preferred: of the library" in result.table()
+    assert "preferred" not in replace(result, static_first=None).table()
+
+
 def test_a_figure_with_its_interval_has_two_places_where_no_format_says_otherwise():
     found = Interval(36.32753618, 35.2, 37.28855)
     assert f"{found}" == str(found) == "36.33 [35.20, 37.29]"
