@@ -4,7 +4,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include <mutex>
+#include <utility>
 
 #include "error.hpp"
 
@@ -145,8 +145,8 @@ uint8_t *Cuda::allocate(size_t num_bytes) const {
 void Cuda::release(uint8_t *memory) const noexcept {
   if (!is_here()) return;
   try {
+    wait();  // what still runs may use it
     Current current(*this);
-    driver_.cuStreamSynchronize(stream_);  // what still runs may use it
     driver_.cuMemFree_v2(address(memory));
   } catch (const Error &) {  // of a driver that is gone already, at the end of the process
   }
@@ -170,11 +170,14 @@ void Cuda::copy(const RowCopy &rows) const {
   check(driver_.cuMemcpy3DAsync_v2(&copy, stream_), "cuMemcpy3DAsync");
 }
 
-// The driver has copied what is not pinned when it returns (CUDA driver API, "API synchronization behavior").
 void Cuda::upload(uint8_t *target, const void *source, size_t num_bytes) const {
   if (!num_bytes) return;
   Current current(*this);
-  check(driver_.cuMemcpyHtoDAsync_v2(address(target), source, num_bytes, stream_), "cuMemcpyHtoDAsync");
+  auto *first = static_cast<const uint8_t *>(source);
+  std::vector<uint8_t> kept(first, first + num_bytes);
+  std::lock_guard<std::mutex> lock(mutex_);
+  sent_.push_back(std::move(kept));
+  check(driver_.cuMemcpyHtoDAsync_v2(address(target), sent_.back().data(), num_bytes, stream_), "cuMemcpyHtoDAsync");
 }
 
 void Cuda::download(void *target, const uint8_t *source, size_t num_bytes) const {
@@ -184,6 +187,11 @@ void Cuda::download(void *target, const uint8_t *source, size_t num_bytes) const
 }
 
 void Cuda::wait() const {
+  std::vector<std::vector<uint8_t>> sent;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    sent.swap(sent_);
+  }
   Current current(*this);
   check(driver_.cuStreamSynchronize(stream_), "cuStreamSynchronize");
 }

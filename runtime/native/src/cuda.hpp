@@ -2,7 +2,9 @@
 // Knows nothing of graphs; see runtime/backends/cuda/driver.py and device.py.
 #pragma once
 
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "memory.hpp"
 
@@ -49,6 +51,8 @@ class Cuda : public Device {
   int process_;
   void *context_ = nullptr, *stream_ = nullptr;
   std::string target_;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::vector<uint8_t>> sent_;  // until the copies are made: some drivers read them no earlier
 };
 
 }  // namespace rf_internal

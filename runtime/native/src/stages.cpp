@@ -20,6 +20,13 @@ struct Rows {
   }
 };
 
+int64_t slots_of(const Graphs &graphs, int64_t longest_prompt, int64_t num_tokens) {
+  if (auto fixed = graphs.cache_slots()) return *fixed;
+  int64_t slots = graphs.padded_prompt(longest_prompt) + num_tokens + 1;
+  for (auto name : {"rep_decoder", "denoiser"}) slots = graphs.at(name).padded("past_key_values.0.key", 2, 1, slots);
+  return slots;
+}
+
 }  // namespace
 
 KeysValues::KeysValues(const Graphs &graphs, int64_t num_rows, int64_t num_tokens)
@@ -101,17 +108,6 @@ void TextInputs::bind(Binding &binding, const Graphs &graphs, const Memory *feat
   binding.input("top_p", tensor(top_p.data(), {num_rows}));
   binding.input("repetition_penalty", tensor(repetition_penalty.data(), {num_rows}));
 }
-
-namespace {
-
-int64_t slots_of(const Graphs &graphs, int64_t longest_prompt, int64_t num_tokens) {
-  if (auto fixed = graphs.cache_slots()) return *fixed;
-  int64_t slots = graphs.padded_prompt(longest_prompt) + num_tokens + 1;
-  for (auto name : {"rep_decoder", "denoiser"}) slots = graphs.at(name).padded("past_key_values.0.key", 2, 1, slots);
-  return slots;
-}
-
-}  // namespace
 
 Drawing::Drawing(const Graphs &graphs, const DrawingPlan &plan, size_t num_requests, int64_t longest_prompt)
     : graphs_(graphs), plan_(plan), num_requests_(num_requests),
