@@ -115,19 +115,17 @@ class Replica:
         )
         self._drawer.draw_once()
 
-    async def draw(self, drawing: Drawing) -> AsyncGenerator[DrawingEvent | Refused | str, None]:
-        """What draws, and then as `Drawer.draw`."""
-        yield self._draws
+    async def draw(self, drawing: Drawing) -> AsyncGenerator[tuple[str, DrawingEvent | Refused], None]:
+        """As `Drawer.draw`; beside each event what draws."""
         async with aclosing(_told(self._drawer.draw(drawing))) as events:
             async for event in events:
-                yield event
+                yield self._draws, event
 
-    async def ask(self, question: Question) -> AsyncGenerator[AnswerEvent | Refused | str, None]:
-        """What answers, and then as `Drawer.ask`."""
-        yield self._draws
+    async def ask(self, question: Question) -> AsyncGenerator[tuple[str, AnswerEvent | Refused], None]:
+        """As `Drawer.ask`; beside each event what answers."""
         async with aclosing(_told(self._drawer.ask(question))) as events:
             async for event in events:
-                yield event
+                yield self._draws, event
 
     async def info(self) -> dict[str, Any]:
         """As `Drawer.info`."""
@@ -207,17 +205,16 @@ class RemoteDrawer:
         if self.state != "ready":
             raise RFError("The server takes no more work. Ask another one, or come again later.", "busy")
         self._num_running += 1
-        num_seen, first = 0, None
+        num_seen, draws = 0, ""
         try:
             for _ in range(2):
+                num_left = num_seen
                 with contextlib.suppress(RayActorError):  # the replica died
                     async with aclosing(self._once(method, order)) as events:
-                        origin = await anext(events)
-                        if num_seen and origin != first:
-                            raise RFError("The model was replaced while it worked on this. Ask again.", "cancelled")
-                        first, num_left = origin, num_seen
-                        async for event in events:
-                            num_left -= 1
+                        async for origin, event in events:
+                            if num_seen and origin != draws:
+                                raise RFError("The model was replaced while it worked on this. Ask again.", "cancelled")
+                            draws, num_left = origin, num_left - 1
                             if num_left < 0:
                                 num_seen += 1
                                 yield event
@@ -228,14 +225,14 @@ class RemoteDrawer:
         finally:
             self._num_running -= 1
 
-    async def _once(self, method: str, order: Any) -> AsyncGenerator[Any, None]:
-        """What draws or answers, and the events of one replica."""
+    async def _once(self, method: str, order: Any) -> AsyncGenerator[tuple[str, Any], None]:
+        """The events of one replica, and what it draws or answers with."""
         events = self._replicas.options(stream=True, method_name=method).remote(order)
         try:
-            async for event in events:
+            async for origin, event in events:
                 if isinstance(event, Refused):
                     raise RFError(event.message, event.kind)
-                yield event
+                yield origin, event
         finally:
             events.cancel()
 
