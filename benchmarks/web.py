@@ -5,7 +5,10 @@
 Every precision of BUNDLE, by the full plan and the tuned one, with one thread and with two, takes turns with the Python
 runtime on one thread, ONNX graphs both. Then drawings and captions of each precision are compared with Python's, and an
 exported site is visited: bytes and seconds of the first visit, seconds of the next one, frames a second while it draws,
-how soon Stop is heeded, and when the first preview is there. Needs Chromium and playwright. Writes
+how soon Stop is heeded, and when the first preview is there. The seconds are those of the page's own clock, from the
+begin of the navigation until something can be drawn. With `--beside SITE` another site, such as one that an earlier
+version exported, is visited in turns with it; `--visits-only` measures nothing else and writes
+`benchmarks/results/web-visits-<name>-<cpu>.json`. Needs Chromium and playwright. Writes
 `benchmarks/results/web-<name>-<cpu>.json`. Keep the machine quiet meanwhile.
 """
 
@@ -16,9 +19,8 @@ import shutil
 import statistics
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +44,11 @@ from verification.measures.timing import interleave
 
 PROMPTS: Final = HERE.parent / "examples" / "reference" / "prompts.txt"
 IDLE: Final = "body.ready:not(.busy)"
+WATCH: Final = """new MutationObserver((_, observer) => {
+  if (!document.body?.classList.contains("ready")) return;
+  window.readyAfter = performance.now();
+  observer.disconnect();
+}).observe(document, {subtree: true, childList: true, attributes: true, attributeFilter: ["class"]})"""
 OPEN: Final = """async ([name, options]) => {
   const { openBundle } = await import("./host/client.js");
   (window.pipelines ??= {})[name] = await openBundle(new URL("bundle/", location), {...options, allowUnverified: true});
@@ -87,7 +94,7 @@ VISIT: Final = """async () => {
 }"""
 
 
-class _Isolated(SimpleHTTPRequestHandler):
+class Isolated(SimpleHTTPRequestHandler):
     """A plain server with the headers that threads need."""
 
     def end_headers(self) -> None:
@@ -116,7 +123,11 @@ def serving(server: ThreadingHTTPServer) -> Iterator[str]:
 @click.option("--drawings", type=click.IntRange(1), default=60, show_default=True, help="For equality, each precision.")
 @click.option("--visits", type=click.IntRange(1), default=9, show_default=True, help="Of the exported site.")
 @click.option("--name", default="reference", show_default=True, help="Of the result.")
-def main(bundle: Path, rounds: int, drawings: int, visits: int, name: str) -> None:
+@click.option("--beside", type=click.Path(path_type=Path, exists=True), help="A site to visit in turns with ours.")
+@click.option("--visits-only", is_flag=True, help="Measure visits alone.")
+def main(
+    bundle: Path, rounds: int, drawings: int, visits: int, name: str, beside: Path | None, visits_only: bool
+) -> None:
     """See the module."""
     bundle = bundle.resolve()
     precisions = open_bundle(bundle).manifest.precisions
@@ -130,26 +141,36 @@ def main(bundle: Path, rounds: int, drawings: int, visits: int, name: str) -> No
             "browser": f"Chromium {browser.version}",
             "sites": sites(bundle, precisions, folder),
         }
-        (folder / "host").symlink_to(folder / precisions[0] / "host")
-        (folder / "bundle").symlink_to(bundle)
-        (folder / "index.html").write_text("<!doctype html><title>benchmark</title>")
-        with serving(ThreadingHTTPServer((preview.ADDRESS, 0), partial(_Isolated, directory=temporary))) as url:
-            page = browser.new_page()
-            page.goto(url)
-            result["isolated"] = page.evaluate("crossOriginIsolated")
-            result["pictures"], pipelines = pictures(page, bundle, precisions, rounds)
-            result["equality"] = {
-                each: equality(page, pipelines[each], f"{each}, 1 thread", drawings) for each in precisions
-            }
-            page.close()
+        if not visits_only:
+            result |= beside_python(browser, bundle, precisions, folder, rounds, drawings)
         best = "fp16" if "fp16" in precisions else precisions[0]
         progress_line("visits", 3, 4)
-        with serving(preview.open_server(folder / best, 0)) as url:
-            result["visits"] = {"precision": best, **visited(browser, url, visits)}
+        result["visits"] = {"precision": best, **visited(browser, folder / best, beside, visits)}
         browser.close()
-    path = HERE / "results" / f"web-{name}-{file_label(result['machine']['cpu'])}.json"
+    kind = "web-visits" if visits_only else "web"
+    path = HERE / "results" / f"{kind}-{name}-{file_label(result['machine']['cpu'])}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     click.echo(path)
+
+
+def beside_python(
+    browser: Browser, bundle: Path, precisions: tuple[Precision, ...], folder: Path, rounds: int, drawings: int
+) -> dict[str, Any]:
+    """Pictures of each precision beside the Python runtime's: milliseconds, and what differs."""
+    result: dict[str, Any] = {}
+    (folder / "host").symlink_to(folder / precisions[0] / "host")
+    (folder / "bundle").symlink_to(bundle)
+    (folder / "index.html").write_text("<!doctype html><title>benchmark</title>")
+    with serving(ThreadingHTTPServer((preview.ADDRESS, 0), partial(Isolated, directory=str(folder)))) as url:
+        page = browser.new_page()
+        page.goto(url)
+        result["isolated"] = page.evaluate("crossOriginIsolated")
+        result["pictures"], pipelines = pictures(page, bundle, precisions, rounds)
+        result["equality"] = {
+            each: equality(page, pipelines[each], f"{each}, 1 thread", drawings) for each in precisions
+        }
+        page.close()
+    return result
 
 
 def sites(bundle: Path, precisions: tuple[Precision, ...], folder: Path) -> dict[str, Any]:
@@ -237,32 +258,46 @@ def equality(page: Page, pipeline: Pipeline, name: str, drawings: int) -> dict[s
     }
 
 
-def visited(browser: Browser, url: str, visits: int) -> dict[str, Any]:
-    """What visitors of a site wait for; each is a new one, who comes twice."""
-    first, again, frames, stops, previews = [], [], [], [], []
-    for _ in range(visits):
-        context = browser.new_context()
-        page = context.new_page()
-        for seconds in (first, again):
-            begun = time.perf_counter()
-            page.goto(url)
-            page.wait_for_selector(IDLE)
-            seconds.append(time.perf_counter() - begun)
-            page.wait_for_timeout(1500)  # what is left is kept meanwhile
-        page.evaluate(VISIT)  # warms up
-        told = page.evaluate(VISIT)
-        gaps = np.diff(told["frames"])
-        frames.append(1000 / float(gaps.mean()))
-        stops.append(told["stop"])
-        previews.append(told["preview"])
-        context.close()
+def visited(browser: Browser, site: Path, beside: Path | None, visits: int) -> dict[str, Any]:
+    """What visitors of a site wait for; each is a new one, who comes twice. In turns with another site."""
+    folders = {"ours": site} if beside is None else {"ours": site, "beside": beside}
+    seen: dict[str, dict[str, list[float]]] = {name: {} for name in folders}
+    with ExitStack() as servers:
+        urls = {name: servers.enter_context(serving(preview.open_server(each, 0))) for name, each in folders.items()}
+        for number in range(visits):
+            for name in sorted(folders, reverse=number % 2 == 1):
+                for what, value in _visit(browser, urls[name]).items():
+                    seen[name].setdefault(what, []).append(value)
+    told = {name: {what: statistics.median(values) for what, values in each.items()} for name, each in seen.items()}
+    most = max(seen["ours"]["stop_ms"])
+    samples = {name: [round(value, 3) for value in each["from_cache_s"]] for name, each in seen.items()}
+    ours = {**told.pop("ours"), "most_stop_ms": most, "visits": visits}
+    return {**ours, **told, "samples_from_cache_s": samples}
+
+
+def _visit(browser: Browser, url: str) -> dict[str, float]:
+    """One visitor: comes, comes again, draws, and stops."""
+    context = browser.new_context()
+    context.add_init_script(WATCH)
+    page = context.new_page()
+    seconds, cpu = [], []
+    for _ in range(2):
+        before = _cpu_seconds()
+        page.goto(url)
+        page.wait_for_selector(IDLE)
+        seconds.append(page.evaluate("readyAfter") / 1000)
+        cpu.append(_cpu_seconds() - before)
+        page.wait_for_timeout(1500)  # what is left is kept meanwhile
+    page.evaluate(VISIT)  # warms up
+    told = page.evaluate(VISIT)
+    context.close()
     return {
-        "first_visit_s": statistics.median(first),
-        "from_cache_s": statistics.median(again),
-        "frames_per_second": statistics.median(frames),
-        "stop_ms": {"median": statistics.median(stops), "most": max(stops)},
-        "first_preview_ms": statistics.median(previews),
-        "visits": visits,
+        "first_visit_s": seconds[0],
+        "from_cache_s": seconds[1],
+        "from_cache_cpu_s": cpu[1],
+        "frames_per_second": 1000 / float(np.diff(told["frames"]).mean()),
+        "stop_ms": told["stop"],
+        "first_preview_ms": told["preview"],
     }
 
 

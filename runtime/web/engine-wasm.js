@@ -22,7 +22,6 @@ export function createEngine() {
         precision: dataset.precision,
         dialect: dataset.dialect,
         allowUnverified: dataset.unverified !== undefined,
-        warmUp: true,
         onProgress: ({ loaded, total }) => onLoading(loaded + others, total + others),
       });
     } catch (error) {
@@ -36,6 +35,7 @@ export function createEngine() {
       const { numSteps: steps } = await pipeline.measure({ plan });
       plans[plan] = { steps, guidance: (plan === "tuned" ? tuned.pix_guidance_scale : null) ?? sampling.pix_guidance_scale };
     }
+    pipeline.warmUp().catch(() => {}); // while a prompt is typed; whatever fails is told when somebody draws
     const parameters = model.num_parameters / 1e6;
     return {
       about: `${+parameters.toPrecision(2)} M parameters, ${precision}, in your browser`,

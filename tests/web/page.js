@@ -106,6 +106,8 @@ const rf = {
     return [seen, null];
   },
 
+  warmUp: (name) => pipelines[name].warmUp(),
+
   words: async (name, ids) => {
     let text;
     return (await refusal(async () => (text = await pipelines[name].detokenize(ids)))) ?? text;

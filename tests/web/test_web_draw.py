@@ -81,7 +81,8 @@ def test_draws_what_python_draws(precision, web, python):
 
 def test_draws_by_a_plan_with_two_threads_in_the_page_itself(tiny, web, python):
     plan = {"num_steps": 2, "guided": (0.0, 0.6), "window": 4}
-    web("open", "threads", tiny, {"isHere": True, "open": {"precision": "fp32", "numThreads": 2, "warmUp": True}})
+    web("open", "threads", tiny, {"isHere": True, "open": {"precision": "fp32", "numThreads": 2}})
+    web("warmUp", "threads")
     (found,) = web("draw", "threads", [{"prompt": "a red car", "seed": 3, "plan": in_javascript(plan), "window": 2}])
     tally = Tally()
     tally.compare(last(python["fp32"], "a red car", 3, GenerationOptions(plan=Plan(**plan), window=2)), found)

@@ -116,6 +116,11 @@ export class Pipeline {
     return this.#channel.call(this.#id, "measure", [options]).done;
   }
 
+  /** @returns {Promise<void>} */
+  warmUp() {
+    return this.#channel.call(this.#id, "warmUp", []).done;
+  }
+
   /** @param {string} text @returns {Promise<number[]>} */
   tokenize(text) {
     return this.#channel.call(this.#id, "tokenize", [text]).done;

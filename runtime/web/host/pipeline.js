@@ -11,7 +11,6 @@
  * @property {"wasm"|"webgpu"} [executionProvider]  "webgpu" needs a build of onnxruntime-web that has it, and was not tried.
  * @property {any} [ort]                   The module onnxruntime-web, or where it lies. Default: the folder ort beside this file.
  * @property {string|{wasm?: string, mjs?: string}} [wasmPaths]  A folder, or addresses of its files. Default: the folder of `ort`.
- * @property {boolean} [warmUp]            Draw one small hidden picture: the first drawing is as fast as the others.
  * @property {import("./bundle.js").OnProgress} [onProgress]  Bytes that were read, of all that will be.
  * @property {AbortSignal} [signal]
  *
@@ -51,7 +50,7 @@ const MAX_THREADS = 4;
 const CHECK_TEXTS = "check_texts.json"; // texts with their ids, where a bundle has them
 const OPEN_KEYS = [
   ...["precision", "dialect", "numThreads", "allowUnverified", "executionProvider"],
-  ...["ort", "wasmPaths", "warmUp", "onProgress", "signal"],
+  ...["ort", "wasmPaths", "onProgress", "signal"],
 ];
 
 /** @typedef {import("./request.js").Request} Request */
@@ -114,9 +113,7 @@ export class Pipeline {
       sessions[entry.name] = session;
     }
     const graphs = { model: manifest.model, variant, slots: cacheSlots(entries[1]), sessions };
-    const pipeline = new Pipeline({ manifest, graphs, ...tokenizer }, `onnxruntime-web ${versionOf(ort)}`, numThreads);
-    if (options.warmUp) await pipeline.#warmUp();
-    return pipeline;
+    return new Pipeline({ manifest, graphs, ...tokenizer }, `onnxruntime-web ${versionOf(ort)}`, numThreads);
   }
 
   /** @returns {LoadedModel} */
@@ -227,8 +224,8 @@ export class Pipeline {
     return new Conversation(this.#model);
   }
 
-  /** The first run of a graph takes twice the time of others. */
-  async #warmUp() {
+  /** Draw one small hidden picture: the first run of a graph takes twice the time of others. */
+  async warmUp() {
     const { cell, answers } = this.info;
     for await (const event of this.draw({ ids: [0], height: cell, width: cell, times: [0, 1] }, { previews: false })) {
       if (event.type !== "picture" || !answers) continue;
