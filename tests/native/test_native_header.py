@@ -58,3 +58,17 @@ def test_the_library_exports_what_the_header_declares():
     functions = {name for name in exported if name.startswith("rf_")}
     assert exported == functions
     assert functions == {name for name in declared if f"{name}(" in (NATIVE / "src/api.cpp").read_text()}
+
+
+def test_options_of_an_older_header_end_where_it_ends(native_library, tiny_bundle):
+    library, handle = binding.load_library(native_library), ctypes.c_void_p()
+    options = binding._OpenOptions()
+    library.rf_open_options_init(ctypes.byref(options))
+    options.library = (binding.find_onnxruntime() or "").encode()
+    options.backend = b"abacus"
+    bundle = str(tiny_bundle).encode()
+    assert library.rf_open(bundle, ctypes.byref(options), ctypes.byref(handle)) == 1
+    assert library.rf_last_error() == b"backend must be one of ort, tensorrt, tensorrt-rtx, got 'abacus'."
+    options.size = binding._OpenOptions.backend.offset
+    assert library.rf_open(bundle, ctypes.byref(options), ctypes.byref(handle)) == 0
+    library.rf_close(handle)
