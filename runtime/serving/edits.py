@@ -24,6 +24,8 @@ def read_edits(drawing: Drawing, manifest: Manifest) -> list[Edit]:
     """What the edits of a drawing mean; raises RFError for one that this model or a server cannot make."""
     if len(drawing.edits) > MAX_EDITS:
         raise RFError(f"One request may have {MAX_EDITS} edits, got {len(drawing.edits)}. Make them one after another.")
+    if not drawing.edits:
+        return []
     edits = [parse_edit(text) for text in drawing.edits]
     for edit in edits:
         if isinstance(edit.source, Copy) and edit.source.path is not None:

@@ -1,6 +1,8 @@
 """What a server counts, for Prometheus: drawings, steps, refusals, waiting times. Knows nothing of HTTP."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -13,6 +15,7 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _STEPS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _WAITS_S: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
+_MOST_STEPS: Final = 1000  # that wait to be counted
 
 
 class Metrics:
@@ -37,14 +40,7 @@ class Metrics:
             buckets=_WAITS_S,
             registry=self.registry,
         )
-        self.step_seconds = Histogram(
-            "rf_step_seconds", "A step of a batch.", ["stage"], buckets=_STEPS_S, registry=self.registry
-        )
-        self.batch_size = Histogram(
-            "rf_batch_size", "Requests of a batch at a step.", ["stage"], buckets=_BATCHES, registry=self.registry
-        )
-        steps = (self.step_seconds, self.batch_size)  # looked up once: there are many steps
-        self._of_stage = {stage: [each.labels(stage) for each in steps] for stage in ("tokens", "pixels")}
+        self.steps = _Steps(self.registry)
 
     def watch(self, stages: Mapping[str, Callable[[], float]]) -> None:
         """Tell how many requests are in a stage, by asking when somebody looks."""
@@ -54,9 +50,7 @@ class Metrics:
 
     def on_step(self, stage: str, num_requests: int, seconds: float) -> None:
         """Count a step of the scheduler."""
-        step_seconds, batch_size = self._of_stage[stage]
-        step_seconds.observe(seconds)
-        batch_size.observe(num_requests)
+        self.steps.add(stage, num_requests, seconds)
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads it."""
@@ -74,6 +68,39 @@ def merged(told: Iterable[tuple[str, bytes]]) -> bytes:
     registry = CollectorRegistry()
     registry.register(_Told(families.values()))
     return generate_latest(registry)
+
+
+class _Steps(Collector):
+    """How long steps of a scheduler take, and how many requests share them.
+
+    A worker that comes out of a graph finds nothing of Python in its caches, so that it only writes down what it did;
+    it is counted when somebody looks, or when it is much.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram("rf_step_seconds", "A step of a batch.", ["stage"], buckets=_STEPS_S, registry=None)
+        self._sizes = Histogram(
+            "rf_batch_size", "Requests of a batch at a step.", ["stage"], buckets=_BATCHES, registry=None
+        )
+        self.waiting: deque[tuple[str, int, float]] = deque()
+        registry.register(self)
+
+    def add(self, stage: str, num_requests: int, seconds: float) -> None:
+        """Note a step."""
+        self.waiting.append((stage, num_requests, seconds))
+        if len(self.waiting) > _MOST_STEPS:
+            self._count()
+
+    def collect(self) -> Iterable[Metric]:
+        self._count()
+        return [*self._seconds.collect(), *self._sizes.collect()]
+
+    def _count(self) -> None:
+        with suppress(IndexError):  # all are counted; several threads may do it at once
+            while True:
+                stage, num_requests, seconds = self.waiting.popleft()
+                self._seconds.labels(stage).observe(seconds)
+                self._sizes.labels(stage).observe(num_requests)
 
 
 class _Told(Collector):

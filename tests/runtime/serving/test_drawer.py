@@ -21,6 +21,7 @@ from runtime.pictures.png import encode_png
 from runtime.pictures.token_file import RepGrid, grid_in
 from runtime.serving.drawer import Drawer
 from runtime.serving.http.schemas import ImageBody
+from runtime.serving.metrics import Metrics
 from runtime.serving.orders import Accepted, Answer, Drawing, Picture, Preview, Progress, Question, Word, preview_steps
 
 Result = TypeVar("Result")
@@ -327,3 +328,16 @@ def test_a_bug_in_a_step_is_no_refusal_and_the_next_one_is_drawn(pipeline: Pipel
         assert drawer.state == "ready"
 
     with_drawer(pipeline, fail)
+
+
+def test_steps_are_counted_also_where_nobody_looks_for_long() -> None:
+    metrics = Metrics()
+    for index in range(2500):
+        metrics.on_step("pixels" if index % 2 else "tokens", 3, 0.25)
+        assert len(metrics.steps.waiting) <= 1001
+    for stage in ("tokens", "pixels"):
+        told = [
+            metrics.registry.get_sample_value(name, {"stage": stage})
+            for name in ("rf_step_seconds_count", "rf_step_seconds_sum", "rf_batch_size_sum")
+        ]
+        assert told == [1250, 312.5, 3750]
