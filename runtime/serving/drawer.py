@@ -12,7 +12,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
 from functools import partial
@@ -302,9 +302,10 @@ class Drawer:
     def _events_of(self, handle: DrawingHandle, drawing: Drawing) -> Iterator[DrawingEvent]:
         """What a caller sees of a drawing; runs in a thread, since it encodes pictures."""
         shown = preview_steps(drawing.num_previews, handle.request.plan.num_steps) if drawing.num_previews else []
+        common = common_parameters(self._pipeline, drawing.options, drawing.edits)  # while others draw
         for event in handle:
             if isinstance(event, events.PictureEvent):
-                yield self._picture(event, handle, drawing)
+                yield self._picture(event, handle, common)
                 return
             if drawing.tells_steps:
                 yield _progress(event, handle)
@@ -313,8 +314,7 @@ class Drawer:
                 yield Preview(index=shown.index(event.step + 1), step=event.step + 1, png=png)
         raise DrawingCancelledError
 
-    def _picture(self, event: events.PictureEvent, handle: DrawingHandle, drawing: Drawing) -> Picture:
-        common = common_parameters(self._pipeline, drawing.options, drawing.edits)
+    def _picture(self, event: events.PictureEvent, handle: DrawingHandle, common: Mapping[str, Any]) -> Picture:
         parameters = parameters_of(event, common, self._pipeline)
         height, width = event.picture.shape[:2]
         return Picture(
