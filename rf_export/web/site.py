@@ -33,7 +33,7 @@ from runtime.signature import Dialect, Precision, Variant
 WEB: Final = Path(__file__).parents[2] / "runtime" / "web"
 WORKER: Final = "service-worker.js"
 BUNDLE: Final = "bundle"
-_PAGE: Final = ("main.js", "engine.js", "engine-wasm.js", "grid.js", "style.css", "icon.svg")
+_PAGE: Final = ("main.js", "engine.js", "engine-wasm.js", "grid.js", "unstarted.js", "style.css", "icon.svg")
 _PRELOADED: Final = ("engine.js", "engine-wasm.js", "grid.js", "host/client.js", "host/errors.js", "host/source.js")
 _WASM: Final = "host/ort/ort-wasm-simd-threaded.wasm"
 _MARK: Final = "// rf-export site"  # how a service worker of ours begins
@@ -175,6 +175,7 @@ def _index(folder: Path, variant: Variant, options: SiteOptions) -> str:
         f'<meta name="bundle" content="{BUNDLE}/" data-precision="{variant.precision}" '
         f'data-dialect="{variant.dialect}" data-bytes="{bundle}" data-library="{_WASM}?{library.sha256}" '
         f'data-library-bytes="{library.size}"{unverified}>',
+        '<script src="unstarted.js"></script>',
         *(f'<link rel="modulepreload" href="{name}">' for name in _PRELOADED),
     )
     before, found, after = (WEB / "index.html").read_text(encoding="utf-8").partition(_SERVER_ENGINE)

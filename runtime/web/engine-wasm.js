@@ -128,7 +128,7 @@ async function useServiceWorker() {
 
 /** The largest file of the library, which hides how far it is, where it is not kept yet; from now on it is. */
 async function loadLibrary(url, onLoaded) {
-  if (!navigator.serviceWorker?.controller || (await caches.match(url).catch(() => null))) return;
+  if (!navigator.serviceWorker?.controller || (await globalThis.caches?.match(url).catch(() => null))) return;
   const reader = (await fetch(url)).body.getReader();
   let loaded = 0;
   for (let next = await reader.read(); !next.done; next = await reader.read()) onLoaded((loaded += next.value.length));

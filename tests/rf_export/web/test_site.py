@@ -321,12 +321,23 @@ def test_what_was_damaged_since_it_was_kept_is_loaded_anew(stranger: Any, server
         stranger.reload()
         stranger.wait_for_selector(IDLE)
         wait_until(stranger, f"({OF_KEPT})(['{name}', 0]).then(found => found === '{right}')")
+    kept_hash(stranger, "client.js", 100)
+    stranger.reload()
+    stranger.wait_for_selector("#error:not([hidden])")
+    assert "with Shift held" in stranger.text_content("#error")
     kept_hash(stranger, "index.html", 100)
     stranger.context.new_cdp_session(stranger).send("Page.reload", {"ignoreCache": True})
     stranger.wait_for_selector(IDLE)  # who loads it past all that is kept has a whole page, and keeps it
     assert stranger.evaluate("crossOriginIsolated")
     stranger.reload()
     stranger.wait_for_selector(IDLE)
+
+
+def test_a_page_that_was_opened_from_a_file_says_so(stranger: Any, site: Path) -> None:
+    stranger.goto((site / "index.html").as_uri())
+    stranger.wait_for_selector("#error:not([hidden])")
+    assert "opened from a file" in stranger.text_content("#error")
+    assert stranger.text_content("#hint") == "Nothing can be drawn."
 
 
 @pytest.mark.parametrize("quota", [1000, 1_000_000])
