@@ -74,8 +74,9 @@ def build_for(installed, machine, tmp_path):
             "images": (1, 1, 2),
         }
         dims = {name: DimRange(*ends) for name, ends in sizes.items()}
-        if dialect == "modern":
+        if dialect == "modern":  # all that the 20 slots of its cache hold
             del dims["prompt"]
+            dims["height"] = DimRange(8, 16, 24)
         config = EngineConfig(
             backend=here.backend,
             precision=precision,
