@@ -69,3 +69,15 @@ def test_refuses_a_machine_without_a_driver_in_a_sentence(tiny_bundle, native_li
         assert "cannot run on the execution provider CUDA: " in str(error)
     else:
         pytest.skip("this machine has a GPU and a driver")
+
+
+def test_refuses_engines_of_tensorrt_without_a_gpu_or_the_module(check, tiny_bundle):
+    says = (
+        "No GPU can be used: the driver finds no GPU (CUDA_ERROR_NO_DEVICE); in a container, start it with --gpus all."
+    )
+    given = {"status": "missing", "backend": "tensorrt"}
+    check("sentence", tiny_bundle, {"EMULATED_GPUS": "0"}, says=says, **given)
+    given["backend_library"] = "/none/librf_tensorrt.so"
+    check("sentence", tiny_bundle, says="There is no module for tensorrt: /none/librf_tensorrt.so", **given)
+    given["backend_library"] = "libcuda.so.1"
+    check("sentence", tiny_bundle, says="There is no module for tensorrt: libcuda.so.1 is none.", **given)
