@@ -26,7 +26,7 @@ from engines import EngineConfig
 from engines import build as build_engine
 from rf_export.benchmark.environment import describe_machine, file_label
 from rf_export.export import ExportOptions, export
-from runtime.native.binding import find_onnxruntime
+from runtime.native.library import find_onnxruntime
 from verification.measures.timing import Timing
 
 ROOT: Final = HERE.parent

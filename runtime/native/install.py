@@ -3,7 +3,7 @@
     pip install 'rf-export[native]'     # CMake, Ninja and scikit-build-core
     python -m runtime.native.install    # needs a C++ compiler as well, and no network
 
-It becomes the distribution rf-export-native, which `runtime.native.binding` finds, and which pip uninstalls.
+It becomes the distribution rf-export-native, which `runtime.native.library` finds, and which pip uninstalls.
 """
 
 import importlib.util

@@ -8,7 +8,8 @@ import pytest
 from building import EMULATION, NATIVE, build, build_gpu, run
 
 from runtime import Pipeline
-from runtime.native.binding import NativePipeline, find_onnxruntime
+from runtime.native.binding import NativePipeline
+from runtime.native.library import find_onnxruntime
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ import re
 
 from building import NATIVE, build, require_compiler, run
 
-from runtime.native import binding
+from runtime.native import structs as native
+from runtime.native.library import find_onnxruntime, load_library
 
 
 def compiled(tmp_path, source, name="probe.c", *options):
@@ -25,15 +26,15 @@ def test_rf_h_is_c99(tmp_path):
 def test_structs_are_those_of_the_binding(tmp_path):
     require_compiler()
     structs = {
-        "rf_open_options": binding._OpenOptions,
-        "rf_prompt": binding._Prompt,
-        "rf_draw_options": binding._DrawOptions,
-        "rf_event": binding._Event,
-        "rf_size": binding._Size,
-        "rf_pictures": binding._Pictures,
-        "rf_ask_options": binding._AskOptions,
-        "rf_word": binding._Word,
-        "rf_answer": binding._Answer,
+        "rf_open_options": native.OpenOptions,
+        "rf_prompt": native.Prompt,
+        "rf_draw_options": native.DrawOptions,
+        "rf_event": native.DrawEvent,
+        "rf_size": native.Size,
+        "rf_pictures": native.Pictures,
+        "rf_ask_options": native.AskOptions,
+        "rf_word": native.Word,
+        "rf_answer": native.Answer,
     }
     lines = [
         f'printf("{name}.{field[0]} %zu\\n", offsetof({name}, {field[0]}));'
@@ -61,14 +62,14 @@ def test_the_library_exports_what_the_header_declares():
 
 
 def test_options_of_an_older_header_end_where_it_ends(native_library, tiny_bundle):
-    library, handle = binding.load_library(native_library), ctypes.c_void_p()
-    options = binding._OpenOptions()
+    library, handle = load_library(native_library), ctypes.c_void_p()
+    options = native.OpenOptions()
     library.rf_open_options_init(ctypes.byref(options))
-    options.library = (binding.find_onnxruntime() or "").encode()
+    options.library = (find_onnxruntime() or "").encode()
     options.backend = b"abacus"
     bundle = str(tiny_bundle).encode()
     assert library.rf_open(bundle, ctypes.byref(options), ctypes.byref(handle)) == 1
     assert library.rf_last_error() == b"backend must be one of ort, tensorrt, tensorrt-rtx, got 'abacus'."
-    options.size = binding._OpenOptions.backend.offset
+    options.size = native.OpenOptions.backend.offset
     assert library.rf_open(bundle, ctypes.byref(options), ctypes.byref(handle)) == 0
     library.rf_close(handle)

@@ -12,7 +12,8 @@ DRAW = """
 import sys
 from pathlib import Path
 from runtime import Pipeline
-from runtime.native.binding import NativePipeline, find_library
+from runtime.native.binding import NativePipeline
+from runtime.native.library import find_library
 
 assert Path(sys.prefix) in find_library().parents
 bundle = sys.argv[1]

@@ -11,7 +11,8 @@ from fuzz.targets import write_filler_bundle
 
 from runtime import GenerationOptions, Pipeline, RFError
 from runtime.bundle.folder import open_bundle
-from runtime.native.binding import NativePipeline, load_library
+from runtime.native.binding import NativePipeline
+from runtime.native.library import load_library
 
 
 def sentence(call):

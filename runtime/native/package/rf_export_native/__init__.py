@@ -1,4 +1,4 @@
-"""The native host's library and headers, for `runtime.native.binding` and for compilers. Has no code of its own."""
+"""The native host's library and headers, for `runtime.native.library` and for compilers. Has no code of its own."""
 
 from pathlib import Path
 
