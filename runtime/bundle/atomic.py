@@ -187,14 +187,13 @@ def write_folder(out: Path, *, replaceable: Callable[[Path], bool], force: bool,
         RFError: `out` exists and may or can not be replaced, or it cannot be made there, or the disk is full.
     """
     out = out.absolute()  # the caller may change the working directory
-    _check_target(out, replaceable, force, what)
     partial = _beside(out, f"{_PARTIAL}{os.getpid()}")
     try:
         _make(out.parent, out, exist_ok=True)
         with locked(out) as is_alone:
             if is_alone:
                 remove_leftovers(out)
-            _check_target(out, replaceable, force, what)
+            _check_target(out, replaceable, force, what)  # not before: who else replaces it moves it away meanwhile
             try:
                 _make(partial, out)
                 yield partial

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import mounting
 
-from runtime.bundle.atomic import is_temporary, remove_leftovers, restore, write_file, write_folder
+from runtime.bundle.atomic import is_temporary, locked, remove_leftovers, restore, write_file, write_folder
 from runtime.errors import RFError
 
 
@@ -190,6 +190,29 @@ def test_of_many_writers_at_once_one_or_the_last_wins_and_nothing_is_left(tmp_pa
     assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == ["data", "mark", "sub"]
     assert len(refused) == (0 if force else 11)
     assert all("exists" in message for message in refused)
+
+
+def test_a_folder_is_looked_at_when_nobody_else_writes_it(tmp_path, caplog):
+    """Whoever replaces it moves it away meanwhile: it is then neither there nor a bundle."""
+    out, told = tmp_path / "out", []
+
+    def work():
+        try:
+            with write(out, force=True) as folder:
+                fill(folder, "second")
+        except RFError as error:
+            told.append(str(error))
+
+    with locked(out):
+        (out / "half").mkdir(parents=True)
+        other = threading.Thread(target=work)
+        other.start()
+        while other.is_alive() and "Waiting for" not in caplog.text:
+            time.sleep(0.01)
+        fill(out, "first")
+    other.join()
+    assert told == []
+    assert (out / "sub" / "data").read_text() == "second"
 
 
 def test_a_file_appears_as_a_whole_and_what_a_kill_left_goes(tmp_path):
