@@ -114,8 +114,9 @@ class Server:
         return float(found[1]) if found else 0.0
 
     def in_flight(self) -> int:
-        """Pictures that are drawn or wait, and questions."""
-        return int(sum(self.metric("rf_in_flight", stage=each) for each in ("queued", "tokens", "pixels", "questions")))
+        """Pictures that are drawn or wait, and questions, at one look: between two, one may go to the next stage."""
+        found = re.findall(r"^rf_in_flight\{.*\} (\S+)$", self.request("/metrics")[2].decode(), re.MULTILINE)
+        return int(sum(map(float, found)))
 
     def wait_for(self, what: Any, timeout_s: float = 30) -> None:
         """Wait until something is so."""
