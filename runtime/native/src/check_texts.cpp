@@ -7,7 +7,7 @@
 namespace rf_internal {
 namespace {
 
-bool is_id(int64_t id, const Json &other) { return other.number() && other.number()->is_whole && other.whole() == id; }
+bool is_id(int64_t id, const Json &other) { return other.is_whole() && other.whole() == id; }
 
 }  // namespace
 

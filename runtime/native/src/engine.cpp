@@ -47,26 +47,11 @@ const Schema &engine_schema() {
   return record;
 }
 
-std::vector<int64_t> numbers(const std::string &version) {
-  std::vector<int64_t> found;
-  for (size_t i = 0; i < version.size();) {
-    if (!std::isdigit(uint8_t(version[i]))) {
-      ++i;
-      continue;
-    }
-    int64_t number = 0;
-    for (; i < version.size() && std::isdigit(uint8_t(version[i])); ++i)
-      number = std::min<int64_t>(number * 10 + (version[i] - '0'), int64_t(1) << 40);
-    found.push_back(number);
-  }
-  return found;
-}
-
 bool ends_with_plus(const std::string &text) { return !text.empty() && text.back() == '+'; }
 
 // A library of TensorRT tells its build from 10.0 on, and Python's package from 10.8 on: what one does not tell may be any.
 bool is_same_release(const std::string &built, const std::string &here) {
-  auto one = numbers(built), other = numbers(here);
+  auto one = version_numbers(built), other = version_numbers(here);
   size_t known = std::min(one.size(), other.size());
   return known >= 3 && std::equal(one.begin(), one.begin() + long(known), other.begin());
 }
@@ -74,7 +59,7 @@ bool is_same_release(const std::string &built, const std::string &here) {
 bool version_fits(const Target &built, const Target &here) {
   if (!ends_with_plus(built.version))
     return built.version == here.version || (here.backend != "ort" && is_same_release(built.version, here.version));
-  auto oldest = numbers(built.version), found = numbers(here.version);
+  auto oldest = version_numbers(built.version), found = version_numbers(here.version);
   bool is_same = oldest.empty() || found.empty() ? oldest.empty() && found.empty() : oldest[0] == found[0];
   return is_same && oldest <= found;
 }
@@ -151,6 +136,21 @@ void require_weights(const Engine &engine, const Bundle &bundle) {
 }
 
 }  // namespace
+
+std::vector<int64_t> version_numbers(const std::string &version) {
+  std::vector<int64_t> found;
+  for (size_t i = 0; i < version.size();) {
+    if (!std::isdigit(uint8_t(version[i]))) {
+      ++i;
+      continue;
+    }
+    int64_t number = 0;
+    for (; i < version.size() && std::isdigit(uint8_t(version[i])); ++i)
+      number = std::min<int64_t>(number * 10 + (version[i] - '0'), int64_t(1) << 40);
+    found.push_back(number);
+  }
+  return found;
+}
 
 Engine open_engine(const std::string &path) { return read_engine(read_json(path + "/engine.json"), path); }
 

@@ -30,6 +30,8 @@ struct Engine {
   std::string file(const std::string &graph) const { return path + "/" + files_of.at(graph); }
 };
 
+std::vector<int64_t> version_numbers(const std::string &version);  // 10, 13 and 3 of "10.13.3"
+
 using Warn = std::function<void(const std::string &)>;
 
 Engine open_engine(const std::string &path);

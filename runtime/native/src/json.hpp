@@ -37,6 +37,7 @@ class Json {
   // The value of a key of an object; null where there is none.
   const Json &operator[](const std::string &key) const;
 
+  bool is_whole() const { return number() && number()->is_whole; }
   // A whole number; what is beyond 64 bits becomes the largest or smallest one.
   int64_t whole() const;
   double real() const;

@@ -26,7 +26,7 @@ bool is_of(const Schema &schema, const Json &content) {  // itself: not what it 
   if (content.is_null() && schema.may_be_null) return true;
   switch (schema.type) {
     case Schema::whole:
-      return content.number() && content.number()->is_whole && double(content.whole()) >= schema.least;
+      return content.is_whole() && double(content.whole()) >= schema.least;
     case Schema::number: {
       if (!content.number()) return false;
       double value = content.real();
@@ -125,7 +125,7 @@ Json read_document(const Json &content, const std::string &where, const char *fo
                     shortened(content.object() ? form : content) + ". Give a file that rf-export wrote.",
                 RF_DAMAGED);
   const Json &found = content["format_version"];
-  if (!found.number() || !found.number()->is_whole || found.whole() < 1)
+  if (!found.is_whole() || found.whole() < 1)
     throw Error(where + ": 'format_version' must be a whole number >= 1, found " + shortened(found) + ". " + remedy +
                     " again.",
                 RF_DAMAGED);

@@ -58,12 +58,6 @@ const rf_trt_module &open_module(const std::string &name, const std::string &giv
   return *get();
 }
 
-std::pair<int, int> major_and_minor(const std::string &version) {
-  char *end = nullptr;
-  int major = int(std::strtol(version.c_str(), &end, 10));
-  return {major, *end ? int(std::strtol(end + 1, nullptr, 10)) : 0};
-}
-
 // One block for the activations of all engines, which run one after another.
 class Arena {
  public:
@@ -354,11 +348,12 @@ TensorRtBackend::TensorRtBackend(const std::string &name, const std::string &mod
                 "the options (library).",
                 RF_MISSING);
   state_->version = version;
-  auto built = major_and_minor(module.headers), found = major_and_minor(version);
-  if (built.first != found.first || found < built)
+  auto built = version_numbers(module.headers), found = version_numbers(version);
+  built.resize(2), found.resize(2);
+  if (built[0] != found[0] || found < built)
     throw Error(file + " is " + name + " " + version + ", and the module was built with the headers of " + module.headers +
-                    ": expected " + std::to_string(built.first) + "." + std::to_string(built.second) + " or a later " +
-                    std::to_string(built.first) + ".x. Install that, or build the module with the headers of " + version + ".",
+                    ": expected " + std::to_string(built[0]) + "." + std::to_string(built[1]) + " or a later " +
+                    std::to_string(built[0]) + ".x. Install that, or build the module with the headers of " + version + ".",
                 RF_MISMATCH);
   Cuda::Current current(*cuda);
   if (!module.start(state_->library, error, sizeof error))

@@ -30,7 +30,7 @@ const char *const kLlama =
               RF_UNSUPPORTED);
 }
 
-bool is_id(const Json &id) { return id.number() && id.number()->is_whole && id.whole() >= 0; }
+bool is_id(const Json &id) { return id.is_whole() && id.whole() >= 0; }
 
 std::string kind_of(const Json &part) { return part["type"].text() ? *part["type"].text() : part.is_null() ? "" : "another"; }
 
